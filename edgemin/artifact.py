@@ -1,0 +1,134 @@
+"""One compressed encoder on disk: its weights as they are deployed, its shape, its tokenizer and where it came from.
+
+No pickle is written or read: weights are safetensors, everything else is JSON. A quantised Linear is stored as its packed integers
+with their scales, so that the file is as small as the model claims to be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from edgemin import encoder
+from edgemin.errors import UserError
+from edgemin.quantization import dynamic
+
+WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
+#: What a runtime reads to run the model; the tokenizer is apart.
+MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
+
+
+def save(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write one encoder into an existing empty directory.
+
+    Args:
+        directory: where to; :meth:`edgemin.store.Store.commit` makes it permanent.
+        model: any encoder that :mod:`edgemin.encoder` knows, uneven or dynamically quantised ones included.
+        tokenizer: ``None`` for an architecture without data (``task=none``).
+        provenance: how it came to be: resolved config, parents, seed, versions.
+    """
+    tensors: dict[str, Tensor] = {}
+    quantised = {name: module for name, module in model.named_modules() if dynamic.is_quantised(module)}
+    for name, module in quantised.items():
+        tensors |= {f"{name}.{part}": tensor for part, tensor in dynamic.pack(module).items()}
+    prefixes = tuple(f"{name}." for name in quantised)
+    for name, value in model.state_dict().items():
+        if not name.startswith(prefixes) or not prefixes:
+            tensors[name] = value
+    # clone: safetensors refuses tensors that share storage
+    save_file(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+        directory / WEIGHTS,
+        {"format": "pt"},
+    )
+    model.config.save_pretrained(directory)
+    _write_json(directory / STRUCTURE, encoder.structure(model))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    _write_json(directory / PROVENANCE, provenance)
+
+
+def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load an artifact: the model in eval mode and its tokenizer, in one call.
+
+    Uneven head counts and packed integers are restored as they were saved; the logits equal those before saving.
+
+    Args:
+        path: an artifact directory, e.g. ``outputs/store/<run.json's artifact>``.
+
+    Returns:
+        The model and its tokenizer (``None`` where it was saved without one).
+
+    Raises:
+        UserError: the directory is missing, incomplete or damaged.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise UserError(f"artifact: expected a directory, given {str(path)!r}, which does not exist")
+    for name in MODEL_FILES:
+        if not (directory / name).is_file():
+            raise UserError(f"artifact {directory}: expected a file {name}, found none")
+    try:
+        structure = json.loads((directory / STRUCTURE).read_text())
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        tensors = load_file(directory / WEIGHTS)
+    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"artifact {directory}: damaged ({_one_line(error)})") from error
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the weights drawn here are overwritten: leave the caller's generator alone
+        model = encoder.build(config, structure)
+    _fill(model, tensors, directory)
+    has_tokenizer = (directory / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True) if has_tokenizer else None
+    return model.eval(), tokenizer
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The provenance that was saved beside an artifact."""
+    found = json.loads((path / PROVENANCE).read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Put the saved tensors into a freshly built model, quantised Linears included."""
+    packed: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name in [name for name in tensors if name.endswith(".weight_int8")]:
+        layer = name.removesuffix(".weight_int8")
+        for part in (*dynamic.PARTS, "bias"):
+            if (tensor := tensors.pop(f"{layer}.{part}", None)) is not None:
+                packed[layer][part] = tensor
+    of_packed = tuple(f"{layer}." for layer in packed)
+    kept = {name for name in model.state_dict() if not (of_packed and name.startswith(of_packed))}
+    damaged = sorted(kept ^ set(tensors))
+    if damaged:
+        raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} (first difference: {damaged[0]})")
+    try:
+        model.load_state_dict(tensors, strict=False)  # the names were compared above; what is packed is still to come
+    except RuntimeError as error:
+        raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({_one_line(error)})") from error
+    for name, parts in packed.items():
+        model.set_submodule(name, dynamic.unpack(parts))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,115 @@
+"""From a resolved configuration node to an object: every name and type is checked at the door.
+
+A node names its class by ``_target_``; the class takes flat typed keyword arguments. What the constructor's annotations say is
+what a user may write, so there is no second schema to keep.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, Unpack, get_args, get_origin, get_type_hints, is_typeddict
+
+from pydantic import TypeAdapter, ValidationError
+
+from edgemin.errors import UserError
+
+
+def target(node: Mapping[str, Any], key: str) -> type[Any]:
+    """The class that ``node["_target_"]`` names.
+
+    Raises:
+        UserError: ``_target_`` is missing or names nothing that can be imported.
+    """
+    path = node.get("_target_")
+    if not isinstance(path, str) or "." not in path:
+        raise UserError(f"{key}._target_: expected the dotted path of a class, given {path!r}")
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{key}._target_: expected the dotted path of a class, given {path!r} ({error})") from error
+    assert isinstance(found, type)
+    return found
+
+
+def accepted(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
+    """The keyword arguments of a class: name -> (annotation, whether it must be given).
+
+    A trailing ``**settings: Unpack[SomeTypedDict]`` is opened into the keys of that ``TypedDict``.
+    """
+    hints = get_type_hints(cls.__init__)
+    found: dict[str, tuple[Any, bool]] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        annotation = hints[name]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            assert get_origin(annotation) is Unpack, f"{cls.__name__}: **{name} needs Unpack[TypedDict]"
+            (settings,) = get_args(annotation)
+            assert is_typeddict(settings)
+            found |= {key: (hint, False) for key, hint in get_type_hints(settings).items()}
+        else:
+            found[name] = (annotation, parameter.default is inspect.Parameter.empty)
+    return found
+
+
+def construct(node: Mapping[str, Any], key: str) -> Any:
+    """Build the object that a configuration node describes.
+
+    Args:
+        node: a plain mapping (no ``DictConfig``) with ``_target_`` and the constructor's keyword arguments.
+        key: where the node stands in the configuration; it begins every message.
+
+    Raises:
+        UserError: an unknown or missing key, a value of the wrong type, or whatever the constructor refuses.
+    """
+    cls = target(node, key)
+    allowed = accepted(cls)
+    given = {name: value for name, value in node.items() if name != "_target_"}
+    for name, value in given.items():
+        if name not in allowed:
+            raise UserError(f"{key}.{name}: unknown key{_hint(name, allowed)}")
+        check_type(value, allowed[name][0], f"{key}.{name}")
+    for name, (_, required) in allowed.items():
+        if required and name not in given:
+            raise UserError(f"{key}.{name}: expected a value, given none")
+    try:
+        return cls(**given)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(f"{key}.") else f"{key}.{message}") from error
+
+
+def check_type(value: Any, annotation: Any, key: str) -> None:
+    """Raise a ``UserError`` that names ``key`` unless ``value`` is what ``annotation`` says (an int passes as a float)."""
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        raise UserError(f"{key}: expected {_words(annotation)}, given {value!r}") from None
+
+
+def _words(annotation: Any) -> str:
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return {
+            "NoneType": "null",
+            "str": "a string",
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "true or false",
+        }.get(annotation.__name__, annotation.__name__)
+    arguments = get_args(annotation)
+    if get_origin(annotation) is not None and str(get_origin(annotation)).endswith("Literal"):
+        return " or ".join(str(choice) for choice in arguments)
+    if get_origin(annotation) in (list, tuple) or "Sequence" in str(get_origin(annotation)):
+        return f"a list, each entry {_words(arguments[0])}"
+    if "Mapping" in str(get_origin(annotation)) or get_origin(annotation) is dict:
+        return f"a mapping from {_words(arguments[0])} to {_words(arguments[1])}"
+    if arguments:
+        return " or ".join(_words(argument) for argument in arguments)
+    return str(annotation)
+
+
+def _hint(name: str, allowed: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1)
+    return f", did you mean {near[0]!r}?" if near else f" (there are: {', '.join(sorted(allowed))})"

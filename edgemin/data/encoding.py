@@ -1,0 +1,195 @@
+"""Token ids of a split: made once, kept in one memory-mapped file, padded batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from edgemin.data.examples import Examples, Labels
+from edgemin.data.task import refusal
+from edgemin.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PAD_TO = 8  # widths are multiples of this: few distinct shapes, and full vector registers
+_CHUNK = 4096
+_FORMAT = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids of one split.
+
+    Attributes:
+        ids: Token ids of all examples one after the other, int32, memory-mapped.
+        types: Segment ids in the same order, uint8; None where the tokenizer makes none.
+        starts: Where each example begins in `ids`, int64 [N].
+        lengths: Tokens of each example, special ones included, int64 [N].
+        labels: Labels of each example, int64 or float32 [N].
+        pad_id: The token that fills a batch up.
+        max_length: The longest an input can be, in tokens.
+        key: Hash of the examples, the tokenizer and `max_length`.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    labels: Labels
+    pad_id: int
+    max_length: int
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
+        """A padded batch of the examples at `indices`.
+
+        The width T is that of the longest example rounded up to a multiple of 8, at most `max_length`.
+
+        Args:
+            indices: B positions in this split.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``token_type_ids`` (where the tokenizer makes them), int64
+            [B, T], and ``labels`` [B], int64 or, for a regression, float32.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        lengths = torch.from_numpy(self.lengths[rows]).unsqueeze(1)
+        longest = int(self.lengths[rows].max())
+        width = min(-(-longest // PAD_TO) * PAD_TO, self.max_length)
+        offsets = torch.arange(width)
+        mask = offsets < lengths
+        positions = torch.from_numpy(self.starts[rows]).unsqueeze(1) + torch.minimum(offsets, lengths - 1)
+        batch = {
+            "input_ids": self.ids[positions].long().masked_fill(~mask, self.pad_id),
+            "attention_mask": mask.long(),
+            "labels": torch.from_numpy(self.labels[rows]),
+        }
+        if self.types is not None:
+            batch["token_type_ids"] = self.types[positions].long().masked_fill(~mask, 0)
+        return batch
+
+
+def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path) -> Encoded:
+    """Tokenise a split, or find it tokenised.
+
+    Args:
+        examples: Texts and labels.
+        tokenizer: A fast tokenizer (one with a ``tokenizer.json``); it is left as it was.
+        max_length: Longest input in tokens; of pairs the longer text is cut first.
+        cache: Directory below which ``<key>/encoded.safetensors`` is kept; it is written atomically.
+
+    Returns:
+        The token ids, memory-mapped from the file.
+
+    Raises:
+        UserError: If the tokenizer cannot be used, or the file cannot be written.
+    """
+    backend = _backend(tokenizer, max_length)
+    with_types = "token_type_ids" in tokenizer.model_input_names
+    assert isinstance(tokenizer.pad_token_id, int)
+    content = [
+        _FORMAT,
+        examples.fingerprint,
+        backend.to_str(),
+        with_types,
+        tokenizer.pad_token_id,
+        max_length,
+    ]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path = cache / key / "encoded.safetensors"
+    tensors = _stored(path)
+    if tensors is None:
+        log.info("tokenising %d examples", len(examples))
+        _write(path, _tokenise(examples, backend, with_types))
+        tensors = load_file(path)
+    lengths = tensors["lengths"].numpy().astype(np.int64)
+    return Encoded(
+        ids=tensors["ids"],
+        types=tensors.get("types"),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        labels=examples.labels,
+        pad_id=tokenizer.pad_token_id,
+        max_length=max_length,
+        key=key,
+    )
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenizers.Tokenizer:
+    """A copy of the Rust tokenizer, so that the truncation set here is not saved with the user's."""
+    if not tokenizer.is_fast:
+        raise UserError("source: expected a checkpoint with a fast tokenizer (tokenizer.json), given a slow one")
+    if tokenizer.pad_token_id is None:
+        raise UserError("source: expected a tokenizer with a padding token, given one without")
+    if max_length > tokenizer.model_max_length:
+        raise refusal("max_length", f"at most the tokenizer's {tokenizer.model_max_length} tokens", max_length)
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    return backend
+
+
+def _tokenise(examples: Examples, backend: tokenizers.Tokenizer, with_types: bool) -> dict[str, Tensor]:
+    ids, types, lengths = [], [], []
+    pairs = bool(examples.texts) and len(examples.texts[0]) == 2
+    for start in range(0, len(examples), _CHUNK):
+        chunk = examples.texts[start : start + _CHUNK]
+        encodings = backend.encode_batch_fast(chunk if pairs else [text for (text,) in chunk])
+        lengths += [len(encoding.ids) for encoding in encodings]
+        ids.append(np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings]))
+        if with_types:
+            types.append(np.concatenate([np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings]))
+    if min(lengths) == 0:
+        raise UserError("source: expected a tokenizer that adds special tokens, given one that leaves a text empty")
+    tensors = {
+        "ids": torch.from_numpy(np.concatenate(ids)),
+        "lengths": torch.tensor(lengths, dtype=torch.int32),
+    }
+    if with_types:
+        tensors["types"] = torch.from_numpy(np.concatenate(types))
+    return tensors
+
+
+def _stored(path: Path) -> dict[str, Tensor] | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        log.warning("%s is damaged (%s) and is made again", path, error)
+        return None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(save(tensors))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        given = f"{path.parent} ({error.strerror})"
+        raise UserError(f"paths.store: expected a place to write token ids, given {given}") from error

@@ -1,0 +1,67 @@
+"""A task's data as the stages take it: tokenised for one tokenizer, split by split, when first asked for."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from edgemin.data.encoding import Encoded, encode
+from edgemin.data.examples import Examples
+from edgemin.data.splits import Splits
+
+log = logging.getLogger(__name__)
+
+
+class DataModule:
+    """The splits of a task in the tokens of one tokenizer.
+
+    Args:
+        splits: The checked examples.
+        tokenizer: The tokenizer of the model that reads them.
+        cache: Directory for token ids (see `edgemin.data.encode`).
+    """
+
+    def __init__(self, splits: Splits, tokenizer: PreTrainedTokenizerBase, cache: Path) -> None:
+        self.splits = splits
+        self.tokenizer = tokenizer
+        self.cache = cache
+        self.labels = splits.labels
+        self.regression = splits.task.regression
+
+    @cached_property
+    def train(self) -> Encoded:
+        """What is trained on."""
+        return self._encode(self.splits.train)
+
+    @cached_property
+    def holdout(self) -> Encoded | None:
+        """What early stopping and searches look at."""
+        return None if self.splits.holdout is None else self._encode(self.splits.holdout)
+
+    @cached_property
+    def evaluation(self) -> dict[str, Encoded]:
+        """What is reported, by split."""
+        return {split: self._encode(examples) for split, examples in self.splits.evaluation.items()}
+
+    def calibration(self, examples: int, batch_size: int, seed: int) -> list[dict[str, Tensor]]:
+        """Batches of training examples drawn without replacement, sorted by length.
+
+        Args:
+            examples: How many to draw; all, with a warning, where train has fewer.
+            batch_size: Examples in a batch.
+            seed: Seed of the draw.
+        """
+        train = self.train
+        if examples > len(train):
+            log.warning("calibration: %d examples asked for, all %d of train used", examples, len(train))
+        drawn = np.random.default_rng(seed).permutation(len(train))[:examples]
+        drawn = drawn[np.argsort(train.lengths[drawn], kind="stable")]
+        return [train.batch(drawn[i : i + batch_size]) for i in range(0, len(drawn), batch_size)]
+
+    def _encode(self, examples: Examples) -> Encoded:
+        return encode(examples, self.tokenizer, self.splits.task.max_length, self.cache)

@@ -1,0 +1,145 @@
+"""All examples of a task: read, checked, hold-out and subsets drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemin import toy
+from edgemin.data.examples import Examples, Labels, check_table, class_names, read_examples
+from edgemin.data.loading import Table, read_tables
+from edgemin.data.task import Task, checked_metrics, refusal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """All examples of a task.
+
+    Attributes:
+        task: The task they belong to.
+        labels: Class names in the order of the indices; for a regression one name, the label column's.
+        train: What is trained on (without the hold-out).
+        holdout: What early stopping and searches look at, or None.
+        evaluation: What is reported, by split.
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    train: Examples
+    holdout: Examples | None
+    evaluation: dict[str, Examples]
+
+    def fingerprint(self, kind: str) -> str:
+        """SHA-256 of the class names and the examples of ``train``, ``holdout`` or an evaluation split."""
+        examples = {"train": self.train, "holdout": self.holdout, **self.evaluation}[kind]
+        assert examples is not None, "the task has no hold-out"
+        return hashlib.sha256("\0".join((examples.fingerprint, *self.labels)).encode()).hexdigest()
+
+
+def load(task: Task) -> Splits:
+    """Read a task's data and check all of it before anything is trained.
+
+    Subsets are drawn first, then the hold-out from the subset of train; both are stratified by class and
+    depend on the data and ``task.seed`` alone.
+
+    Args:
+        task: Any task but ``none``.
+
+    Returns:
+        The checked splits.
+
+    Raises:
+        UserError: If a file, split, column, text or label is not what the task says.
+    """
+    assert task.name != "none", "the task 'none' has no data"
+    tables = _toy_tables(task) if task.name == "toy" else read_tables(task)
+    for split, table in tables.items():
+        check_table(task, split, table)
+    labels = class_names(task, tables[task.train_split])
+    examples = {split: read_examples(task, split, table, labels) for split, table in tables.items()}
+    train = _subset(task, examples[task.train_split], task.max_train_examples, 0)
+    holdout = None
+    if task.holdout:
+        train, holdout = _hold_out(task, train)
+    _check_classes(task, train, labels)
+    checked_metrics(task.metrics, regression=task.regression, classes=len(labels))
+    evaluation = {
+        split: _subset(task, examples[split], task.max_evaluation_examples, 1) for split in task.evaluation_splits
+    }
+    return Splits(task, labels, train, holdout, evaluation)
+
+
+def stratified(strata: NDArray[Any], count: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """Draw rows so that every stratum keeps its share (largest remainders), in their order in the data.
+
+    Args:
+        strata: The class of every row, [N].
+        count: How many rows to draw, 0 to N.
+        seed: Seeds of the draw.
+
+    Returns:
+        `count` distinct row numbers, ascending.
+    """
+    classes, sizes = np.unique(strata, return_counts=True)
+    exact = sizes * count / max(len(strata), 1)
+    take = np.floor(exact).astype(np.int64)
+    by_remainder = np.argsort(take - exact, kind="stable")
+    take[by_remainder[: count - int(take.sum())]] += 1
+    generator = np.random.default_rng(seed)
+    drawn = [
+        generator.permutation(np.flatnonzero(strata == value))[:number]
+        for value, number in zip(classes, take, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def _strata(task: Task, labels: Labels) -> NDArray[Any]:
+    return np.zeros(len(labels), dtype=np.int64) if task.regression else labels
+
+
+def _subset(task: Task, examples: Examples, limit: int | None, stream: int) -> Examples:
+    if limit is None or limit >= len(examples):
+        return examples
+    return examples.take(stratified(_strata(task, examples.labels), limit, (task.seed, stream)))
+
+
+def _hold_out(task: Task, train: Examples) -> tuple[Examples, Examples]:
+    count = round(task.holdout * len(train))
+    if not 0 < count < len(train):
+        expected = f"a share that leaves examples on both sides of {len(train)} in train"
+        raise refusal("holdout", expected, task.holdout)
+    held = stratified(_strata(task, train.labels), count, (task.seed, 2))
+    kept = np.setdiff1d(np.arange(len(train)), held)
+    return train.take(kept), train.take(held)
+
+
+def _toy_tables(task: Task) -> dict[str, Table]:
+    sizes = {split: task.max_evaluation_examples or toy.EVALUATION_EXAMPLES for split in task.evaluation_splits}
+    # Train comes last, so that its size does not change what is reported.
+    sizes[task.train_split] = task.max_train_examples or toy.TRAIN_EXAMPLES
+    texts, labels = toy.generate(sum(sizes.values()), task.seed)
+    tables, start = {}, 0
+    for split, size in sizes.items():
+        rows = slice(start, start + size)
+        tables[split] = Table({toy.TEXT_COLUMN: texts[rows], toy.LABEL_COLUMN: labels[rows]})
+        start += size
+    return tables
+
+
+def _check_classes(task: Task, train: Examples, labels: Sequence[str]) -> None:
+    if task.regression:
+        return
+    present = np.unique(train.labels)
+    if len(present) < 2:
+        raise refusal("label_column", "at least two classes in train", f"only {labels[present[0]]}")
+    missing = [name for index, name in enumerate(labels) if index not in present]
+    if missing:
+        log.warning("task %s: no training example of the class %s", task.name, ", ".join(missing))

@@ -1,0 +1,171 @@
+"""What a task is: where its data lies, which columns hold what, and which part of it is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgemin.errors import UserError
+
+METRICS_BINARY = ("accuracy", "f1", "matthews")
+METRICS_CLASSES = ("accuracy", "macro_f1")
+METRICS_REGRESSION = ("pearson", "spearman")
+BLANK_TEXTS = ("refuse", "keep")
+
+
+def refusal(key: str, expected: str, given: object) -> UserError:
+    """The error for a key of the task: what was expected and what was given, in one line."""
+    shown = " ".join(str(given).split()) if given is not None else "null"
+    return UserError(f"task.{key}: expected {expected}, given {shown}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first dozen names, for a message."""
+    names = list(names)
+    return ", ".join(names[:12]) + (f" ... ({len(names)} in all)" if len(names) > 12 else "")
+
+
+def metric_names(regression: bool, classes: int) -> tuple[str, ...]:
+    """The metrics that fit a task, the primary one first.
+
+    Args:
+        regression: Whether the label is a number.
+        classes: How many classes the data has (ignored for regression).
+    """
+    if regression:
+        return METRICS_REGRESSION
+    return METRICS_BINARY if classes == 2 else METRICS_CLASSES
+
+
+def checked_metrics(metrics: Sequence[str] | None, *, regression: bool, classes: int) -> tuple[str, ...]:
+    """The metrics to report, in the order asked; all that fit the task when none is asked.
+
+    Raises:
+        UserError: If a name is not one of the metrics that fit the task.
+    """
+    known = metric_names(regression, classes)
+    for name in metrics or ():
+        if name not in known:
+            kind = "a regression" if regression else f"{classes} classes"
+            raise refusal("metrics", f"some of {', '.join(known)} ({kind})", name)
+    return tuple(metrics) if metrics else known
+
+
+@dataclass(frozen=True)
+class Task:
+    """One text classification or regression task, as its yaml file states it.
+
+    Attributes:
+        name: How tables call it. ``toy`` is generated; ``none`` has no data at all (architecture only).
+        path: Hub id, or a local directory of the same layout, or own data: a directory that holds
+            ``<split>.csv`` (``.tsv``, ``.jsonl``, ``.json``, ``.parquet``) or one such file with a column
+            ``split``.
+        subset: The configuration inside a Hub data set.
+        text_columns: One column, or two for pairs of texts.
+        label_column: The column of labels.
+        labels: Names of the classes, in the order of the model's outputs; the data is matched to them by
+            name. None: the data set's own names, or else the values found in train, sorted.
+        train_split: The split trained on.
+        evaluation_splits: The splits reported. They select nothing.
+        regression: Whether the label is a number to predict.
+        max_length: Longest input in tokens; what is longer is cut.
+        holdout: Share of train, in [0, 1), that is set aside for early stopping and searches.
+        max_train_examples: Seeded stratified subset of train (the hold-out is taken from it). None: all.
+        max_evaluation_examples: The same for every evaluation split.
+        metrics: What to report, primary metric first. None: all that fit.
+        blank_texts: ``refuse`` makes an empty text an error, ``keep`` trains and evaluates on it with a
+            warning (for benchmarks, which are scored on every row they have).
+        seed: Draws subsets, hold-out and the toy task; the run's own ``seed`` does not touch the data.
+
+    Raises:
+        UserError: If a value is of the wrong type or out of range.
+    """
+
+    name: str
+    path: str | None = None
+    subset: str | None = None
+    text_columns: Sequence[str] = ()
+    label_column: str = "label"
+    labels: Sequence[str] | None = None
+    train_split: str = "train"
+    evaluation_splits: Sequence[str] = ()
+    regression: bool = False
+    max_length: int = 128
+    holdout: float = 0.0
+    max_train_examples: int | None = None
+    max_evaluation_examples: int | None = None
+    metrics: Sequence[str] | None = None
+    blank_texts: str = "refuse"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for key in ("name", "label_column", "train_split"):
+            _check_name(key, getattr(self, key))
+        for key in ("text_columns", "labels", "evaluation_splits", "metrics"):
+            object.__setattr__(self, key, _names(key, getattr(self, key)))
+        if type(self.regression) is not bool:
+            raise refusal("regression", "true or false", self.regression)
+        if self.blank_texts not in BLANK_TEXTS:
+            raise refusal("blank_texts", " or ".join(BLANK_TEXTS), self.blank_texts)
+        _check_whole("max_length", self.max_length, 4)
+        _check_whole("seed", self.seed, 0)
+        for key in ("max_train_examples", "max_evaluation_examples"):
+            if getattr(self, key) is not None:
+                _check_whole(key, getattr(self, key), 1)
+        _check_holdout(self.holdout)
+        self._check_labels()
+        if self.name != "none":
+            self._check_splits()
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            return
+        if self.regression:
+            raise refusal("labels", "null for a regression", list(self.labels))
+        if len(self.labels) < 2:
+            raise refusal("labels", "at least two classes", list(self.labels))
+        checked_metrics(self.metrics, regression=False, classes=len(self.labels))
+
+    def _check_splits(self) -> None:
+        if not 1 <= len(self.text_columns) <= 2:
+            raise refusal("text_columns", "one or two columns", list(self.text_columns))
+        if self.label_column in self.text_columns:
+            raise refusal("label_column", "a column that is no text column", self.label_column)
+        if not self.evaluation_splits:
+            raise refusal("evaluation_splits", "at least one split", [])
+        for split in self.evaluation_splits:
+            if split in (self.train_split, "train", "holdout"):
+                raise refusal("evaluation_splits", "splits that nothing is trained or selected on", split)
+
+
+def _check_name(key: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise refusal(key, "a name", value)
+
+
+def _names(key: str, value: Any) -> tuple[str, ...] | None:
+    """A list as a tuple of distinct strings; one name alone is a list of one."""
+    if value is None:
+        if key in ("labels", "metrics"):
+            return None
+        raise refusal(key, "a list of names", value)
+    items = [value] if isinstance(value, str | int | float) else list(value)
+    if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
+        raise refusal(key, "names (in quotes where yaml would read true or false)", items)
+    names = tuple(str(item).strip() for item in items)
+    if len(set(names)) < len(names) or "" in names:
+        raise refusal(key, "distinct, non-empty names", list(names))
+    return names
+
+
+def _check_whole(key: str, value: Any, minimum: int) -> None:
+    if type(value) is not int or value < minimum:
+        raise refusal(key, f"a whole number of at least {minimum}", value)
+
+
+def _check_holdout(value: Any) -> None:
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not number or not math.isfinite(value) or not 0 <= value < 1:
+        raise refusal("holdout", "a number in [0, 1)", value)

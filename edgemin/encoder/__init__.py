@@ -1,0 +1,47 @@
+"""The encoder: the only place that knows Hugging Face attribute names.
+
+Models are Hugging Face ``*ForSequenceClassification`` instances of the families bert (MiniLM too), electra,
+distilbert, roberta (XLM-R too) and modernbert. Layers, heads and units are counted from 0 here.
+"""
+
+from __future__ import annotations
+
+from edgemin.encoder.building import attach_head, build, structure
+from edgemin.encoder.families import family
+from edgemin.encoder.parts import classifier_prefix, head_prefixes, heads, label_names, num_layers
+from edgemin.encoder.shapes import configure
+from edgemin.encoder.slicing import (
+    slice_ffn,
+    slice_head_size,
+    slice_heads,
+    slice_hidden,
+    slice_layers,
+    slice_vocabulary,
+    slice_weight,
+)
+from edgemin.encoder.taps import Projections, Reading, head_contexts, logits, read
+
+__all__ = [
+    "Projections",
+    "Reading",
+    "attach_head",
+    "build",
+    "classifier_prefix",
+    "configure",
+    "family",
+    "head_contexts",
+    "head_prefixes",
+    "heads",
+    "label_names",
+    "logits",
+    "num_layers",
+    "read",
+    "slice_ffn",
+    "slice_head_size",
+    "slice_heads",
+    "slice_hidden",
+    "slice_layers",
+    "slice_vocabulary",
+    "slice_weight",
+    "structure",
+]

@@ -1,0 +1,205 @@
+"""What an encoder looks like as plain numbers, and how to build one from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+
+from edgemin.encoder.families import Family, table
+from edgemin.encoder.parts import GLOBAL, LOCAL, Layer, has_projection, layers, vocabulary_size
+from edgemin.errors import UserError
+
+
+def structure(model: PreTrainedModel) -> dict[str, Any]:
+    """Every width of the model, read from its modules, as JSON-able numbers.
+
+    Only ``in_features``, ``out_features``, ``num_embeddings`` and ``embedding_dim`` are read, so that layers
+    without a float weight (torch's dynamic INT8) describe themselves too.
+
+    Args:
+        model: A sequence classification model of a known family.
+
+    Returns:
+        ``family``; ``hidden`` (H); ``vocabulary``, ``positions``, ``token_types`` (rows of the embedding
+        tables, 0 where there is none); ``embedding`` (their width) and ``projection`` (whether a Linear
+        follows them); ``labels`` (C); ``head``, the ``[in, out]`` of the Linears of pooler and classifier in
+        order; and ``layers``, for each ``heads``, ``head_size``, ``ffn`` (units), ``gated`` (the FFN has two
+        input matrices), ``window`` (tokens a local layer sees, as the configuration's ``local_attention``
+        counts them; ``None`` where all are seen) and ``attention_norm`` (``False`` where ModernBERT's first
+        layer has none).
+    """
+    family = table(model)
+    found = layers(model)
+    head = [model.get_submodule(path) for path in family.head]
+    return {
+        "family": family.name,
+        "hidden": found[0].hidden,
+        "vocabulary": vocabulary_size(model),
+        "positions": _rows(model, family.positions),
+        "token_types": _rows(model, family.token_types),
+        "embedding": model.get_submodule(family.words).embedding_dim,
+        "projection": has_projection(model),
+        "labels": head[-1].out_features,
+        "head": [[linear.in_features, linear.out_features] for linear in head],
+        "layers": [
+            {
+                "heads": layer.heads,
+                "head_size": layer.head_size,
+                "ffn": layer.ffn,
+                "gated": family.gated,
+                "window": model.config.local_attention if layer.local else None,
+                "attention_norm": layer.has_attention_norm,
+            }
+            for layer in found
+        ],
+    }
+
+
+def build(config: PreTrainedConfig, structure: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """Build a sequence classification model with fresh weights.
+
+    They are drawn as Hugging Face draws them, from the global generator.
+
+    Args:
+        config: The configuration of a known family; it is copied.
+        structure: What [structure][edgemin.encoder.structure] returned. Layers may differ from one another;
+            it wins over the configuration. ``None`` builds what the configuration says. Without its keys
+            ``projection`` and ``attention_norm``, those are as Hugging Face would have them.
+
+    Returns:
+        The model; a state dict of any model of this structure fits it strictly.
+
+    Raises:
+        UserError: unknown architecture, or structure and configuration are of two families.
+    """
+    config = copy.deepcopy(config)
+    family = table(config)
+    if structure is None:
+        return _from_config(config)
+    if structure["family"] != family.name:
+        raise UserError(f"structure: expected family {family.name}, given {structure['family']}")
+    named = {key: getattr(config, key) for key in ("num_attention_heads", family.ffn_key)}
+    _set_frame(config, family, structure)
+    model = _from_config(config)
+    for key, value in named.items():
+        setattr(model.config, key, value)
+    if structure.get("projection", False) and not has_projection(model):
+        # Hugging Face decides by comparing two widths, which slicing may have made equal.
+        assert family.projection is not None
+        projection = nn.Linear(structure["embedding"], structure["hidden"], dtype=model.dtype)
+        projection.apply(model._init_weights)
+        model.set_submodule(family.projection, projection)
+    for layer, wanted in zip(layers(model), structure["layers"], strict=True):
+        _shape_layer(layer, structure["hidden"], wanted)
+        layer.module.apply(model._init_weights)
+    sync_config(model)
+    return model
+
+
+def attach_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bool = False) -> None:
+    """Replace the final Linear by a fresh one for these labels, in place; the configuration learns them.
+
+    Weights are drawn as Hugging Face draws them, from the global generator. Pooler and dense layers stay.
+
+    Args:
+        model: A sequence classification model of a known family.
+        labels: Label names, in the order of the logits; exactly one for regression.
+        regression: Whether the one output is a score.
+
+    Raises:
+        UserError: too few labels, labels that repeat, or more than one for regression.
+    """
+    labels = [str(label) for label in labels]
+    if regression and len(labels) != 1:
+        raise UserError(f"labels: expected one name for a regression task, given {len(labels)}")
+    if not regression and len(labels) < 2:
+        raise UserError(f"labels: expected at least two classes, given {labels}")
+    if len(set(labels)) != len(labels):
+        raise UserError(f"labels: expected distinct names, given {labels}")
+    path = table(model).classifier
+    _replace_linear(model, path, cast(int, model.get_submodule(path).in_features), len(labels))
+    model.get_submodule(path).apply(model._init_weights)
+    # Some families give the classifier an initialisation of its own, through the module that owns it.
+    model._init_weights(model.get_submodule(path.rpartition(".")[0]))
+    cast(Any, model).num_labels = len(labels)
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: index for index, label in enumerate(labels)}
+    model.config.problem_type = "regression" if regression else "single_label_classification"
+
+
+def sync_config(model: PreTrainedModel) -> None:
+    """Write into the configuration what it can say of the model; for uneven layers it has no words."""
+    family, config, found = table(model), model.config, layers(model)
+    config.hidden_size = found[0].hidden
+    config.num_hidden_layers = len(found)
+    config.vocab_size = vocabulary_size(model)
+    if family.embedding_key is not None:
+        setattr(config, family.embedding_key, model.get_submodule(family.words).embedding_dim)
+    if len({layer.ffn for layer in found}) == 1:
+        setattr(config, family.ffn_key, found[0].ffn)
+    heads = {(layer.heads, layer.inner) for layer in found}
+    if heads == {(found[0].heads, config.hidden_size)}:
+        config.num_attention_heads = found[0].heads
+    if family.rotary:
+        # What the rotary embedding's frequencies are made for, where the other two widths do not give it.
+        if found[0].head_size != config.hidden_size // config.num_attention_heads:
+            config.head_dim = found[0].head_size
+        elif hasattr(config, "head_dim"):
+            del config.head_dim
+        config.layer_types = [LOCAL if layer.local else GLOBAL for layer in found]
+
+
+def _set_frame(config: PreTrainedConfig, family: Family, structure: Mapping[str, Any]) -> None:
+    """Configure all but the insides of the layers: those as small as can be, for they are replaced."""
+    config.hidden_size = structure["hidden"]
+    config.vocab_size = structure["vocabulary"]
+    config.num_hidden_layers = len(structure["layers"])
+    config.num_attention_heads = 1  # divides any hidden size
+    setattr(config, family.ffn_key, 1)
+    if structure["positions"]:
+        config.max_position_embeddings = structure["positions"]
+    if structure["token_types"]:
+        config.type_vocab_size = structure["token_types"]
+    if family.embedding_key is not None:
+        setattr(config, family.embedding_key, structure["embedding"])
+    if config.num_labels != structure["labels"]:
+        config.num_labels = structure["labels"]
+    if family.rotary:
+        config.head_dim = structure["layers"][0]["head_size"]
+        config.layer_types = [GLOBAL if layer["window"] is None else LOCAL for layer in structure["layers"]]
+
+
+def _shape_layer(layer: Layer, hidden: int, wanted: Mapping[str, Any]) -> None:
+    family = layer.family
+    inner = wanted["heads"] * wanted["head_size"]
+    for path in family.projections:
+        _replace_linear(layer.module, path, hidden, layer.fused * inner)
+    _replace_linear(layer.module, family.output, inner, hidden)
+    _replace_linear(layer.module, family.ffn_in, hidden, wanted["ffn"] * (2 if family.gated else 1))
+    _replace_linear(layer.module, family.ffn_out, wanted["ffn"], hidden)
+    layer.note_heads(wanted["head_size"])
+    wants_norm = wanted.get("attention_norm", layer.has_attention_norm)
+    if family.attention_norm is not None and wants_norm != layer.has_attention_norm:
+        norm = copy.deepcopy(layer.part(family.norms[-1])) if wants_norm else nn.Identity()
+        layer.module.set_submodule(family.attention_norm, norm)
+
+
+def _from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    return cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
+
+
+def _replace_linear(owner: nn.Module, path: str, inputs: int, outputs: int) -> None:
+    old = owner.get_submodule(path)
+    if not isinstance(old, nn.Linear):
+        raise UserError(f"model: expected a float Linear at {path}, given {type(old).__name__}")
+    weight = old.weight
+    new = nn.Linear(inputs, outputs, bias=old.bias is not None, device=weight.device, dtype=weight.dtype)
+    owner.set_submodule(path, new.train(old.training))
+
+
+def _rows(model: PreTrainedModel, path: str | None) -> int:
+    return 0 if path is None else cast(int, model.get_submodule(path).num_embeddings)

@@ -1,0 +1,148 @@
+"""A model's parts, found through its family's table: layers and their widths, the head, the embeddings."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from edgemin.encoder.families import Family, table
+from edgemin.errors import UserError
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+
+class Layer:
+    """One transformer layer seen through its family's table; widths are read from its modules."""
+
+    def __init__(self, module: nn.Module, family: Family) -> None:
+        self.module = module
+        self.family = family
+
+    def part(self, path: str) -> nn.Module:
+        """The submodule at a path of the table."""
+        return self.module.get_submodule(path)
+
+    @property
+    def projections(self) -> list[nn.Module]:
+        """The query, key and value Linears, or the one that holds all three."""
+        return [self.part(path) for path in self.family.projections]
+
+    @property
+    def fused(self) -> int:
+        """How many of query, key and value one projection holds: 1 or 3."""
+        return 3 // len(self.family.projections)
+
+    @property
+    def output(self) -> nn.Module:
+        """The Linear after attention."""
+        return self.part(self.family.output)
+
+    @property
+    def hidden(self) -> int:
+        """Hidden size H."""
+        return cast(int, self.projections[0].in_features)
+
+    @property
+    def inner(self) -> int:
+        """Attention width A*D."""
+        return cast(int, self.output.in_features)
+
+    @property
+    def head_size(self) -> int:
+        """Head size D."""
+        return cast(int, getattr(self.part(self.family.attention), self.family.head_size))
+
+    @property
+    def heads(self) -> int:
+        """Number of heads A."""
+        return self.inner // self.head_size
+
+    @property
+    def ffn(self) -> int:
+        """Number of FFN units."""
+        return cast(int, self.part(self.family.ffn_out).in_features)
+
+    @property
+    def local(self) -> bool:
+        """Whether attention sees only a window."""
+        return getattr(self.module, "attention_type", GLOBAL) == LOCAL
+
+    @property
+    def has_attention_norm(self) -> bool:
+        """Whether a norm stands in front of (or behind) attention: ModernBERT's first layer has none."""
+        path = self.family.attention_norm
+        return path is None or not isinstance(self.part(path), nn.Identity)
+
+    def note_heads(self, head_size: int) -> None:
+        """Bring the attention module's own numbers in step with its Linears, the score's scale included."""
+        attention = self.part(self.family.attention)
+        setattr(attention, self.family.head_size, head_size)
+        if hasattr(attention, "scaling"):
+            attention.scaling = head_size**-0.5
+        if self.family.head_count is not None:
+            setattr(attention, self.family.head_count, self.heads)
+        if self.family.inner_width is not None:
+            setattr(attention, self.family.inner_width, self.inner)
+
+
+def layers(model: PreTrainedModel) -> list[Layer]:
+    """The model's layers, first to last."""
+    family = table(model)
+    return [Layer(module, family) for module in model.get_submodule(family.layers).children()]
+
+
+def layer_at(model: PreTrainedModel, index: int) -> Layer:
+    """One layer, counted from 0.
+
+    Raises:
+        UserError: the model has no such layer (the message counts from 1).
+    """
+    found = layers(model)
+    if not 0 <= index < len(found):
+        raise UserError(f"layer: expected 1 to {len(found)}, the layers the model has, given {index + 1}")
+    return found[index]
+
+
+def num_layers(model: PreTrainedModel) -> int:
+    """Number of transformer layers L."""
+    return len(layers(model))
+
+
+def heads(model: PreTrainedModel) -> list[int]:
+    """Attention heads that each layer still has, first layer first."""
+    return [layer.heads for layer in layers(model)]
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Rows of the word embeddings."""
+    return cast(int, model.get_submodule(table(model).words).num_embeddings)
+
+
+def has_projection(model: PreTrainedModel) -> bool:
+    """Whether a Linear takes the embeddings to the hidden size (some ELECTRA)."""
+    path = table(model).projection
+    if path is None:
+        return False
+    owner, _, name = path.rpartition(".")
+    return hasattr(model.get_submodule(owner), name)
+
+
+def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    """Parameter-name prefixes of the classification head, pooler and dense layer included.
+
+    Made for ``name.startswith(head_prefixes(model))``.
+    """
+    return table(model).head_prefixes
+
+
+def classifier_prefix(model: PreTrainedModel) -> str:
+    """Name of the final Linear, e.g. ``classifier`` or ``classifier.out_proj``."""
+    return table(model).classifier
+
+
+def label_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The labels of a model's head, in the order of the logits."""
+    names = model.config.id2label or {}
+    return tuple(str(name) for _, name in sorted(names.items()))

@@ -1,0 +1,182 @@
+"""One job: plan, train, score, measure, write ``run.json``, print the tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgemin import __version__, config, data, results
+from edgemin.data import Splits, Task
+from edgemin.errors import UserError
+from edgemin.evaluate import primary_metric
+from edgemin.measure.machine import host
+from edgemin.measure.runtime import Measure
+from edgemin.order import row_specs
+from edgemin.pipeline import Done, Pipeline, git_revision, versions
+from edgemin.plan import Plan, Study, build, summary
+from edgemin.progress import node_line
+from edgemin.report.write import print_job, write_job
+from edgemin.roots import Root
+from edgemin.stages.fitting import Trainer
+from edgemin.store import Store, disk_errors, write_atomically
+from edgemin.tracking import Tracker
+
+PLAN_FILE = "plan.json"
+_planned: list[tuple[str, str, str]] = []
+
+
+def read_study(settings: Mapping[str, Any]) -> Study:
+    """Check every part of a configuration and read the data.
+
+    Raises:
+        UserError: the first thing that cannot work.
+    """
+    task, teacher, student, trainer = (
+        config.construct(settings[key], key) for key in ("task", "teacher", "student", "trainer")
+    )
+    assert (
+        isinstance(task, Task)
+        and isinstance(teacher, Root)
+        and isinstance(student, Root)
+        and isinstance(trainer, Trainer)
+    )
+    for key, annotation in (("seed", int), ("stages", list[str]), ("plan", bool), ("study", str)):
+        config.check_type(settings[key], annotation, key)
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
+    rows = row_specs(settings["order"], settings["stages"], teacher.stages)
+    splits = None if task.name == "none" else data.load(task)
+    return Study(settings, task, splits, teacher, student, rows, trainer, settings["seed"])
+
+
+def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+    """Print what a job would do, and write it as ``plan.json``; over the jobs of a sweep, also the sum so far."""
+    store = Store(settings["paths"]["store"])
+    plan = build(read_study(settings))
+    print(f"plan of job {job['number']}: {' '.join(job['overrides']) or 'defaults'}")
+    print("\n".join(plan.lines(store)), flush=True)
+    for note in plan.notes:
+        print(f"note: {note}")
+    nodes = plan.states(store)
+    write_atomically(
+        job["run_dir"] / PLAN_FILE,
+        (json.dumps({"nodes": nodes, "overrides": job["overrides"]}, indent=1) + "\n").encode(),
+    )
+    _planned.extend((node["path"], node["key"], node["state"]) for node in nodes)
+    if job["number"] > 0:
+        print(f"all {job['number'] + 1} jobs so far: {summary(_planned)[0]}", flush=True)
+
+
+def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:
+    """Run a job to its tables.
+
+    Args:
+        settings: the resolved configuration.
+        job: ``number``, ``overrides``, ``experiment``, ``run_dir``.
+        transfer: settings of the tasks that rows are also scored on, by name.
+
+    Raises:
+        UserError: a mistake of the user's; what was computed before is kept.
+    """
+    started, run_dir = datetime.now(UTC), Path(job["run_dir"])
+    study = read_study(settings)
+    measured = config.construct(settings["measure"], "measure") if settings["measure"] is not None else None
+    tracker = config.construct(settings["logger"], "logger")
+    assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
+    others = {name: data.load(config.construct(task, f"evaluate.transfer.{name}")) for name, task in transfer.items()}
+    _check_transfer(study, others)
+    store = Store(settings["paths"]["store"])
+    plan = build(study)
+    for note in plan.notes:
+        node_line("plan", "note", note)
+    failed = True
+    with disk_errors(run_dir):
+        name = ",".join(
+            override for override in job["overrides"] if not override.startswith(("experiment=", "hydra.", "paths."))
+        ) or str(job["number"])
+        tags = [study.task.name, settings["order"]["name"], study.teacher.name, study.student.name]
+        try:
+            tracker.start(run_dir, settings["study"], name, dict(settings), tags)
+            pipeline = Pipeline(study, plan, store, tracker)
+            done = pipeline.train()
+            scored = pipeline.score(others, measured, lambda line: None)
+            primary = _primary(study)
+            rows = results.rows(plan, scored, run_dir, primary, list(others))
+            content = _content(settings, job, study, started, done, plan, primary)
+            results.write(run_dir, {**content, "rows": rows})
+            paths = write_job(run_dir)
+            tracker.rows(rows)
+            tracker.figures([path for path in paths.values() if path.suffix == ".png"])
+            failed = False
+        finally:
+            tracker.close(failed)
+    print_job(run_dir)
+
+
+def _check_transfer(study: Study, others: Mapping[str, Splits]) -> None:
+    for name, splits in others.items():
+        if study.splits is None or study.task.regression or splits.task.regression or name == study.task.name:
+            raise UserError(
+                f"evaluate.transfer: expected other classification tasks beside a classification task, given {name} beside {study.task.name}"
+            )
+
+
+def _primary(study: Study) -> tuple[str, str, str] | None:
+    if study.splits is None:
+        return None
+    metric = primary_metric(study.task.regression, len(study.splits.labels), study.task.metrics)
+    return study.task.name, next(iter(study.splits.evaluation)), metric
+
+
+def _content(
+    settings: Mapping[str, Any],
+    job: Mapping[str, Any],
+    study: Study,
+    started: datetime,
+    done: list[Done],
+    plan: Plan,
+    primary: tuple[str, str, str] | None,
+) -> dict[str, Any]:
+    task, splits = study.task, study.splits
+    described: dict[str, Any] | None = None
+    if splits is not None and primary is not None:
+        described = {
+            "name": task.name,
+            "path": task.path,
+            "max_length": task.max_length,
+            "splits": list(task.evaluation_splits),
+            "labels": list(splits.labels),
+            "metric": primary[2],
+            "train_examples": len(splits.train),
+            "evaluation_examples": {name: len(examples) for name, examples in splits.evaluation.items()},
+        }
+    return {
+        "edgemin": __version__,
+        "study": settings["study"],
+        "experiment": job["experiment"],
+        "job": {"number": job["number"], "overrides": job["overrides"], "command": _command()},
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": study.seed,
+        "task": described,
+        "order": {"name": settings["order"]["name"], "stages": list(settings["stages"])},
+        "config": settings,
+        "host": host(),
+        "versions": versions(),
+        "git": git_revision(),
+        "precision": study.trainer.lightning_precision,
+        "device": study.trainer.device,
+        "published": settings["published"],
+        "nodes": [vars(entry) for entry in done],
+        "warnings": plan.notes,
+    }
+
+
+def _command() -> str:
+    return " ".join(["python -m edgemin.train", *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""What a compressed encoder costs: parameters, bytes, operations, latency, memory, energy."""

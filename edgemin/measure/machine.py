@@ -1,0 +1,210 @@
+"""The machine that is measured on: what it is, and who may use it when."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import math
+import os
+import platform
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+# Instruction sets that decide how fast integer and low-precision products are (x86 and ARM names).
+# fmt: off
+_FLAGS = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
+    "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
+)
+# fmt: on
+# The same for every user and every setting of TMPDIR, where the system has it: the lock is the machine's.
+LOCK_DIRECTORY = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+
+_held = threading.local()
+
+
+def host() -> dict[str, Any]:
+    """Describes the machine as far as speed depends on it; no names of hosts, users or networks.
+
+    Returns:
+        ``id`` (16 hex digits over everything below but Python's version, memory rounded to GiB: equal
+        machines have equal ids, and a measurement is only reused under the same one), ``cpu``, ``cores``
+        (physical) and ``threads`` (logical) this process may use, ``flags`` that matter, ``memory_bytes``,
+        ``os``, ``python``.
+    """
+    cpu, flags = _processor()
+    memory_bytes = int(psutil.virtual_memory().total)
+    system = f"{platform.system()} {platform.machine()}"
+    cores, threads = available_cores(), len(_available_cpus())
+    identity = "|".join(map(str, (cpu, cores, threads, flags, round(memory_bytes / 2**30), system)))
+    return {
+        "id": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "cpu": cpu,
+        "cores": cores,
+        "threads": threads,
+        "flags": flags,
+        "memory_bytes": memory_bytes,
+        "os": system,
+        "python": platform.python_version(),
+    }
+
+
+def available_cores(
+    topology: Path = Path("/sys/devices/system/cpu"), quota: Path = Path("/sys/fs/cgroup/cpu.max")
+) -> int:
+    """Counts the physical cores this process may use: affinity, hyper-threads once, a container's quota.
+
+    Args:
+        topology: Linux's description of the CPUs; a CPU without one counts as a core.
+        quota: The control group's limit, "<microseconds or max> <period>".
+
+    Returns:
+        At least 1.
+    """
+    cores = {_core(topology / f"cpu{cpu}" / "topology", cpu) for cpu in _available_cpus()}
+    limit = len(cores)
+    if quota.is_file():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            limit = min(limit, math.ceil(int(allowed) / int(period)))
+    return max(limit, 1)
+
+
+def _available_cpus() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
+
+
+def _core(topology: Path, cpu: int) -> tuple[str, str]:
+    package, core = topology / "physical_package_id", topology / "core_id"
+    if not (package.is_file() and core.is_file()):
+        return ("cpu", str(cpu))
+    return (package.read_text().strip(), core.read_text().strip())
+
+
+@functools.cache
+def _processor() -> tuple[str, list[str]]:
+    """The CPU's name and its flags that matter, from /proc where there is one."""
+    description = Path("/proc/cpuinfo")
+    lines = description.read_text().splitlines() if description.is_file() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    known = set((fields.get("flags") or fields.get("Features") or "").split())
+    return name, [flag for flag in _FLAGS if flag in known]
+
+
+@contextmanager
+def machine_lock(
+    kind: Literal["training", "measuring"],
+    waiting: Callable[[str], None] | None = None,
+    directory: Path | None = None,
+) -> Iterator[None]:
+    """Holds the machine for training (shared with other training) or for measuring (alone).
+
+    A reader-writer lock of two files under ``flock``, because that is what every need here asks for: the
+    kernel releases it when its holder dies, even by ``kill -9``; it waits without polling; and it needs no
+    more than the right to open the files for reading, so that another user's process takes the same lock
+    (SQLite-based locks such as ``filelock.ReadWriteLock`` create a file that only its owner may open, and
+    poll, which starves the writer).
+
+    Plain ``flock`` lets new readers pass a waiting writer for ever. Therefore everyone first takes the *gate*
+    alone, then the lock itself, and then lets the gate go: a measurement waits at most for the training that
+    ran when it came, and training that comes later queues behind it. The machine is what shares one ``/tmp``:
+    containers with a ``/tmp`` of their own do not see one another.
+
+    Args:
+        kind: "training" or "measuring".
+        waiting: Called once with a line to show if the lock is not free at once.
+        directory: Where the two files lie; ``LOCK_DIRECTORY`` by default.
+
+    Yields:
+        Nothing; the lock is held inside the block. It must not be taken twice in one thread, which would wait
+        for itself.
+    """
+    assert not getattr(_held, "kind", None), f"machine_lock({kind!r}) inside machine_lock({_held.kind!r})"
+    directory = directory or LOCK_DIRECTORY
+    gate = _Lock(directory / "edgemin.gate.lock")
+    machine = _Lock(directory / "edgemin.machine.lock")
+    tell = _Once(waiting, f"waiting for the machine: {_WAITING_FOR[kind]}")
+    try:
+        gate.acquire(fcntl.LOCK_EX, tell)
+        machine.acquire(fcntl.LOCK_SH if kind == "training" else fcntl.LOCK_EX, tell)
+        gate.release()
+        _held.kind = kind
+        yield
+    finally:
+        _held.kind = None
+        machine.release()
+        gate.release()
+
+
+_WAITING_FOR = {
+    "training": "a measurement is running on it, or waits to run",
+    "measuring": "training or another measurement is running on it",
+}
+
+
+class _Once:
+    """Says one line, the first time it is asked to."""
+
+    def __init__(self, say: Callable[[str], None] | None, line: str) -> None:
+        self.say, self.line = say, line
+
+    def __call__(self) -> None:
+        if self.say is not None:
+            self.say(self.line)
+        self.say = None
+
+
+class _Lock:
+    """One file under ``flock``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor: int | None = None
+
+    def acquire(self, operation: int, wait: Callable[[], None]) -> None:
+        while True:
+            self.descriptor = _open(self.path)
+            try:
+                fcntl.flock(self.descriptor, operation | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(self.descriptor, operation)
+            if self._is_current():
+                return
+            self.release()  # the file was deleted meanwhile, and a lock on it keeps nobody out
+
+    def release(self) -> None:
+        if self.descriptor is not None:
+            # Said aloud, because a forked child may hold the descriptor open.
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def _is_current(self) -> bool:
+        assert self.descriptor is not None
+        try:
+            return os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+
+def _open(path: Path) -> int:
+    """Opens a file that every user may lock. Never O_CREAT on an existing one: Linux forbids that in /tmp."""
+    while True:
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        with suppress(FileExistsError):  # another process was faster
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.fchmod(descriptor, 0o644)  # whatever the umask says
+            return descriptor

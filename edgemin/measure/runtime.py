@@ -1,0 +1,167 @@
+"""Latency, memory and energy of several artifacts, measured side by side.
+
+Every artifact lives in a process of its own, because what else lives in a process changes the numbers; they
+take turns in rounds, because machines drift within minutes, so that only ratios of interleaved times can be
+trusted.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemin.errors import UserError
+from edgemin.measure.machine import available_cores, machine_lock
+from edgemin.measure.process import WorkerProcess
+from edgemin.measure.rounds import Timing, evenly_spaced, schedule, spread, summary
+
+LOADER = "edgemin.artifact.load"
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How to measure; batch size 1 throughout.
+
+    Args:
+        length: Tokens of the padded input, and of the sentence whose operations are counted.
+        warmup: Untimed inferences of each process on each form of input, before anything is timed.
+        runs: Timed inferences of each variant on the padded input, over all rounds.
+        rounds: Turns that each variant gets.
+        sentences: At most so many of the task's sentences, evenly spaced, each timed once by each variant.
+        threads: Of each inference; null: all physical cores this process may use.
+        watts: Power of one busy core where the processor's own counters (RAPL) cannot be read; 5 is about
+            what servers' and laptops' processors are specified for. The result is marked as an estimate.
+        max_spread: Largest spread of a variant's rounds (see ``edgemin.measure.rounds.spread``) that still
+            counts as stable: the median over five rounds that lie within 0.25 is good to about 5 %.
+
+    Raises:
+        UserError: A value out of range.
+    """
+
+    length: int = 128
+    warmup: int = 10
+    runs: int = 100
+    rounds: int = 5
+    sentences: int = 100
+    threads: int | None = None
+    watts: float = 5.0
+    max_spread: float = 0.25
+
+    def __post_init__(self) -> None:
+        _expect_whole("length", self.length, 1)
+        _expect_whole("warmup", self.warmup, 0)
+        _expect_whole("rounds", self.rounds, 2)  # a single one could not tell whether the machine is stable
+        _expect_whole("runs", self.runs, self.rounds)
+        _expect_whole("sentences", self.sentences, 0)
+        if self.threads is not None:
+            _expect_whole("threads", self.threads, 1)
+        _expect_positive("watts", self.watts)
+        _expect_positive("max_spread", self.max_spread)
+
+
+def measure(
+    artifacts: Mapping[str, Path],
+    sentences: Sequence[Sequence[int]],
+    settings: Measure,
+    *,
+    progress: Progress | None = None,
+    waiting: Callable[[str], None] | None = None,
+    loader: str = LOADER,
+    lock_directory: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Measures artifacts against one another, alone on the machine: it takes the machine's lock itself.
+
+    Args:
+        artifacts: Directories by the names their results are returned under.
+        sentences: Token ids of the task's sentences, the same for all; none if there is no task.
+        settings: How.
+        progress: Called after each turn with (turns done, turns in all, name of the variant).
+        waiting: Called once with a line if something else uses the machine.
+        loader: "module.function" that turns a directory into (model, tokenizer).
+        lock_directory: Of the machine's lock, if not the usual one.
+
+    Returns:
+        For each name the measured half of ``cost`` in run.json: ``latency_ms`` and ``throughput_per_s``, each
+        with ``padded`` and, if there are sentences, ``task`` (whose ``length`` is their mean);
+        ``peak_memory_bytes``, ``runtime_memory_bytes``, ``model_memory_bytes`` (the steady resident set less
+        what it was before the artifact was loaded); ``energy_mj`` per padded inference, ``power_w`` and
+        ``energy_source``; ``threads``.
+
+    Raises:
+        UserError: A process ended before it had answered; one line with its last words.
+    """
+    if not artifacts:
+        return {}
+    threads = settings.threads or available_cores()
+    chosen = evenly_spaced(sentences, settings.sentences)
+    setup = {
+        "loader": loader,
+        "threads": threads,
+        "warmup": settings.warmup,
+        "length": settings.length,
+        "sentences": chosen,
+        "watts": settings.watts,
+    }
+    with machine_lock("measuring", waiting, lock_directory), ExitStack() as processes:
+        workers = {name: processes.enter_context(WorkerProcess(name, threads)) for name in artifacts}
+        for worker in workers.values():
+            worker.send({"artifact": str(artifacts[worker.name]), **setup})  # they load side by side
+        ready = {name: worker.answer() for name, worker in workers.items()}
+        timings = _take_turns(workers, [len(sentence) for sentence in chosen], settings, progress)
+        memory = {name: worker.ask({"form": None}) for name, worker in workers.items()}
+    lengths: dict[str, float] = {"padded": settings.length}
+    if chosen:
+        lengths["task"] = statistics.fmean(map(len, chosen))
+    timed = _results(timings, lengths, settings.max_spread)
+    return {name: timed[name] | memory[name] | ready[name] for name in artifacts}
+
+
+def _take_turns(
+    workers: Mapping[str, WorkerProcess], lengths: Sequence[int], settings: Measure, progress: Progress | None
+) -> list[Timing]:
+    timings = []
+    plan = list(schedule(list(workers), lengths, settings.rounds, settings.runs))
+    for number, turn in enumerate(plan, start=1):
+        answer = workers[turn.name].ask({"form": turn.form, "items": turn.items})
+        timings.append(Timing(turn, **answer))
+        if progress is not None:
+            progress(number, len(plan), turn.name)
+    return timings
+
+
+def _results(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:
+    spreads = {form: spread(timings, form) for form in lengths}
+    results = {}
+    for name in spreads["padded"]:
+        own = {form: [t for t in timings if (t.turn.name, t.turn.form) == (name, form)] for form in lengths}
+        latency: dict[str, Any] = {}
+        for form, length in lengths.items():
+            samples = [value for timing in own[form] for value in timing.latency_ms]
+            width = spreads[form][name]
+            judged = {"spread": width, "unstable": width > max_spread}
+            latency[form] = {"length": length, **summary(samples), **judged}
+        joules = sum(timing.joules for timing in own["padded"])
+        results[name] = {
+            "latency_ms": latency,
+            "throughput_per_s": {form: 1000 / values["mean"] for form, values in latency.items()},
+            "energy_mj": 1000 * joules / latency["padded"]["n"],
+            "power_w": joules / sum(timing.seconds for timing in own["padded"]),
+        }
+    return results
+
+
+def _expect_whole(key: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{key}: expected a whole number of at least {least}, given {value!r}")
+
+
+def _expect_positive(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{key}: expected a number above 0, given {value!r}")

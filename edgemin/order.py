@@ -1,0 +1,76 @@
+"""Which rows a study prints: an order of stages, by hand or by name, its prefixes and its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgemin.config import check_type
+from edgemin.errors import UserError
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """One row: a path of stages from a named model."""
+
+    name: str
+    model: str
+    stages: tuple[str, ...]
+    control: bool = False
+    named: bool = True  #: by the user or an order file; an unnamed one is a prefix and may be left out
+
+    @property
+    def path(self) -> str:
+        """``student/finetune/distill``."""
+        return "/".join((self.model, *self.stages))
+
+
+def row_specs(order: Mapping[str, Any], stages: Sequence[str], teacher_stages: Sequence[str]) -> list[RowSpec]:
+    """The rows of a study, in the order they are printed.
+
+    Args:
+        order: the ``order`` node: ``name``, ``stages``, ``rows`` (``None``: the teacher and every prefix), ``controls``.
+        stages: the student's stages as they will run. Where they are not the order's own, they were given by hand, and the order's rows
+            and controls do not apply.
+        teacher_stages: the teacher's.
+
+    Raises:
+        UserError: a row or control that is not of the form ``{name, model, stages}``, or two rows of one name.
+    """
+    by_hand = list(stages) != list(order["stages"])
+    rows = None if by_hand else order.get("rows")
+    controls = [] if by_hand else order.get("controls") or []
+    if rows is None:
+        specs = [RowSpec("Teacher", "teacher", tuple(teacher_stages), named=False), *_prefixes(stages)]
+    else:
+        specs = [_row(row, f"order.rows[{index}]", teacher_stages) for index, row in enumerate(rows)]
+    specs += [_row(row, f"order.controls[{index}]", teacher_stages, control=True) for index, row in enumerate(controls)]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"order.rows: expected a name of its own for every row, given {name!r} twice")
+    return specs
+
+
+def _prefixes(stages: Sequence[str]) -> list[RowSpec]:
+    specs: list[RowSpec] = []
+    for end in range(1, len(stages) + 1):
+        stage, times = stages[end - 1], stages[:end].count(stages[end - 1])
+        name = f"{'Student: ' if end == 1 else '+ '}{stage}{f' ({times})' if times > 1 else ''}"
+        specs.append(RowSpec(name, "student", tuple(stages[:end]), named=False))
+    return specs or [RowSpec("Student", "student", (), named=False)]
+
+
+def _row(row: Any, key: str, teacher_stages: Sequence[str], *, control: bool = False) -> RowSpec:
+    check_type(row, dict[str, Any], key)
+    unknown = sorted(set(row) - {"name", "model", "stages"})
+    if unknown:
+        raise UserError(f"{key}.{unknown[0]}: unknown key (there are: name, model, stages)")
+    check_type(row.get("name"), str, f"{key}.name")
+    model = row.get("model", "student")
+    if model not in ("teacher", "student"):
+        raise UserError(f"{key}.model: expected teacher or student, given {model!r}")
+    stages = row.get("stages", list(teacher_stages) if model == "teacher" else None)
+    check_type(stages, list[str], f"{key}.stages")
+    return RowSpec(row["name"], model, tuple(stages), control)

@@ -1,0 +1,317 @@
+"""Executes a plan: makes every node that is not stored, then scores and measures the rows from what lies on disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.numpy import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edgemin import __version__, artifact, roots
+from edgemin.data import DataModule, Splits
+from edgemin.digest import code_digest
+from edgemin.evaluate import evaluate
+from edgemin.measure.cost import static_cost
+from edgemin.measure.machine import host, machine_lock
+from edgemin.measure.runtime import Measure, measure
+from edgemin.plan import Node, Plan, Start, Study
+from edgemin.progress import NodeProgress, is_live, node_line
+from edgemin.stages import fitting
+from edgemin.store import Store, content_key, disk_errors
+from edgemin.tracking import Tracker, TrackerLogger
+
+
+@dataclass
+class Done:
+    """How a node came to be in this run."""
+
+    path: str
+    key: str
+    teachers: list[str]
+    cached: bool
+    seconds: float | None = None
+    steps: int | None = None
+
+
+@dataclass
+class Scored:
+    """What is known of one artifact after scoring and measuring."""
+
+    metrics: dict[str, dict[str, dict[str, float]]]
+    cost: dict[str, Any]
+    predictions: dict[str, Path]
+    notes: list[str]
+
+
+class Pipeline:
+    """One job's execution.
+
+    Args:
+        study: what was asked for.
+        plan: its nodes and rows.
+        store: where results are kept.
+        tracker: where losses go.
+    """
+
+    def __init__(self, study: Study, plan: Plan, store: Store, tracker: Tracker) -> None:
+        self.study, self.plan, self.store, self.tracker = study, plan, store, tracker
+        self._data: dict[str, DataModule] = {}
+
+    # -- training ----------------------------------------------------------------------------------------------------------
+
+    def train(self) -> list[Done]:
+        """Make every node of the plan that the store does not have; a killed one goes on from its last checkpoint."""
+        return [self._ensure(node) for node in self.plan.nodes]
+
+    def _ensure(self, node: Node) -> Done:
+        teachers = [teacher.path for teacher in node.teachers]
+        with self.store.lock(node.key, lambda: node_line(node.path, "waiting", "another run computes it")):
+            if self.store.has(node.key):
+                self.store.verify(node.key)
+                node_line(node.path, "cached", node.key)
+                return Done(node.path, node.key, teachers, cached=True)
+            if node.stage == "weights":
+                model, tokenizer = self._root(node)
+                fitted = fitting.Fitted(model, steps=0, seconds=0.0)
+            else:
+                assert node.parent is not None
+                model, tokenizer = artifact.load(self.store.path(node.parent.key))
+                fitted = self._run(node, model)
+            with self.store.commit(node.key) as directory:
+                artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted))
+        for note in fitted.notes:
+            node_line(node.path, "note", note)
+        return Done(node.path, node.key, teachers, cached=False, seconds=round(fitted.seconds, 3), steps=fitted.steps)
+
+    def _root(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        node_line(node.path, "loading", node.start.root.source or "random weights")
+        start, root = node.start, node.start.root
+        if node.parent is not None:
+            model = artifact.load(self.store.path(node.parent.key))[0]
+        elif start.facts is not None:
+            model = roots.load_checkpoint(start.facts)
+        else:
+            padding = getattr(start.tokenizer, "pad_token_id", None) or 0
+            return roots.random_model(root, start.family, len(start.tokenizer or ()), padding), start.tokenizer
+        if start.own_labels and self.study.splits is not None:
+            roots.align_head(model, self.study.splits.labels)
+        return roots.reshape(model, root), start.tokenizer
+
+    def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
+        stage = node.build_stage()
+        data = self.data(node.start) if stage.needs_task else None
+        teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
+        several = len(stage.phases()) > 1
+        trains = any(fit.trains for fit in stage.phases())
+        alone = (
+            machine_lock("training", lambda line: node_line(node.path, "waiting", line)) if trains else nullcontext()
+        )
+        with disk_errors(self.store.root), alone:
+            return fitting.run(
+                stage,
+                model,
+                data,
+                teachers,
+                seed=node.seed,
+                trainer=self.study.trainer,
+                work=self.store.work(node.key),
+                callbacks=[NodeProgress(node.path)],
+                logger=lambda phase: TrackerLogger(
+                    self.tracker, f"{node.path}/phase {phase + 1}" if several else node.path
+                ),
+            )
+
+    def data(self, start: Start) -> DataModule:
+        """The task's data in the tokens of one root."""
+        return self._module(self.study.splits, start)
+
+    def _module(self, splits: Splits | None, start: Start) -> DataModule:
+        assert splits is not None and start.tokenizer is not None
+        name = f"{splits.task.name}/{id(start.tokenizer)}"
+        if name not in self._data:
+            self._data[name] = DataModule(splits, start.tokenizer, self.store.root / ".tokens")
+        return self._data[name]
+
+    def _provenance(self, node: Node, fitted: fitting.Fitted) -> dict[str, Any]:
+        return {
+            "path": node.path,
+            "key": node.key,
+            "content": node.content,
+            "parent": node.parent.key if node.parent else None,
+            "teachers": [teacher.key for teacher in node.teachers],
+            "source": node.start.root.source,
+            "notes": fitted.notes,
+            "seed": node.seed,
+            "threads": torch.get_num_threads(),
+            "host": host(),
+            "versions": versions(),
+            "git": git_revision(),
+            "seconds": round(fitted.seconds, 3),
+            "steps": fitted.steps,
+        }
+
+    # -- scoring and measuring ---------------------------------------------------------------------------------------------
+
+    def score(
+        self, transfer: Mapping[str, Splits], settings: Measure | None, progress: Callable[[str], None]
+    ) -> dict[str, Scored]:
+        """Reload every row's artifact, evaluate it, and measure all of them against each other; by key."""
+        nodes = {row.node.key: row.node for row in self.plan.rows}
+        length = settings.length if settings is not None else 128
+        scored = {}
+        for key, node in nodes.items():
+            path = self.store.path(key)
+            cached = _Lazy(path)
+            metrics: dict[str, dict[str, dict[str, float]]] = {}
+            predictions: dict[str, Path] = {}
+            own = {self.study.splits.task.name: self.study.splits} if self.study.splits is not None else {}
+            for name, splits in {**transfer, **own}.items():
+                metrics[name] = {}
+                for split in splits.evaluation:
+                    progress(f"evaluating {node.path} on {name} {split}")
+                    metrics[name][split], predictions[f"{name}.{split}"] = self._evaluate(
+                        node, cached, splits, split, name not in own
+                    )
+            cost = self._static(key, cached, length)
+            scored[key] = Scored(metrics, cost, predictions, list(artifact.read_provenance(path)["notes"]))
+        if settings is not None:
+            for key, measured in self._measure(nodes, settings).items():
+                scored[key].cost |= measured
+        return scored
+
+    def _evaluate(
+        self, node: Node, cached: _Lazy, splits: Splits, split: str, transfer: bool
+    ) -> tuple[dict[str, float], Path]:
+        task = splits.task
+        device = "cpu" if node.final else self.study.trainer.device
+        content = {
+            "artifact": node.key,
+            "data": splits.fingerprint(split),
+            "max_length": task.max_length,
+            "metrics": list(task.metrics) if task.metrics else None,
+            "transfer": transfer,
+            "device": device,
+            "code": code_digest("edgemin.evaluate", "edgemin.artifact"),
+            "versions": {"torch": str(torch.__version__).partition("+")[0]},
+        }
+        key = content_key(content)
+        predictions = self.store.root / ".results" / "evaluation" / f"{key}.safetensors"
+        kept = self.store.result("evaluation", key)
+        if kept is not None and predictions.is_file():
+            return kept["metrics"], predictions
+        encoded = self._module(splits, node.start).evaluation[split]
+        with machine_lock("training"):
+            found = evaluate(
+                cached.model,
+                encoded,
+                regression=task.regression,
+                classes=len(splits.labels),
+                device=device,
+                metrics=task.metrics,
+                transfer=transfer,
+            )
+        with disk_errors(self.store.root):
+            predictions.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"logits": found.logits, "labels": encoded.labels}, predictions)
+        self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
+        return found.metrics, predictions
+
+    def _static(self, key: str, cached: _Lazy, length: int) -> dict[str, Any]:
+        name = content_key({"artifact": key, "length": length, "code": code_digest("edgemin.measure.cost")})
+        kept = self.store.result("static", name)
+        if kept is None:
+            kept = dict(static_cost(cached.model, cached.path, length))
+            self.store.keep_result("static", name, kept)
+        return kept
+
+    def _measure(self, nodes: Mapping[str, Node], settings: Measure) -> dict[str, dict[str, Any]]:
+        splits = self.study.splits
+        sentences: list[list[int]] = []
+        if splits is not None:
+            encoded = next(iter(self.data(next(iter(nodes.values())).start).evaluation.values()))
+            sentences = [_unpadded(encoded.batch([index])) for index in range(min(len(encoded), 1000))]
+        here = host()
+        key = content_key(
+            {
+                "artifacts": sorted(nodes),
+                "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
+                "host": here["id"],
+                "sentences": sentences,
+                "code": code_digest("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact"),
+                "versions": {"torch": str(torch.__version__)},
+            }
+        )
+        kept = self.store.result("measurement", key)
+        if kept is not None:
+            node_line("latency", "cached", key)
+            return kept
+        names = {key: self.store.path(key) for key in nodes}
+        with _measuring_bar() as advance:
+            found = measure(
+                names,
+                sentences,
+                settings,
+                progress=lambda done, total, name: advance(done, total, nodes[name].path),
+                waiting=lambda line: node_line("latency", "waiting", line),
+            )
+        self.store.keep_result("measurement", key, found)
+        return found
+
+
+class _Lazy:
+    """An artifact that is read from disk when something really has to run on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model: PreTrainedModel | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            self._model = artifact.load(self.path)[0]
+        return self._model
+
+
+@contextmanager
+def _measuring_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A live line on a terminal, one plain line elsewhere."""
+    console = Console()
+    if not is_live(console):
+        node_line("latency", "measuring", "every variant in its own process, in turns")
+        yield lambda done, total, name: None
+        return
+    with console.status("measuring") as status:
+        yield lambda done, total, name: status.update(f"latency  measuring  turn {done}/{total}  {name}")
+
+
+def _unpadded(batch: Mapping[str, torch.Tensor]) -> list[int]:
+    ids, mask = batch["input_ids"][0], batch["attention_mask"][0].bool()
+    found: list[int] = ids[mask].tolist()
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results and times."""
+    names = ("torch", "transformers", "pytorch-lightning", "datasets", "tokenizers", "torchmetrics")
+    return {"edgemin": __version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+@cache
+def git_revision() -> str | None:
+    """The commit of the clone that the code runs from, with ``-dirty`` where it was changed; ``None`` outside one."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

@@ -1,0 +1,436 @@
+"""From rows to work: the paths of a study as a tree of nodes, each with the key under which its result is stored.
+
+Equal prefixes are one node. Everything that can be refused is refused here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from edgemin import config, roots
+from edgemin.data import Splits, Task
+from edgemin.digest import code_digest
+from edgemin.errors import UserError
+from edgemin.order import RowSpec
+from edgemin.roots import Facts, Root
+from edgemin.stages.base import Shape, Stage
+from edgemin.stages.finetune import Finetune
+from edgemin.stages.fitting import Trainer
+from edgemin.store import Store, content_key
+
+_PROBE = 256  # training texts on which two tokenizers must agree
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a plan is made of.
+
+    Attributes:
+        settings: the whole resolved configuration; a stage's name is a key of it.
+        task: what is learnt.
+        splits: its data; ``None`` for ``task=none``.
+        teacher: where the teacher starts.
+        student: where the student starts.
+        rows: what is printed.
+        trainer: device and precision.
+        seed: the run's.
+    """
+
+    settings: Mapping[str, Any]
+    task: Task
+    splits: Splits | None
+    teacher: Root
+    student: Root
+    rows: Sequence[RowSpec]
+    trainer: Trainer
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A root, with what planning had to read of it."""
+
+    root: Root
+    facts: Facts | None
+    tokenizer: PreTrainedTokenizerBase | None
+    family: str
+    own_labels: bool  #: its checkpoint's head already speaks the task's labels
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One result: a root (no stages), or a parent with one more stage.
+
+    Attributes:
+        path: ``student/finetune/distill``.
+        key: its address in the store.
+        content: what the key was made of; kept in the provenance.
+        settings: the stage's resolved configuration, or the root's.
+    """
+
+    path: str
+    key: str
+    content: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    start: Start
+    shape: Shape
+    seed: int
+    head_trained: bool
+    final: bool = False
+    parent: Node | None = None
+    teachers: tuple[Node, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """The name of its last stage, or ``weights`` for a root."""
+        return self.path.rpartition("/")[2] if "/" in self.path else "weights"
+
+    def build_stage(self) -> Stage:
+        """A fresh stage object."""
+        stage = config.construct(self.settings, self.stage)
+        assert isinstance(stage, Stage)
+        return stage
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to print and the node it shows."""
+
+    spec: RowSpec
+    node: Node
+
+
+@dataclass
+class Plan:
+    """What to do, in an order in which it can be done."""
+
+    nodes: list[Node]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self, store: Store) -> list[str]:
+        """The tree as text: every node, whether it is stored, started or to do; then the counts."""
+        state = {node.key: _state(node, store) for node in self.nodes}
+        lines = [
+            f"{'  ' * node.path.count('/')}{node.path.rpartition('/')[2]:<24} {state[node.key]:<8} {node.key}"
+            for node in self.nodes
+        ]
+        return [*lines, *summary([(node.path, node.key, state[node.key]) for node in self.nodes])]
+
+    def states(self, store: Store) -> list[dict[str, str]]:
+        """The same as data: path, key and state of every node."""
+        return [{"path": node.path, "key": node.key, "state": _state(node, store)} for node in self.nodes]
+
+
+def _state(node: Node, store: Store) -> str:
+    if store.has(node.key):
+        return "cached"
+    return "resumes" if (store.root / ".work" / node.key).is_dir() else "to run"
+
+
+def summary(nodes: Sequence[tuple[str, str, str]]) -> list[str]:
+    """How many different nodes of each kind there are, over one plan or many.
+
+    Args:
+        nodes: (path, key, state) of every node; a key that comes twice counts once.
+    """
+    distinct = {key: (path, state) for path, key, state in nodes}
+    kinds = Counter(
+        f"{path.partition('/')[0]} {path.rpartition('/')[2] if '/' in path else 'weights'}"
+        for path, _ in distinct.values()
+    )
+    states = Counter(state for _, state in distinct.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return [f"{len(distinct)} nodes ({', '.join(f'{count} {state}' for state, count in states.items())}): {counts}"]
+
+
+def build(study: Study) -> Plan:
+    """Lay out every node that the rows need.
+
+    Raises:
+        UserError: an unknown stage, an order that cannot work, a setting that a stage refuses, a row whose head was never trained.
+    """
+    return _Planner(study).plan()
+
+
+class _Planner:
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.nodes: dict[str, Node] = {}
+        self.notes: list[str] = []
+        self.paths = [spec.path for spec in study.rows]
+        self.starts: dict[str, Start] = {}
+
+    def plan(self) -> Plan:
+        rows = []
+        for spec in self.study.rows:
+            node = self.node(spec.model, spec.stages)
+            if self.study.splits is None or node.head_trained:
+                rows.append(Row(spec, node))
+            elif spec.named or spec.path == max(self.paths, key=len) or spec.model == "teacher":
+                raise UserError(
+                    f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the head on {self.study.task.name} "
+                    f"(finetune) before the row {spec.name!r} is scored, given {spec.path}"
+                )
+            else:
+                self.notes.append(f"row {spec.name!r} is not scored: no stage up to {spec.path} trains the head")
+        return Plan(list(self.nodes.values()), rows, self.notes)
+
+    def node(self, model: str, stages: Sequence[str]) -> Node:
+        path = "/".join((model, *stages))
+        if path not in self.nodes:
+            # Parents and teachers enter first, so that the order of insertion is an order of execution.
+            made = self._stage(path, self.node(model, stages[:-1])) if stages else self._root(model)
+            self.nodes.setdefault(path, made)
+        return self.nodes[path]
+
+    # -- roots -------------------------------------------------------------------------------------------------------------
+
+    def _root(self, model: str) -> Node:
+        study = self.study
+        name = "student" if model == "student" else "teacher"
+        root = study.student if model == "student" else study.teacher
+        start = self._start(name)
+        content: dict[str, Any] = {
+            "root": roots.describe(root),
+            "code": code_digest("edgemin.roots"),
+            "versions": _versions(),
+        }
+        parent = None
+        if root.source == "teacher":
+            parent = self.node("teacher", study.teacher.stages)
+            content["parent"] = parent.key
+        elif start.facts is not None:
+            content["files"] = roots.fingerprint(start.facts.directory)
+        else:
+            content |= {"family": start.family, "vocabulary": root.vocabulary or len(start.tokenizer or ())}
+        if root.tokenizer is not None or start.facts is None:
+            content["tokenizer"] = _tokenizer_digest(start.tokenizer)
+        if start.own_labels:
+            content["labels"] = list(study.splits.labels) if study.splits else None
+        trained = start.own_labels or (parent is not None and parent.head_trained)
+        return Node(
+            model,
+            content_key(content),
+            content,
+            roots.describe(root),
+            start,
+            self._root_shape(root, start),
+            root.seed,
+            trained,
+            parent=parent,
+        )
+
+    def _start(self, name: str) -> Start:
+        if name not in self.starts:
+            self.starts[name] = self._read_start(name)
+        return self.starts[name]
+
+    def _read_start(self, name: str) -> Start:
+        root = getattr(self.study, name)
+        assert isinstance(root, Root)
+        if name == "teacher" and root.source in roots.FROM_TEACHER:
+            raise UserError(f"teacher.source: expected a Hub id, a directory or null, given {root.source}")
+        if name == "student" and root.stages:
+            raise UserError(
+                f"student.stages: expected none, the student's stages are the key stages, given {list(root.stages)}"
+            )
+        source, key = root.source, f"{name}.source"
+        if source in roots.FROM_TEACHER:
+            teacher = self._start("teacher")
+            if teacher.facts is None and source == "teacher.source":
+                raise UserError(
+                    "student.source: expected a teacher with weights of its own, given teacher.source while teacher.source is null"
+                )
+            facts, tokenizer, family = teacher.facts, teacher.tokenizer, teacher.family
+        elif source is not None:
+            facts = roots.read_facts(source, key)
+            tokenizer, family = roots.read_tokenizer(root.tokenizer or source, f"{name}.tokenizer"), facts.family
+        else:
+            facts = None
+            above = self._start("teacher") if name == "student" else None
+            if root.family is None and above is None:
+                raise UserError(
+                    "teacher.family: expected a family, since there is no teacher.source to take it from, given null"
+                )
+            family = root.family or (above.family if above else "")
+            tokenizer = (
+                roots.read_tokenizer(root.tokenizer, f"{name}.tokenizer")
+                if root.tokenizer
+                else above.tokenizer
+                if above
+                else None
+            )
+        if tokenizer is None and self.study.splits is not None:
+            raise UserError(
+                f"{name}.tokenizer: expected a Hub id, a directory or toy, since there is no {name}.source to take it from, given null"
+            )
+        splits = self.study.splits
+        labels = facts.labels if facts is not None and source != "teacher" else None
+        own = (
+            labels is not None
+            and splits is not None
+            and not splits.task.regression
+            and roots.head_order(labels, splits.labels) is not None
+        )
+        return Start(root, facts, tokenizer, family, own)
+
+    def _root_shape(self, root: Root, start: Start) -> Shape:
+        key = "student" if root is self.study.student else "teacher"
+        if root.source == "teacher":
+            below = self.node("teacher", self.study.teacher.stages).shape
+            available, hidden = below.layers, below.hidden
+        elif start.facts is not None:
+            available, hidden = start.facts.layers, start.facts.hidden
+        else:
+            if not isinstance(root.layers, int) or root.hidden is None:
+                raise UserError(
+                    f"{key}.layers: expected a whole number beside {key}.hidden, heads and intermediate for a model without source, given {root.layers}"
+                )
+            return Shape(start.family, root.layers, root.hidden)
+        try:
+            layers = len(root.chosen_layers(available))
+        except UserError as error:
+            raise UserError(f"{key}.{error}") from error
+        if root.hidden not in (None, hidden) and not root.truncate_width:
+            raise UserError(
+                f"{key}.hidden: expected the {hidden} of {root.source}, or {key}.truncate_width=true to cut it, given {root.hidden}"
+            )
+        return Shape(start.family, layers, root.hidden or hidden)
+
+    # -- stages ------------------------------------------------------------------------------------------------------------
+
+    def _stage(self, path: str, parent: Node) -> Node:
+        study = self.study
+        name = path.rpartition("/")[2]
+        settings = self._settings(name)
+        stage = _construct(settings, name)
+        if parent.final:
+            raise UserError(
+                f"stages: expected nothing after {parent.stage}, whose result (torch's dynamic INT8) can neither be trained nor pruned, given {name}"
+            )
+        settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
+        stage = _construct(settings, name)
+        teachers = tuple(self._teacher(teacher, name) for teacher in stage.teacher_names)
+        try:
+            stage.check(parent.shape, [teacher.shape for teacher in teachers])
+        except UserError as error:
+            raise UserError(f"{name}.{error}") from error
+        if stage.needs_task and study.splits is None:
+            raise UserError(f"stages: expected only stages that need no data with task=none, given {name}")
+        if stage.same_tokens:
+            for teacher in teachers:
+                self._check_tokens(name, parent.start, teacher.start)
+        model = parent.path.partition("/")[0]
+        seed = _seed(study.teacher.seed if model == "teacher" else study.seed, path)
+        content = {
+            "stage": settings,
+            "parent": parent.key,
+            "teachers": [teacher.key for teacher in teachers],
+            "data": self._data() if stage.needs_task else None,
+            "seed": seed,
+            "device": study.trainer.device,
+            "precision": study.trainer.lightning_precision,
+            "code": code_digest(type(stage).__module__, "edgemin.stages.fitting", "edgemin.artifact"),
+            "versions": _versions(),
+        }
+        shape = parent.shape._replace(pruned=parent.shape.pruned or stage.narrows)
+        trained = parent.head_trained or stage.trains_head
+        return Node(
+            path,
+            content_key(content),
+            content,
+            settings,
+            parent.start,
+            shape,
+            seed,
+            trained,
+            stage.final,
+            parent,
+            teachers,
+        )
+
+    def _settings(self, name: str) -> Mapping[str, Any]:
+        settings = self.study.settings.get(name)
+        if (
+            not isinstance(settings, dict)
+            or "_target_" not in settings
+            or name in ("task", "teacher", "student", "measure", "logger", "trainer")
+        ):
+            stages = sorted(
+                key
+                for key, value in self.study.settings.items()
+                if isinstance(value, dict) and str(value.get("_target_")).startswith("edgemin.stages.")
+            )
+            raise UserError(
+                f"stages: expected names of stages in the configuration ({', '.join(stages)}), given {name!r}"
+            )
+        return settings
+
+    def _teacher(self, name: str, stage: str) -> Node:
+        if name == "teacher":
+            return self.node("teacher", self.study.teacher.stages)
+        if name == "teacher.source":
+            return self.node("teacher", ())
+        raise UserError(f"{stage}.teacher: expected teacher or teacher.source, given {name!r}")
+
+    def _finetuned_later(self, path: str) -> bool:
+        """Whether any row goes on from this path to a fine-tuning."""
+        later = {
+            name for other in self.paths if other.startswith(f"{path}/") for name in other[len(path) + 1 :].split("/")
+        }
+        return any(issubclass(config.target(self._settings(name), name), Finetune) for name in later)
+
+    def _data(self) -> dict[str, Any]:
+        splits, task = self.study.splits, self.study.task
+        assert splits is not None
+        return {
+            "train": splits.fingerprint("train"),
+            "holdout": splits.fingerprint("holdout") if splits.holdout is not None else None,
+            "labels": list(splits.labels),
+            "regression": task.regression,
+            "max_length": task.max_length,
+        }
+
+    def _check_tokens(self, stage: str, student: Start, teacher: Start) -> None:
+        mine, theirs, splits = student.tokenizer, teacher.tokenizer, self.study.splits
+        if mine is theirs or mine is None or theirs is None or splits is None:
+            return
+        texts = [text for pair in splits.train.texts[:_PROBE] for text in pair]
+        if mine.get_vocab() != theirs.get_vocab() or mine(texts)["input_ids"] != theirs(texts)["input_ids"]:
+            raise UserError(
+                f"{stage}.teacher: expected a teacher with the student's tokenizer, since relations are compared token by token, "
+                f"given {teacher.root.name} and {student.root.name}, whose tokens differ"
+            )
+
+
+def _construct(settings: Mapping[str, Any], name: str) -> Stage:
+    stage = config.construct(settings, name)
+    if not isinstance(stage, Stage):
+        raise UserError(f"{name}._target_: expected a stage, given {settings['_target_']}")
+    return stage
+
+
+def _seed(seed: int, path: str) -> int:
+    """A seed per (seed, path), so that a reused prefix changes nothing downstream."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{path}".encode()).digest()[:4])
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": str(torch.__version__).partition("+")[0], "transformers": transformers.__version__}
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(content.encode()).hexdigest()

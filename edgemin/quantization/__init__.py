@@ -1,0 +1,1 @@
+"""Quantised layers, and how their integers are kept on disk."""

@@ -1,0 +1,294 @@
+"""Figures 2 and 3: the metric against size and against latency, every point with its name."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib import rcParamsDefault
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+from edgemin.report import measures as m
+from edgemin.report.fold import Statistic, Study
+from edgemin.report.grid import CORE
+from edgemin.report.labels import Box, Segment, Spot, around, nearest, place
+from edgemin.report.measures import Measure
+from edgemin.report.points import Point, points
+
+_STYLE: Mapping[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": "#222222",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "svg.hashsalt": "edgemin",
+    "svg.fonttype": "path",
+}
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+_LOOKS = {"teacher": ("s", "#D55E00"), "student": ("o", "#0072B2"), "control": ("D", "#777777")}
+_DPI = 200
+_MARKER_POINTS = 6.5
+_LOG_FROM = 12.0
+"""Costs that span a wider ratio than this get a logarithmic axis."""
+_ROOM = 0.14
+"""Free space beyond the outermost points as a share of what they span; twice that on the left."""
+_LEADER_POINTS = 16.0
+"""A label whose edge is further from its point than this gets a leader line."""
+
+
+class Drawing(NamedTuple):
+    """A figure's file stem and its bytes by suffix."""
+
+    name: str
+    files: dict[str, bytes]
+
+
+def figures(study: Study) -> tuple[list[Drawing], list[str]]:
+    """Draws figures 2 and 3 of every task of the study.
+
+    Returns:
+        The drawings, and a note for each figure that could not be drawn, with the reason.
+    """
+    costs = (
+        ("accuracy_size", "Figure 2: {} against size", m.SIZE),
+        ("accuracy_latency", "Figure 3: {} against latency", m.latency("padded", "p50", CORE)),
+    )
+    drawn: list[Drawing] = []
+    skipped: list[str] = []
+    for stem, title, cost in costs:
+        if not study.tasks:
+            skipped.append(f"{title.format('accuracy')}: not drawn, there is no task")
+        for task in study.tasks:
+            shown = points(study, task, cost)
+            above = f"{title.format(_metric(study, task))}, {m.task_title(task)}"
+            if not shown:
+                skipped.append(f"{above}: not drawn, no row has both measures")
+                continue
+            name = stem if len(study.tasks) == 1 else f"{stem}_{task}"
+            with style():
+                figure = draw(shown, above, _vertical(study, task), cost)
+                drawn.append(Drawing(name, {kind: saved(figure, kind) for kind in ("png", "svg")}))
+    return drawn, skipped
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of all figures, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context(rcParamsDefault):
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure) -> Figure:
+    """Draws one figure; call it inside `style`.
+
+    Args:
+        shown: the points.
+        title: what stands above it.
+        vertical: what the vertical axis says.
+        cost: the horizontal axis.
+    """
+    figure = Figure(figsize=(6.6, 4.3), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.105, 0.15, 0.875, 0.765))
+    xs = [point.x.mean * cost.column.factor for point in shown]
+    ys = [point.y.mean * 100 for point in shown]
+    _axes(axes, shown, cost)
+    axes.set_ylabel(vertical)
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    axes.set_title("↖ better: up and to the left", loc="right", fontsize=8.5, color="#009E73")
+    _paths(axes, shown, xs, ys)
+    for point, x, y in zip(shown, xs, ys, strict=True):
+        marker, colour = _LOOKS[point.kind]
+        axes.errorbar(
+            x,
+            y,
+            xerr=_bar(point.x, cost.column.factor),
+            yerr=_bar(point.y, 100),
+            fmt=marker,
+            markersize=_MARKER_POINTS,
+            markerfacecolor="white" if point.kind == "control" else colour,
+            markeredgecolor=colour if point.kind == "control" else "white",
+            ecolor=colour,
+            elinewidth=0.9,
+            capsize=2.5,
+            zorder=4,
+        )
+    _labels(figure, axes, shown, xs, ys)
+    remarks = (
+        ["arrows: from each model to what was made of it"] if any(point.origin is not None for point in shown) else []
+    )
+    if any(point.y.n > 1 for point in shown):
+        remarks.append("bars: ± one sample standard deviation over seeds")
+    figure.text(0.98, 0.012, "; ".join(remarks), ha="right", fontsize=6.5, color="#666666")
+    return figure
+
+
+def saved(figure: Figure, kind: str) -> bytes:
+    """The figure as `png` or `svg`, without dates and versions, so that equal figures are equal bytes."""
+    data = io.BytesIO()
+    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+    figure.savefig(data, format=kind, dpi=_DPI, metadata=metadata)
+    return data.getvalue()
+
+
+def _metric(study: Study, task: str) -> str:
+    return m.metric_title(next(run.metric for run in study.runs if run.task == task) or "accuracy").lower()
+
+
+def _vertical(study: Study, task: str) -> str:
+    run = next(run for run in study.runs if run.task == task)
+    metric = run.metric or "accuracy"
+    unit = m.metric_column(metric, metric, "", CORE).unit or "x100"
+    split = f", {m.split_title(run.splits[0])}" if run.splits else ""
+    return f"{m.metric_title(metric)}{split} ({unit})"
+
+
+def _axes(axes: Axes, shown: Sequence[Point], cost: Measure) -> None:
+    """Limits with room for the bars and the names; logarithmic where the costs span too much."""
+    axes.set_xlabel(f"{cost.column.title} ({cost.column.unit})")
+    low, high = _span([point.x for point in shown], cost.column.factor)
+    if low > 0 and high / low > _LOG_FROM:
+        axes.set_xscale("log")
+        subs = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        room = (high / low) ** _ROOM
+        axes.set_xlim(low / room**2, high * room)
+    else:
+        room = (high - low) * _ROOM or max(abs(high), 1e-9) * 0.1
+        axes.set_xlim(max(low - 2 * room, 0), high + room)
+    low, high = _span([point.y for point in shown], 100)
+    room = max((high - low) * _ROOM, 0.2)
+    axes.set_ylim(low - room, high + room)
+
+
+def _span(values: Sequence[Statistic], factor: float) -> tuple[float, float]:
+    """The least and the greatest, bars included."""
+    low = min(value.mean - (value.sd or 0) for value in values)
+    return low * factor, max(value.mean + (value.sd or 0) for value in values) * factor
+
+
+def _bar(value: Statistic, factor: float) -> float | None:
+    return value.sd * factor if value.sd else None
+
+
+def _paths(axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence[float]) -> None:
+    """An arrow from each point to every point that was made from it; dashed to controls."""
+    for number, point in enumerate(shown):
+        if point.origin is None:
+            continue
+        ends = [axes.transData.transform((xs[place], ys[place])) for place in (point.origin, number)]
+        if math.dist(*ends) < 2.5 * _MARKER_POINTS * _DPI / 72:
+            continue
+        axes.annotate(
+            "",
+            xy=(xs[number], ys[number]),
+            xytext=(xs[point.origin], ys[point.origin]),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "mutation_scale": 9,
+                "color": "#9aa5ad",
+                "linewidth": 1.0,
+                "linestyle": "dashed" if point.kind == "control" else "solid",
+                "shrinkA": _MARKER_POINTS * 0.75,
+                "shrinkB": _MARKER_POINTS * 0.75,
+            },
+            zorder=2,
+        )
+
+
+def _labels(figure: Figure, axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Writes every point's name where none covers another."""
+    points_per_pixel = 72 / _DPI
+    spots: list[Spot] = []
+    for x, y in zip(xs, ys, strict=True):
+        across, up = axes.transData.transform((x, y))
+        spots.append((float(across), float(up)))
+    font = 8.0 if len(shown) <= 10 else 7.0 if len(shown) <= 20 else 5.5
+    sizes = [_extent(figure, point.name, font) for point in shown]
+    segments: list[Segment] = [
+        (spots[point.origin], spots[number]) for number, point in enumerate(shown) if point.origin is not None
+    ]
+    segments += [bar for point, x, y in zip(shown, xs, ys, strict=True) for bar in _bars(axes, point, x, y)]
+    window = axes.get_window_extent()
+    bounds = Box(window.x0 + 2, window.y0 + 2, window.x1 - 2, window.y1 - 2)
+    centres = place(spots, sizes, segments, bounds, _MARKER_POINTS / 2 / points_per_pixel + 3)
+    for point, x, y, spot, centre, size in zip(shown, xs, ys, spots, centres, sizes, strict=True):
+        end = nearest(around(centre, size), spot)
+        if math.dist(end, spot) * points_per_pixel > _LEADER_POINTS:
+            axes.annotate(
+                "",
+                xy=(x, y),
+                xytext=_offset(end, spot),
+                textcoords="offset points",
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": "#777777",
+                    "linewidth": 0.6,
+                    "shrinkA": 0,
+                    "shrinkB": 3,
+                },
+                zorder=3,
+            )
+        axes.annotate(
+            _literal(point.name),
+            xy=(x, y),
+            xytext=_offset(centre, spot),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=font,
+            color="#222222",
+            gid="label",
+            path_effects=[Stroke(linewidth=2.0, foreground="white"), Normal()],
+            zorder=5,
+        )
+
+
+def _offset(to: Spot, spot: Spot) -> tuple[float, float]:
+    """From a point to a place, in typographic points."""
+    return (to[0] - spot[0]) * 72 / _DPI, (to[1] - spot[1]) * 72 / _DPI
+
+
+def _bars(axes: Axes, point: Point, x: float, y: float) -> list[Segment]:
+    """The error bars of a point, in pixels."""
+    bars = []
+    for across, up in ((point.x.sd, None), (None, point.y.sd)):
+        if across or up:
+            factor = x / point.x.mean if point.x.mean else 0.0
+            ends = [
+                axes.transData.transform((x + sign * (across or 0) * factor, y + sign * (up or 0) * 100))
+                for sign in (-1, 1)
+            ]
+            bars.append(((float(ends[0][0]), float(ends[0][1])), (float(ends[1][0]), float(ends[1][1]))))
+    return bars
+
+
+def _extent(figure: Figure, name: str, font: float) -> tuple[float, float]:
+    """Width and height of a label in pixels, a little air included."""
+    text = figure.text(0, 0, _literal(name), fontsize=font)
+    box = text.get_window_extent()
+    text.remove()
+    return box.width + 6, box.height + 4
+
+
+def _literal(name: str) -> str:
+    """A name that matplotlib does not take for mathematics."""
+    return name.replace("$", r"\$")

@@ -1,0 +1,185 @@
+"""Brings the jobs of a sweep together: what was swept, and seeds folded into mean and standard deviation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from edgemin.report.schema import Row, Run
+
+SEED = "seed"
+TASK = "task"
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A folded number.
+
+    Args:
+        mean: the mean.
+        sd: the sample standard deviation (divisor n - 1); None for a single value.
+        n: how many values.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def statistic(values: Iterable[float]) -> Statistic | None:
+    """Mean, sample standard deviation and count; None of nothing."""
+    found = list(values)
+    if not found:
+        return None
+    n = len(found)
+    mean = found[0] if min(found) == max(found) else math.fsum(found) / n
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (n - 1)) if n > 1 else None
+    return Statistic(mean, sd, n)
+
+
+@dataclass(frozen=True)
+class Line:
+    """The rows of one name from jobs that differ only by seed.
+
+    Args:
+        runs: the jobs that have such a row.
+        rows: the rows, one per job.
+    """
+
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+
+    def fold(self, read: Callable[[Run, Row], float | None]) -> Statistic | None:
+        """Folds what `read` finds in each row; rows where it finds nothing are left out."""
+        values = (read(run, row) for run, row in zip(self.runs, self.rows, strict=True))
+        return statistic(value for value in values if value is not None)
+
+    def any(self, test: Callable[[Run, Row], bool]) -> bool:
+        """Whether any of the rows passes."""
+        return any(test(run, row) for run, row in zip(self.runs, self.rows, strict=True))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that differ only by seed.
+
+    Args:
+        labels: the values of the study's swept keys.
+        runs: the jobs.
+        lines: `{row name: its rows}` in the order of the first job.
+    """
+
+    labels: tuple[str, ...]
+    runs: tuple[Run, ...]
+    lines: Mapping[str, Line]
+
+    @property
+    def task(self) -> str | None:
+        """The name of the task of these jobs."""
+        return self.runs[0].task
+
+
+@dataclass(frozen=True)
+class Study:
+    """The jobs of a sweep, or a single job.
+
+    Args:
+        keys: the overrides that differ between the jobs, the seed left out.
+        groups: the jobs by the values of those keys.
+        superseded: jobs left out because a newer one has the same overrides and seed.
+    """
+
+    keys: tuple[str, ...]
+    groups: tuple[Group, ...]
+    superseded: int = 0
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All jobs that count."""
+        return tuple(run for group in self.groups for run in group.runs)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of its jobs, each once."""
+        return tuple(dict.fromkeys(group.task for group in self.groups if group.task))
+
+    @property
+    def folded(self) -> bool:
+        """Whether any group holds more than one seed."""
+        return any(len(group.runs) > 1 for group in self.groups)
+
+
+def fold(runs: Sequence[Run]) -> Study:
+    """Groups jobs by what was swept, and folds the seeds of each group by row name."""
+    keys = _swept(runs)
+    members: dict[tuple[str, ...], dict[int, Run]] = {}
+    superseded = 0
+    for run in runs:
+        seeds = members.setdefault(tuple(run.setting(key) for key in keys), {})
+        superseded += run.seed in seeds
+        if run.seed not in seeds or run.when >= seeds[run.seed].when:
+            seeds[run.seed] = run
+    groups = tuple(_group(labels, tuple(seeds.values())) for labels, seeds in members.items())
+    return Study(keys, groups, superseded)
+
+
+def _swept(runs: Sequence[Run]) -> tuple[str, ...]:
+    candidates = dict.fromkeys(["study", *(key for run in runs for key in run.overrides)])
+    return tuple(key for key in candidates if key != SEED and len({run.setting(key) for run in runs}) > 1)
+
+
+def _group(labels: tuple[str, ...], runs: tuple[Run, ...]) -> Group:
+    lines: dict[str, Line] = {}
+    for run in runs:
+        for row in run.rows:
+            line = lines.get(row.name, Line((), ()))
+            lines[row.name] = Line((*line.runs, run), (*line.rows, row))
+    return Group(labels, runs, lines)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table.
+
+    Args:
+        labels: the values of the swept keys that the table shows.
+        name: the row's name.
+        lines: where its numbers come from: `{task: line}`, several tasks where they stand side by side.
+    """
+
+    labels: tuple[str, ...]
+    name: str
+    lines: Mapping[str | None, Line]
+
+    def line(self, task: str | None) -> Line | None:
+        """The line of one task; with None, the only one."""
+        return next(iter(self.lines.values())) if task is None else self.lines.get(task)
+
+
+def entries(study: Study) -> list[Entry]:
+    """One entry for every row of every group."""
+    return [
+        Entry(group.labels, name, {group.task: line}) for group in study.groups for name, line in group.lines.items()
+    ]
+
+
+def side_by_side(study: Study) -> tuple[tuple[str, ...], list[Entry]]:
+    """Entries with the tasks of a sweep beside one another.
+
+    Rows of different tasks are one entry where their names and all their other swept values match.
+
+    Returns:
+        The swept keys without the task, and the entries.
+    """
+    if TASK not in study.keys:
+        return study.keys, entries(study)
+    place = study.keys.index(TASK)
+    merged: dict[tuple[str, ...], dict[str, Entry]] = {}
+    for entry in entries(study):
+        labels = entry.labels[:place] + entry.labels[place + 1 :]
+        rows = merged.setdefault(labels, {})
+        known = rows.get(entry.name, Entry(labels, entry.name, {}))
+        rows[entry.name] = replace(known, lines={**known.lines, **entry.lines})
+    keys = study.keys[:place] + study.keys[place + 1 :]
+    return keys, [entry for rows in merged.values() for entry in rows.values()]

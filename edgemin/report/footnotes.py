@@ -1,0 +1,141 @@
+"""What the numbers of a table do not say by themselves: estimates, noise, transfer, missing seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgemin.report.fold import Entry, Line, Statistic, Study
+from edgemin.report.measures import REFERENCES, Measure, split_title, task_title
+from edgemin.report.schema import Row, Run
+
+UNSTABLE = "the spread of the timings is too wide to support a speed-up"
+OWN_LENGTH = "the task's own sentences, unpadded"
+
+
+def column_notes(measure: Measure, study: Study, lines: Sequence[Entry]) -> list[str]:
+    """The footnotes of a column."""
+    notes = [measure.note] if measure.note else []
+    found = [line for entry in lines if (line := entry.line(measure.task)) is not None]
+    if measure.path[:2] == ("cost", "energy_mj") or measure.path[:2] == ("cost", "power_w"):
+        notes += _energy(found)
+    variant = _variant(measure)
+    if variant is not None:
+        notes.append(_length(variant, found))
+    if measure.path[:3] == ("metrics", "{task}", "{split}"):
+        notes += _splits(study)
+    return notes
+
+
+def cell_notes(measure: Measure, line: Line, value: Statistic) -> list[str]:
+    """The footnotes of one number."""
+    notes = []
+    variant = _variant(measure)
+    if variant is not None and line.any(lambda run, row: _unstable(run, row, measure, variant)):
+        notes.append(UNSTABLE)
+    if value.n < len(line.rows):
+        notes.append(f"known for {value.n} of {len(line.rows)} seeds")
+    return notes
+
+
+def same_graph_notes(measures: Sequence[Measure], lines: Sequence[Entry]) -> list[str]:
+    """Names rows that are one graph, and how far their latencies differ all the same: the noise."""
+    timed = [measure for measure in measures if measure.path[:2] == ("cost", "latency_ms")]
+    timed = [measure for measure in timed if measure.path[-1] == "p50"]
+    spreads: dict[tuple[str, ...], float] = {}
+    for measure in timed:
+        for same in _graphs(measure, lines):
+            names = tuple(name for name, _, _ in same)
+            times = [time for _, _, time in same]
+            if len(same) > 1:
+                spreads[names] = max(spreads.get(names, 0.0), max(times) / min(times) - 1)
+    return [
+        f"{_listed(names)} are the same graph by every count: their latencies differ by up to "
+        f"{100 * spread:.1f} %, which is noise: no difference of that size or less is a finding"
+        for names, spread in spreads.items()
+    ]
+
+
+def _graphs(measure: Measure, lines: Sequence[Entry]) -> list[list[tuple[str, Row, float]]]:
+    """The lines of each job by graph: their names, a row, and the mean of the measure."""
+    graphs: list[tuple[tuple[str, ...], list[tuple[str, Row, float]]]] = []
+    for entry in lines:
+        line = entry.line(measure.task)
+        value = line.fold(measure.read) if line is not None else None
+        if line is None or value is None:
+            continue
+        row = line.rows[0]
+        known = (same for labels, same in graphs if labels == entry.labels and _same_graph(same[0][1], row))
+        same = next(known, None)
+        if same is None:
+            same = []
+            graphs.append((entry.labels, same))
+        same.append((entry.name, row, value.mean))
+    return [same for _, same in graphs]
+
+
+def study_notes(measures: Sequence[Measure], study: Study) -> list[str]:
+    """Notes on the whole table: folded seeds, several machines, jobs left out."""
+    notes = []
+    if study.folded:
+        notes.append("± is the sample standard deviation over seeds")
+    timed = any(measure.path[0] == "cost" and measure.column.exact is False for measure in measures)
+    processors = dict.fromkeys(run.processor for run in study.runs if run.processor)
+    if timed and len(processors) > 1:
+        notes.append(
+            f"measured on different machines ({', '.join(processors)}): compare times, memory and energy "
+            "only within a job"
+        )
+    if study.superseded:
+        notes.append(f"{study.superseded} older job(s) with the same overrides and seed are left out")
+    return notes
+
+
+def _variant(measure: Measure) -> str | None:
+    """`padded` or `task` for a measure that rests on timings."""
+    if measure.path[:2] in (("cost", "latency_ms"), ("cost", "throughput_per_s")):
+        return measure.path[2]
+    if measure.path[0] == "delta" and measure.path[2] == "speed_up":
+        return measure.path[3]
+    return None
+
+
+def _unstable(run: Run, row: Row, measure: Measure, variant: str) -> bool:
+    keys = ("cost", "latency_ms", variant, "unstable")
+    if row.get(*keys):
+        return True
+    if measure.path[0] != "delta" or measure.path[1] not in REFERENCES:
+        return False
+    reference = run.reference(measure.path[1])
+    return reference is not None and bool(reference.get(*keys))
+
+
+def _energy(lines: Sequence[Line]) -> list[str]:
+    sources = {row.get("cost", "energy_source") for line in lines for row in line.rows}
+    notes = ["an estimate: CPU time x a stated number of watts"] if "estimate" in sources else []
+    return notes + (["read from the processor's RAPL counters"] if "rapl" in sources else [])
+
+
+def _length(variant: str, lines: Sequence[Line]) -> str:
+    found = {row.number("cost", "latency_ms", variant, "length") for line in lines for row in line.rows}
+    lengths = sorted(length for length in found if length is not None)
+    span = " to ".join(f"{length:.4g}" for length in dict.fromkeys((lengths[0], lengths[-1]))) if lengths else ""
+    if variant == "padded":
+        return f"batch 1, padded to {span} tokens" if span else "batch 1, padded"
+    return f"batch 1, {OWN_LENGTH}" + (f", {span} tokens on average" if span else "")
+
+
+def _splits(study: Study) -> list[str]:
+    used = dict.fromkeys((run.task, run.splits[0]) for run in study.runs if run.task and run.splits)
+    where = [f"{task_title(task)} {split_title(split)}" for task, split in used if task]
+    return [f"on {', '.join(where)}"] if where else []
+
+
+def _same_graph(one: Row, other: Row) -> bool:
+    counts = [tuple(row.number("cost", key) for key in ("params", "params_visible", "macs")) for row in (one, other)]
+    sizes = [row.number("cost", "size_bytes") or 0.0 for row in (one, other)]
+    # Between equal graphs the bytes of config.json and structure.json may differ by a few.
+    return None not in counts[0] and counts[0] == counts[1] and abs(sizes[0] - sizes[1]) < 0.005 * max(sizes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

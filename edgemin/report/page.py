@@ -1,0 +1,83 @@
+"""The page of a job or a study: what ran, its tables, its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from edgemin.report.fold import Study
+from edgemin.report.grid import Table
+from edgemin.report.render import escape_markdown, markdown
+
+
+def page(
+    study: Study, tables: Sequence[Table], files: Sequence[str], remarks: Sequence[str], jobs: Sequence[str]
+) -> str:
+    """Writes report.md.
+
+    Args:
+        study: the jobs.
+        tables: the tables to show.
+        files: the files beside the page, relative to it; its figures are taken from among them.
+        remarks: what could not be shown, and why.
+        jobs: directories of the jobs that have a page of their own, relative to the page.
+    """
+    runs = study.runs
+    lines = [f"# {escape_markdown(', '.join(dict.fromkeys(run.study for run in runs)))}", ""]
+    lines += _facts(study)
+    warnings = dict.fromkeys(warning for run in runs for warning in run.warnings)
+    lines += _list("Warnings", [*warnings])
+    lines += _list("Not shown", remarks)
+    lines += ["## Tables", ""]
+    for table in tables:
+        stem = f"tables/{table.name}"
+        lines += [markdown(table), f"[CSV]({stem}.csv), [LaTeX]({stem}.tex), [Markdown]({stem}.md)", ""]
+    lines += ["## Figures", ""]
+    for stem in dict.fromkeys(file.rpartition(".")[0] for file in files if file.startswith("figures/")):
+        kinds = [file for file in files if file.rpartition(".")[0] == stem]
+        shown = next((file for file in kinds if file.endswith(".png")), kinds[0])
+        name = PurePosixPath(stem).name.replace("_", " ")
+        others = ", ".join(f"[{file.rpartition('.')[2].upper()}]({file})" for file in kinds)
+        lines += [f"![{name}]({shown})", "", others, ""]
+    if jobs:
+        lines += ["## Jobs", ""]
+        lines += [f"- [{job}]({job}/report.md)" for job in jobs]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _list(title: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    return [f"## {title}", "", *(f"- {escape_markdown(item)}" for item in items), ""]
+
+
+def _facts(study: Study) -> list[str]:
+    """What ran, where: one line each, all values of all jobs."""
+
+    def each(*values: object) -> str:
+        known = dict.fromkeys(str(value) for value in values if value not in (None, "", {}))
+        return ", ".join(known)
+
+    runs = study.runs
+    hosts = [run.data.get("host") or {} for run in runs]
+    versions = [run.data.get("versions") or {} for run in runs]
+    facts = {
+        "Jobs": str(len(runs)) if len(runs) > 1 else "",
+        "Task": each(*(run.task for run in runs)),
+        "Order": each(*((run.data.get("order") or {}).get("name") for run in runs)),
+        "Seed": each(*(run.seed for run in runs)),
+        "Command": each(*(run.data["job"].get("command") for run in runs)),
+        "Machine": each(*(_host(host) for host in hosts)),
+        "Device": each(*(run.data.get("device") for run in runs)),
+        "Precision of training": each(*(run.data.get("precision") for run in runs)),
+        "Versions": each(*(", ".join(f"{name} {number}" for name, number in one.items()) for one in versions)),
+        "Ended": each(*(run.data.get("ended") for run in runs[-1:])),
+    }
+    return [*(f"- {name}: {escape_markdown(value)}" for name, value in facts.items() if value), ""]
+
+
+def _host(host: dict[str, object]) -> str:
+    parts = [str(host["cpu"])] if host.get("cpu") else []
+    parts += [f"{host[key]} {key}" for key in ("cores", "threads") if host.get(key)]
+    return ", ".join(parts)

@@ -1,0 +1,201 @@
+"""Published figures beside ours: reads published.yaml and builds the comparison as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgemin.errors import UserError
+from edgemin.report import measures as m
+from edgemin.report.fold import Entry, Statistic, Study, entries
+from edgemin.report.grid import CORE, FULL, MAIN, Cell, Column, Footnotes, Table
+from edgemin.report.measures import Measure
+from edgemin.report.schema import Row, Run
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published number in the unit of its key; None where the publication has a placeholder."""
+
+    value: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published rows.
+
+    Args:
+        source: where they come from.
+        rows: `{row name: {(measure, task or None): figure}}`.
+        notes: what holds for all of them.
+    """
+
+    source: str
+    rows: Mapping[str, Mapping[tuple[str, str | None], Figure]]
+    notes: tuple[str, ...] = ()
+
+
+def _score(metric: str) -> Callable[[str | None], Measure]:
+    return lambda task: Measure(("metrics", task or "", "{any}", metric), m.metric_column(metric, metric, "", CORE))
+
+
+def _same(measure: Measure) -> Callable[[str | None], Measure]:
+    return lambda task: measure
+
+
+_MEASURES: Mapping[str, tuple[bool, Callable[[str | None], Measure]]] = {
+    "accuracy_percent": (True, _score("accuracy")),
+    "f1_percent": (True, _score("f1")),
+    "latency_ms": (True, _same(m.latency("padded", "mean", CORE))),
+    "speed_up_to_student": (True, _same(m.speed_up("padded", "student", CORE))),
+    "params_visible_m": (False, _same(m.VISIBLE)),
+    "params_m": (False, _same(m.PARAMS)),
+    "size_mib": (False, _same(m.SIZE)),
+    "flops_g": (False, _same(m.FLOPS)),
+}
+"""What published.yaml may hold: whether it is given per task, and our measure of it."""
+
+
+def read(path: Path) -> Published:
+    """Reads published.yaml.
+
+    Its keys: `source` (a text), `notes` (a list of texts, optional), and `rows`, where each row name holds
+    measures. `params_visible_m`, `params_m`, `size_mib` and `flops_g` hold a number; `accuracy_percent`,
+    `f1_percent`, `latency_ms` and `speed_up_to_student` hold a number per task. In the place of a number may
+    stand null (the publication has a placeholder), or `{value: ..., note: ...}`.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"published: expected a readable file, given {path} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected YAML, given {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("rows"), dict):
+        raise UserError(f"{path}: rows: expected an object of row names, given {type(data).__name__}")
+    unknown = set(data) - {"source", "notes", "rows"}
+    if unknown:
+        raise UserError(f"{path}: expected source, notes and rows, given {', '.join(map(str, sorted(unknown)))}")
+    rows = {str(name): _row(path, str(name), row) for name, row in data["rows"].items()}
+    return Published(str(data.get("source", path)), rows, tuple(map(str, data.get("notes") or ())))
+
+
+def _row(path: Path, name: str, row: Any) -> dict[tuple[str, str | None], Figure]:
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: rows.{name}: expected an object of measures, given {row!r}")
+    found: dict[tuple[str, str | None], Figure] = {}
+    for key, given in row.items():
+        if key not in _MEASURES:
+            raise UserError(f"{path}: rows.{name}: expected one of {', '.join(_MEASURES)}, given {key!r}")
+        where = f"{path}: rows.{name}.{key}"
+        if not _MEASURES[key][0]:
+            found[key, None] = _figure(where, given)
+            continue
+        if not isinstance(given, dict):
+            raise UserError(f"{where}: expected an object of tasks, given {given!r}")
+        found.update({(key, str(task)): _figure(f"{where}.{task}", one) for task, one in given.items()})
+    return found
+
+
+def _figure(where: str, given: Any) -> Figure:
+    note = ""
+    if isinstance(given, dict):
+        if set(given) != {"value", "note"}:
+            raise UserError(f"{where}: expected value and note, given {', '.join(map(str, given))}")
+        given, note = given["value"], str(given["note"])
+    if given is not None and (isinstance(given, bool) or not isinstance(given, (int, float))):
+        raise UserError(f"{where}: expected a number or null, given {given!r}")
+    return Figure(None if given is None else float(given), note)
+
+
+def compare(study: Study, published: Published) -> Table | None:
+    """The published figures beside ours, for every measure that both have.
+
+    Differences are ours less the published figure: in percentage points for metrics, in percent of it for
+    the rest.
+    """
+    lines = [entry for entry in entries(study) if entry.name in published.rows]
+    keys = dict.fromkeys(key for row in published.rows.values() for key in row)
+    footnotes = Footnotes(general=[f"published: {published.source}", *published.notes])
+    blocks = [
+        block for kind in _MEASURES for key in keys if key[0] == kind and (block := _block(key, lines, published))
+    ]
+    if not blocks:
+        return None
+    leading = [Column(key, key, level=CORE, text=True) for key in study.keys]
+    columns = [*leading, Column("name", "Model", level=CORE, text=True)]
+    columns += [column for block in blocks for column in block.columns]
+    rows = []
+    for number, entry in enumerate(lines):
+        cells = [*(Cell(label) for label in entry.labels), Cell(entry.name)]
+        for block in blocks:
+            figure, ours, difference = block.cells[number]
+            theirs = None if figure.value is None else Statistic(figure.value, None, 1)
+            cells += [
+                Cell(theirs, footnotes.mark([figure.note] if figure.note else [])),
+                Cell(ours),
+                Cell(difference),
+            ]
+        rows.append(tuple(cells))
+    sections = tuple(n for n in range(1, len(lines)) if lines[n].labels != lines[n - 1].labels)
+    title = "Published figures and ours"
+    return Table("published", title, tuple(columns), tuple(rows), sections, footnotes.listed())
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Three columns of one measure: published, ours, the difference."""
+
+    columns: tuple[Column, Column, Column]
+    cells: list[tuple[Figure, Statistic | None, Statistic | None]]
+
+
+def _block(key: tuple[str, str | None], lines: list[Entry], published: Published) -> _Block | None:
+    kind, task = key
+    measure = _MEASURES[kind][1](task)
+    points = measure.path[0] == "metrics"
+    cells = []
+    for entry in lines:
+        figure = published.rows[entry.name].get(key, Figure(None))
+        ours = entry.line(None)
+        value = ours.fold(lambda run, row: _ours(measure, task, run, row)) if ours is not None else None
+        cells.append((figure, value, _difference(figure, value, measure, points)))
+    if not any(value is not None for _, value, _ in cells):
+        return None
+    raw = measure.column
+    title = f"{m.task_title(task)} {raw.title}" if task else raw.title
+    name = f"{kind}_{task}" if task else kind
+    exact = raw.exact
+    theirs = Column(f"{name}_published", f"{title}, published", raw.unit, 1.0, raw.digits, level=CORE)
+    shown = replace(raw, key=raw.key if not task else f"{task}_{raw.key}", title=f"{title}, ours", level=CORE)
+    unit = "pp" if points else "%"
+    less = Column(f"{name}_difference_{unit.replace('%', 'percent')}", f"{title}, difference", unit)
+    less = replace(less, exact=exact, level=MAIN if any(cell[2] for cell in cells) else FULL)
+    return _Block((theirs, shown, less), cells)
+
+
+def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> float | None:
+    """Our number: a metric on the task's first split that has it; a cost only of the job's own task."""
+    if measure.path[0] == "metrics":
+        for split in row.metrics.get(task or "", {}):
+            value = row.number("metrics", task or "", split, measure.path[-1])
+            if value is not None:
+                return value
+        return None
+    return measure.read(run, row) if task in (None, run.task) else None
+
+
+def _difference(figure: Figure, ours: Statistic | None, measure: Measure, points: bool) -> Statistic | None:
+    if figure.value is None or ours is None:
+        return None
+    less = ours.mean * measure.column.factor - figure.value
+    if points:
+        return Statistic(less, None, ours.n)
+    return Statistic(100 * less / figure.value, None, ours.n) if figure.value else None

@@ -1,0 +1,299 @@
+"""Reads run.json, checks it lightly, and gives typed access to it; docs/run_json.md documents every field."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgemin.errors import UserError
+
+SCHEMA = 1
+FILE = "run.json"
+
+_JOB: tuple[tuple[str, type, bool], ...] = (
+    ("study", str, True),
+    ("experiment", str, False),
+    ("job", dict, True),
+    ("started", str, False),
+    ("ended", str, False),
+    ("seed", int, True),
+    ("task", dict, False),
+    ("order", dict, False),
+    ("config", dict, False),
+    ("host", dict, False),
+    ("versions", dict, False),
+    ("precision", str, False),
+    ("device", str, False),
+    ("published", str, False),
+    ("nodes", list, False),
+    ("warnings", list, False),
+    ("rows", list, True),
+)
+_ROW: tuple[tuple[str, type, bool], ...] = (
+    ("name", str, True),
+    ("model", str, True),
+    ("stages", list, True),
+    ("control", bool, False),
+    ("artifact", str, False),
+    ("made_from", str, False),
+    ("metrics", dict, False),
+    ("transfer", list, False),
+    ("cost", dict, False),
+    ("delta", dict, False),
+    ("notes", list, False),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the stage table: an evaluated, measured artifact.
+
+    Args:
+        file: the run.json it was read from.
+        name: its name, made unique within the run.
+        data: the row as the file has it.
+    """
+
+    file: Path
+    name: str
+    data: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The model its path starts at: `teacher`, `student`, or one that the study added."""
+        return str(self.data["model"])
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages behind it, in order."""
+        return _strings(self.data, "stages")
+
+    @property
+    def control(self) -> bool:
+        """Whether it is there only to be compared with."""
+        return bool(self.data.get("control"))
+
+    @property
+    def artifact(self) -> str | None:
+        """Its directory below `paths.store`."""
+        return self.data.get("artifact")
+
+    @property
+    def made_from(self) -> str | None:
+        """The name of the row whose artifact it was made from."""
+        return self.data.get("made_from")
+
+    @property
+    def transfer(self) -> tuple[str, ...]:
+        """Tasks it was scored on without having been trained for them."""
+        return _strings(self.data, "transfer")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of its numbers must know."""
+        return _strings(self.data, "notes")
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """`{task: {split: {metric: value}}}`, fractions."""
+        return self.data.get("metrics") or {}
+
+    def get(self, *keys: str) -> Any:
+        """What lies at a path of keys, or None where any of them is missing."""
+        value: Any = self.data
+        for key in keys:
+            if not isinstance(value, Mapping) or value.get(key) is None:
+                return None
+            value = value[key]
+        return value
+
+    def number(self, *keys: str) -> float | None:
+        """The number at a path of keys; None where it is missing or not finite.
+
+        Raises:
+            UserError: what lies there is not a number.
+        """
+        value = self.get(*keys)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f"{self.file}: rows[{self.name!r}].{'.'.join(keys)}: expected a number, given {value!r}")
+        return float(value) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job: its run.json.
+
+    Args:
+        file: where it was read from.
+        data: all of it.
+    """
+
+    file: Path
+    data: Mapping[str, Any]
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows in the order the study prints them; a name used twice gets a number behind it."""
+        seen: dict[str, int] = {}
+        rows = []
+        for row in self.data["rows"]:
+            name = row["name"]
+            seen[name] = seen.get(name, 0) + 1
+            rows.append(Row(self.file, name if seen[name] == 1 else f"{name} ({seen[name]})", row))
+        return tuple(rows)
+
+    @property
+    def study(self) -> str:
+        """The name of the study it belongs to."""
+        return str(self.data["study"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.data["seed"])
+
+    @property
+    def overrides(self) -> Mapping[str, str]:
+        """What the user changed on the command line: `{key: value}`."""
+        found = {}
+        for text in _strings(self.data["job"], "overrides"):
+            key, _, value = text.lstrip("+~").partition("=")
+            found[key] = value.strip("'\"")
+        return found
+
+    @property
+    def when(self) -> str:
+        """When it ended (or else started), as ISO 8601; empty where the file does not say."""
+        return str(self.data.get("ended") or self.data.get("started") or "")
+
+    @property
+    def task(self) -> str | None:
+        """The task's name; None for a run of architectures alone."""
+        return (self.data.get("task") or {}).get("name")
+
+    @property
+    def metric(self) -> str | None:
+        """The task's primary metric."""
+        return (self.data.get("task") or {}).get("metric")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The task's reported splits; the first is the one that deltas and figures use."""
+        named = _strings(self.data.get("task") or {}, "splits")
+        found = dict.fromkeys(split for row in self.rows for split in row.metrics.get(self.task or "", {}))
+        return named or tuple(found)
+
+    @property
+    def processor(self) -> str | None:
+        """The model of the CPU it was measured on."""
+        return (self.data.get("host") or {}).get("cpu")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the run warned about."""
+        return _strings(self.data, "warnings")
+
+    @property
+    def nodes(self) -> tuple[Mapping[str, Any], ...]:
+        """The plan's nodes, in the order they ran."""
+        return tuple(node for node in self.data.get("nodes") or () if isinstance(node, Mapping))
+
+    def setting(self, key: str) -> str:
+        """A setting as a table shows it: the override, else what the config holds, else `default`."""
+        if key == "study":
+            return self.study
+        if key in self.overrides:
+            return self.overrides[key] or "-"
+        value: Any = self.data.get("config") or {}
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            value = value.get("name")
+        return "default" if value is None else str(value)
+
+    def reference(self, model: str) -> Row | None:
+        """The row that ratios to `teacher` or `student` are formed against: the first of that model."""
+        return next((row for row in self.rows if row.model == model), None)
+
+
+def read(path: Path | str) -> Run:
+    """Reads one run.json.
+
+    Args:
+        path: the file, or the job directory that holds it.
+
+    Raises:
+        UserError: there is no such file, it is not JSON, not this schema, or a field has the wrong type.
+    """
+    file = Path(path)
+    file = file / FILE if file.is_dir() else file
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: expected a job's run.json, given a path that does not exist") from None
+    except OSError as error:
+        raise UserError(f"{file}: expected a readable file, given {error.strerror}") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: expected JSON, given a corrupt or incomplete file ({reason})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: expected a JSON object, given {_kind(data)}")
+    schema = data.get("schema")
+    if schema != SCHEMA:
+        by = f", written by EdgeMIN {data['edgemin']}" if isinstance(data.get("edgemin"), str) else ""
+        raise UserError(f"{file}: schema: expected {SCHEMA}, given {schema!r}{by}")
+    _check(file, "", data, _JOB)
+    for number, row in enumerate(data["rows"]):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: rows[{number}]: expected an object, given {_kind(row)}")
+        _check(file, f"rows[{number}].", row, _ROW)
+    return Run(file, data)
+
+
+def find(directory: Path | str) -> list[Path]:
+    """The run.json files of a study: the directory's own, or else all those below it, in job order.
+
+    Raises:
+        UserError: there is none.
+    """
+    top = Path(directory)
+    if (top / FILE).is_file():
+        return [top / FILE]
+    found = sorted(top.rglob(FILE), key=lambda file: _natural(file.relative_to(top)))
+    if not found:
+        what = "one that has none" if top.is_dir() else "a path that is not a directory"
+        raise UserError(f"study: expected a directory with run.json in or below it, given {top} ({what})")
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", path.as_posix())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _check(file: Path, where: str, data: Mapping[str, Any], fields: Sequence[tuple[str, type, bool]]) -> None:
+    for key, kind, required in fields:
+        value = data.get(key)
+        if value is None and not required:
+            continue
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{file}: {where}{key}: expected {_NAMES[kind]}, given {_kind(value)}")
+
+
+_NAMES = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else _NAMES.get(type(value), "a number")
+
+
+def _strings(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(str(item) for item in data.get(key) or ())

@@ -1,0 +1,33 @@
+"""The Hydra callback that writes and prints one table over all jobs of a sweep."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+
+from edgemin.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+class SweepTables(Callback):
+    """After a multirun: the sweep's tables, figures and page, and its main table on the terminal."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Writes and prints what the jobs in `hydra.sweep.dir` found; one line where none finished."""
+        # Loaded only now: Hydra makes its callbacks before it answers --help.
+        from edgemin.report.write import print_study, write_study
+
+        if config.get("plan"):
+            return  # no job ran
+        directory = str(config.hydra.sweep.dir)
+        try:
+            written = write_study(directory)
+            print_study(directory)
+        except UserError as error:
+            print(f"No table over the sweep: {error}", file=sys.stderr)
+            return
+        print(f"The sweep's tables and figures: {written['report.md']}")

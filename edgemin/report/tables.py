@@ -1,0 +1,203 @@
+"""The stage table and the paper's four tables, built as data from the runs of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgemin.report import measures as m
+from edgemin.report.fold import Entry, Study, entries, side_by_side
+from edgemin.report.footnotes import cell_notes, column_notes, same_graph_notes, study_notes
+from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
+from edgemin.report.measures import Measure
+
+_PAGES = ("padded", "task")
+
+
+def tables(study: Study) -> list[Table]:
+    """All tables that the study has numbers for: the stage table first, then Tables I to IV."""
+    built = (stage_table(study), accuracy(study), latency(study), size(study), operations(study))
+    return [table for table in built if table is not None]
+
+
+def stage_table(study: Study) -> Table | None:
+    """Every row with its metrics, its costs, and both against the teacher and the student baseline."""
+    measures = [
+        *m.primary_metrics(study),
+        *m.other_splits(study),
+        m.SIZE,
+        m.PARAMS,
+        m.VISIBLE,
+        m.FLOPS,
+        *m.full([m.MACS]),
+        m.latency("padded", "p50", CORE),
+        m.latency("task", "p50", MAIN),
+        m.throughput("padded", PAGE),
+        m.throughput("task", PAGE),
+        m.PEAK_MEMORY,
+        m.ENERGY,
+        *m.full(m.DETAILS),
+    ]
+    for reference in m.REFERENCES:
+        level = CORE if reference == "teacher" else MAIN
+        measures += [
+            m.ratio("compression", reference, level),
+            m.speed_up("padded", reference, level),
+            m.speed_up("task", reference, PAGE),
+            m.retained(reference, MAIN),
+        ]
+    for reference in (*m.REFERENCES, "parent"):
+        measures += [m.difference(reference, FULL), m.ratio("params", reference, FULL)]
+        measures += [m.ratio("flops", reference, FULL)]
+    title = "What each stage cost and bought"
+    return _table("stages", title, study, study.keys, entries(study), measures)
+
+
+def accuracy(study: Study) -> Table | None:
+    """Table I: tasks as columns, one row per path of stages."""
+    keys, lines = side_by_side(study)
+    found: dict[tuple[str, str, str, str | None], None] = {}
+    for run in study.runs:
+        for row in run.rows:
+            for task, splits in row.metrics.items():
+                source = run.task if task in row.transfer else None
+                names = {(task, split, metric, source): None for split in splits for metric in splits[split]}
+                found.update({name: None for name in names if name[2] not in ("loss", "n")})
+    primary = {run.task: run.metric for run in study.runs}
+    measures = [_score(*name, primary, study) for name in found]
+    return _table("table1_accuracy", "Table I: task metrics", study, keys, lines, measures)
+
+
+def _score(
+    task: str,
+    split: str,
+    metric: str,
+    source: str | None,
+    primary: dict[str | None, str | None],
+    study: Study,
+) -> Measure:
+    """The column of one metric; `source` is the task the models were trained for where that is another."""
+    level = CORE if metric == primary.get(task, "accuracy") else MAIN if metric == "f1" else FULL
+    title = f"{m.task_title(task)} {m.split_title(split)} {m.metric_title(metric)}".replace(" validation ", " ")
+    key = f"{task}_{split}_{metric}" + (f"_zero_shot_from_{source}" if source else "")
+    note = (
+        f"zero-shot: the model trained on {m.task_title(source)} scored on {m.task_title(task)}, "
+        "label spaces mapped by index"
+        if source
+        else ""
+    )
+    return Measure(
+        ("metrics", task, split, metric),
+        m.metric_column(metric, key, title, level),
+        task=(source or task) if len(study.tasks) > 1 else None,
+        note=note,
+        transfer=source is not None,
+    )
+
+
+def latency(study: Study) -> Table | None:
+    """Table II: latency, and the speed-ups formed inside one measurement; tasks as columns."""
+    keys, lines = side_by_side(study)
+    tasks = study.tasks or ("",)
+    several = len(tasks) > 1
+    measures = []
+    for task in tasks:
+        for variant in _PAGES:
+            level = CORE if variant == "padded" else MAIN
+            own = [
+                m.latency(variant, "p50", level),
+                m.latency(variant, "p90", PAGE),
+                *m.full([m.latency(variant, name, FULL) for name in ("p10", "p95", "mean", "n")]),
+                *(m.speed_up(variant, reference, level) for reference in m.REFERENCES),
+                m.throughput(variant, PAGE),
+            ]
+            measures += [m.for_task(_counted(measure), task, several) for measure in own]
+    return _table("table2_latency", "Table II: latency at batch 1", study, keys, lines, measures)
+
+
+def _counted(measure: Measure) -> Measure:
+    if measure.path[-1] != "n":
+        return measure
+    key = measure.column.key.replace("_n_ms", "_timed_sentences")
+    return replace(measure, column=replace(measure.column, key=key, unit="", digits=0, fine=False))
+
+
+def size(study: Study) -> Table | None:
+    """Table III: size on disk and both parameter counts."""
+    measures = [
+        replace(m.PARAMS, column=replace(m.PARAMS.column, level=CORE)),
+        replace(m.VISIBLE, column=replace(m.VISIBLE.column, level=CORE)),
+        m.SIZE,
+        *(m.ratio("compression", reference, MAIN) for reference in m.REFERENCES),
+        *(m.ratio("params", reference, MAIN) for reference in m.REFERENCES),
+    ]
+    return _table("table3_size", "Table III: size and parameters", study, study.keys, entries(study), measures)
+
+
+def operations(study: Study) -> Table | None:
+    """Table IV: floating-point operations and multiply-accumulates of one forward pass."""
+    measures = [
+        replace(m.FLOPS, column=replace(m.FLOPS.column, level=CORE), note=_OPERATIONS),
+        replace(m.MACS, column=replace(m.MACS.column, level=CORE)),
+        *(m.ratio("flops", reference, MAIN) for reference in m.REFERENCES),
+    ]
+    title = "Table IV: operations of one forward pass"
+    return _table("table4_flops", title, study, study.keys, entries(study), measures)
+
+
+_OPERATIONS = (
+    "by formula from the structure, length 128, batch 1; FLOPs = 2 MACs, "
+    "integer operations of a quantised model counted alike"
+)
+
+
+def _table(
+    name: str,
+    title: str,
+    study: Study,
+    keys: Sequence[str],
+    lines: Sequence[Entry],
+    measures: Sequence[Measure],
+) -> Table | None:
+    """Builds a table of the measures that any line has; None where no line has any."""
+    folds = {
+        (number, measure.column.key): line.fold(measure.read)
+        for number, entry in enumerate(lines)
+        for measure in measures
+        if (line := entry.line(measure.task)) is not None
+    }
+    present = {key for (_, key), value in folds.items() if value is not None}
+    shown = [measure for measure in measures if measure.column.key in present]
+    if not shown:
+        return None
+    footnotes = Footnotes()
+    leading = [Column(key, key, level=CORE, text=True) for key in keys]
+    leading.append(Column("name", "Model", level=CORE, text=True))
+    if study.folded:
+        leading.append(Column("seeds", "Seeds", digits=0, exact=True, level=CORE))
+    columns = [replace(measure.column, marks=footnotes.mark(column_notes(measure, study, lines))) for measure in shown]
+    rows = []
+    for number, entry in enumerate(lines):
+        cells = _leading(entry, study, footnotes)
+        for measure in shown:
+            line = entry.line(measure.task)
+            value = folds.get((number, measure.column.key))
+            notes = cell_notes(measure, line, value) if line is not None and value is not None else []
+            cells.append(Cell(value, footnotes.mark(notes)))
+        rows.append(tuple(cells))
+    footnotes.general += same_graph_notes(shown, lines) + study_notes(shown, study)
+    sections = tuple(number for number in range(1, len(lines)) if lines[number].labels != lines[number - 1].labels)
+    return Table(name, title, (*leading, *columns), tuple(rows), sections, footnotes.listed())
+
+
+def _leading(entry: Entry, study: Study, footnotes: Footnotes) -> list[Cell]:
+    """The cells before the numbers: the swept values, the row's name with its notes, the number of seeds."""
+    every = [row for line in entry.lines.values() for row in line.rows]
+    notes = list(dict.fromkeys(note for row in every for note in row.notes))
+    cells = [Cell(label) for label in entry.labels]
+    cells.append(Cell(entry.name, footnotes.mark(notes)))
+    if study.folded:
+        counts = [len(line.rows) for line in entry.lines.values()]
+        text = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
+        cells.append(Cell(text))
+    return cells

@@ -1,0 +1,151 @@
+"""Writes and prints the tables, figures and pages of jobs and studies, from their run.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from edgemin.errors import UserError
+from edgemin.report import published as literature
+from edgemin.report.figures import figures
+from edgemin.report.fold import Study, fold
+from edgemin.report.grid import Table
+from edgemin.report.order_figure import pipeline
+from edgemin.report.page import page
+from edgemin.report.render import FORMATS, terminal
+from edgemin.report.schema import Run, find, read
+from edgemin.report.tables import tables
+
+
+def write_job(run_dir: Path | str) -> dict[str, Path]:
+    """Writes the tables, figures and page of one job beside its run.json.
+
+    Args:
+        run_dir: the job's directory.
+
+    Returns:
+        The files written, by their path relative to the directory: `tables/stages.md`, `report.md` ...
+
+    Raises:
+        UserError: its run.json, or the published figures it names, cannot be used.
+    """
+    run = read(Path(run_dir))
+    return _write(Path(run_dir), [run], [])
+
+
+def write_study(study_dir: Path | str) -> dict[str, Path]:
+    """Writes the tables, figures and page over all jobs below a directory.
+
+    Args:
+        study_dir: the sweep's directory.
+
+    Returns:
+        The files written, by their path relative to the directory.
+
+    Raises:
+        UserError: there is no run.json below it, or one cannot be used.
+    """
+    top = Path(study_dir)
+    files = find(top)
+    jobs = [file.parent for file in files if file.parent != top]
+    return _write(top, [read(file) for file in files], jobs)
+
+
+def rebuild(directory: Path | str) -> dict[str, Path]:
+    """Writes everything again: each job's, and the study's where the directory is not itself a job's.
+
+    Returns:
+        The files written, by their path relative to the directory.
+    """
+    top = Path(directory)
+    files = find(top)
+    written: dict[str, Path] = {}
+    for file in files:
+        job = file.parent.relative_to(top)
+        written |= {(job / name).as_posix(): path for name, path in write_job(file.parent).items()}
+    if files[0].parent != top:
+        written |= write_study(top)
+    return written
+
+
+def print_job(run_dir: Path | str, file: TextIO | None = None) -> None:
+    """Prints a job's main tables.
+
+    They are the stage table, or Tables III and IV where no task was run; then the published figures
+    beside ours.
+
+    Args:
+        run_dir: the job's directory.
+        file: where to; standard output by default.
+    """
+    _print([read(Path(run_dir))], file)
+
+
+def print_study(study_dir: Path | str, file: TextIO | None = None) -> None:
+    """Prints the main tables over all jobs below a directory."""
+    _print([read(path) for path in find(study_dir)], file)
+
+
+def _print(runs: Sequence[Run], file: TextIO | None) -> None:
+    study = fold(runs)
+    built, remarks = _tables(study)
+    main = ("stages", "published") if study.tasks else ("table3_size", "table4_flops", "published")
+    for table in built:
+        if table.name in main:
+            terminal(table, file)
+    for remark in remarks:
+        print(remark, file=file)
+
+
+def _tables(study: Study) -> tuple[list[Table], list[str]]:
+    """The tables, the published figures beside ours last; and why these are missing where they are."""
+    built = tables(study)
+    names = [*dict.fromkeys(str(run.data["published"]) for run in study.runs if run.data.get("published"))]
+    if not names:
+        return built, []
+    if len(names) > 1:
+        return built, ["Published figures: the jobs name different ones, see their own pages"]
+    path = _locate(names[0], study.runs)
+    if path is None:
+        return built, [f"Published figures: {names[0]} was not found"]
+    try:
+        table = literature.compare(study, literature.read(path))
+    except UserError as error:
+        # Our own numbers must not be lost over somebody else's.
+        return built, [f"Published figures: {error}"]
+    return built + ([table] if table is not None else []), []
+
+
+def _locate(name: str, runs: Sequence[Run]) -> Path | None:
+    """A file that run.json names: as it stands, or seen from a directory above the run, as a clone is."""
+    above = [folder / name for run in runs for folder in run.file.resolve().parents]
+    return next((path for path in (Path(name), *above) if path.is_file()), None)
+
+
+def _write(top: Path, runs: Sequence[Run], jobs: Sequence[Path]) -> dict[str, Path]:
+    if not any(run.rows for run in runs):
+        raise UserError(f"{runs[0].file}: rows: expected at least one row, given none")
+    study = fold(runs)
+    built, remarks = _tables(study)
+    drawn, skipped = figures(study)
+    contents: dict[str, bytes] = {}
+    for table in built:
+        for suffix, form in FORMATS.items():
+            contents[f"tables/{table.name}.{suffix}"] = form(table).encode()
+    orders = {pipeline(run): None for run in study.runs}
+    for number, order in enumerate(orders, 1):
+        stem = "pipeline" if len(orders) == 1 else f"pipeline_{number}"
+        contents[f"figures/{stem}.svg"] = order.encode()
+    for drawing in drawn:
+        for suffix, data in drawing.files.items():
+            contents[f"figures/{drawing.name}.{suffix}"] = data
+    links = [job.relative_to(top).as_posix() for job in jobs]
+    contents["report.md"] = page(study, built, list(contents), remarks + skipped, links).encode()
+    written = {}
+    for name, data in contents.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        written[name] = path
+    return written

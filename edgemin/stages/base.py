@@ -1,0 +1,277 @@
+"""The contract of a stage: ``prepare``, ``loss``, ``finish``; and the settings of a fit that all training stages share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, get_type_hints
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, get_scheduler
+
+from edgemin import encoder
+from edgemin.data import DataModule
+from edgemin.errors import UserError
+
+Decay = Literal["linear", "cosine", "constant"]
+
+
+class FitSettings(TypedDict, total=False):
+    """What every training stage may be given; :class:`Fit` explains and checks each."""
+
+    epochs: float | None
+    steps: int | None
+    batch_size: int
+    accumulate: int
+    learning_rate: float
+    warmup: float
+    decay: Decay
+    weight_decay: float
+    gradient_clip: float
+    patience: int | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training run of a stage.
+
+    Attributes:
+        epochs: passes over the training examples; or
+        steps: optimiser steps. Exactly one of the two is given; 0 trains nothing.
+        batch_size: examples per forward pass.
+        accumulate: forward passes per optimiser step.
+        learning_rate: peak of AdamW's learning rate (betas 0.9 and 0.999, eps 1e-6).
+        warmup: share of the optimiser steps over which the learning rate rises from 0.
+        decay: its course after that: linear or cosine to 0, or constant.
+        weight_decay: AdamW's, on weight matrices only (not on biases and LayerNorms).
+        gradient_clip: largest L2 norm of the gradient; 0 turns clipping off.
+        patience: stop after this many epochs without a better score on ``task.holdout`` and keep the best weights; ``None`` never stops early.
+    """
+
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int = 16
+    accumulate: int = 1
+    learning_rate: float = 3e-5
+    warmup: float = 0.1
+    decay: Decay = "linear"
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise UserError(
+                f"epochs: expected either epochs or steps, given epochs={self.epochs} and steps={self.steps}"
+            )
+        rules: dict[str, tuple[bool, str]] = {
+            "epochs": (
+                self.epochs is None or (math.isfinite(self.epochs) and self.epochs >= 0),
+                "a number of at least 0",
+            ),
+            "steps": (self.steps is None or self.steps >= 0, "a whole number of at least 0"),
+            "batch_size": (self.batch_size >= 1, "a whole number of at least 1"),
+            "accumulate": (self.accumulate >= 1, "a whole number of at least 1"),
+            "learning_rate": (math.isfinite(self.learning_rate) and self.learning_rate > 0, "a number above 0"),
+            "warmup": (0 <= self.warmup <= 1, "a share in [0, 1]"),
+            "weight_decay": (self.weight_decay >= 0, "a number of at least 0"),
+            "gradient_clip": (self.gradient_clip >= 0, "a number of at least 0"),
+            "patience": (self.patience is None or self.patience >= 1, "null or a whole number of at least 1"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise UserError(f"{name}: expected {expected}, given {getattr(self, name)!r}")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return bool(self.epochs or self.steps)
+
+    def batches(self, examples: int) -> int:
+        """Forward passes of the whole fit over a training set of so many examples."""
+        if self.steps is not None:
+            return self.steps * self.accumulate
+        assert self.epochs is not None
+        return math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
+    def optimiser_steps(self, examples: int) -> int:
+        """Optimiser steps of the whole fit; a last incomplete accumulation counts as one."""
+        return math.ceil(self.batches(examples) / self.accumulate)
+
+
+assert {field.name for field in fields(Fit)} == set(get_type_hints(FitSettings))
+
+
+class Shape(NamedTuple):
+    """What planning knows of an encoder before its weights exist."""
+
+    family: str
+    layers: int
+    hidden: int
+    pruned: bool = False  #: whether an earlier stage may have narrowed its layers
+
+
+class Stage(pl.LightningModule):
+    """One step of a path: takes an encoder, gives an encoder.
+
+    A stage is constructed from its configuration alone. Then, in order: ``prepare`` takes the encoder; for every phase ``begin`` may
+    operate on it (surgery happens only between fits) and Lightning fits it by ``loss``; ``finish`` returns a plain encoder with the
+    change made real. A stage that trains nothing has no phase with a fit.
+    """
+
+    #: The stage's result can be trained and pruned; torch's dynamic INT8 cannot.
+    final: ClassVar[bool] = False
+    #: Layers may come out narrower than the hidden size.
+    narrows: ClassVar[bool] = False
+    #: Teacher and student must read the same tokens.
+    same_tokens: ClassVar[bool] = False
+
+    model: PreTrainedModel
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.seed = 0
+        self.phase = 0
+        self._data: DataModule | None = None
+
+    # -- what planning asks ------------------------------------------------------------------------------------------------
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the classification head has been trained on the task when the stage is over."""
+        return False
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether the result depends on the task's training data."""
+        return True
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """The models it learns from: ``teacher``, ``teacher.source`` or another model of the study."""
+        return ()
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Raise a ``UserError`` (key first, without the stage's name) for settings that cannot work with these models."""
+
+    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
+        """Settings that depend on the neighbours in the path (``auto``), decided once in planning.
+
+        Args:
+            config: the stage's own settings.
+            head_trained: an earlier stage trained the head.
+            finetuned_later: a later fine-tuning will.
+        """
+        return config
+
+    # -- the three hooks ---------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Take the previous encoder and build what the stage needs; give it a head for the task where it has none."""
+        self.model = model
+        self._data = data
+        if data is not None and self.needs_task:
+            ensure_head(model, data.labels, regression=data.regression)
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The training loss of one batch: a scalar. The only training code."""
+        raise NotImplementedError(f"{type(self).__name__} trains nothing")
+
+    def finish(self) -> PreTrainedModel:
+        """A plain encoder with the change made real."""
+        return self.model
+
+    # -- phases ------------------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Fit]:
+        """The fits of this stage in order; a fit that trains nothing still begins its phase."""
+        return []
+
+    def begin(self, phase: int) -> None:
+        """Surgery before the fit of a phase."""
+
+    @property
+    def data(self) -> DataModule:
+        """The task's data."""
+        assert self._data is not None
+        return self._data
+
+    # -- Lightning ---------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make each step's randomness a function of (seed, phase, step) alone, so that a resumed run repeats an unbroken one."""
+        torch.manual_seed((self.seed * 1_000_003 + self.phase * 998_244_353 + batch_idx) % 2**63)
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Lightning's hook around ``loss``."""
+        loss = self.loss(batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"learning_rate: the loss became {loss.item()} at batch {batch_idx + 1}; a smaller learning rate or precision=32 may help"
+            )
+        self.log("loss", loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW without weight decay on vectors, with warm-up and decay per optimiser step."""
+        fit = self.phases()[self.phase]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": fit.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale by itself, and clipping could not.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)
+        total = fit.optimiser_steps(len(self.data.train))
+        name = "constant_with_warmup" if fit.decay == "constant" else fit.decay
+        scheduler = get_scheduler(
+            name, optimizer, num_warmup_steps=math.ceil(fit.warmup * total), num_training_steps=total
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By the norm; Lightning's own refuses a fused optimiser although nothing is scaled."""
+        if gradient_clip_val and self.trainer.precision != "16-mixed":
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint carries its structure, so that any moment can be resumed."""
+        checkpoint.setdefault("edgemin", {}).update(
+            phase=self.phase, structure=encoder.structure(self.model), notes=list(self.notes)
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the model the checkpoint's shape before Lightning fills in its weights."""
+        saved = checkpoint["edgemin"]
+        self.phase, self.notes = saved["phase"], list(saved["notes"])
+        if saved["structure"] != encoder.structure(self.model):
+            device = self.model.device
+            self.model = encoder.build(self.model.config, saved["structure"])
+            nn.Module.to(self.model, device)
+
+
+def task_loss(logits: Tensor, labels: Tensor, *, regression: bool, reduction: str = "mean") -> Tensor:
+    """Cross-entropy (``logits [B, C]``, ``labels [B]`` class indices), or squared error for regression (``logits [B, 1]``)."""
+    if regression:
+        return functional.mse_loss(logits.squeeze(-1).float(), labels.float(), reduction=reduction)
+    return functional.cross_entropy(logits.float(), labels, reduction=reduction)
+
+
+def ensure_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bool) -> None:
+    """Keep a head that already speaks the task's labels, else attach a fresh one (drawn from torch's generator)."""
+    if encoder.label_names(model) != tuple(labels) or (model.config.problem_type == "regression") != regression:
+        encoder.attach_head(model, list(labels), regression=regression)

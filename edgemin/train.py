@@ -1,0 +1,120 @@
+"""``python -m edgemin.train``: from one configuration to the stage table. The only reader of ``DictConfig``.
+
+Only Hydra is imported at the top, so that ``--help`` and ``--cfg job`` answer at once; everything that loads torch is imported when a job
+starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edgemin.errors import UserError
+
+_failed: list[str] = []
+
+
+def conf_directory() -> str:
+    """``conf/``: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=conf_directory(), config_name="train")
+def _job(cfg: DictConfig) -> None:
+    """One job of a run or sweep. What the user did wrong is said in one line, and the other jobs of a sweep go on."""
+    try:
+        _run(cfg)
+    except UserError as error:
+        _report(error)
+
+
+def main() -> None:
+    """The command line: exit code 0, or 2 after one line per mistake of the user's."""
+    debugging = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines and leaving
+    try:
+        _job()
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        if debugging:
+            raise
+        _report(error)
+    if _failed:
+        sys.exit(2)
+
+
+def _report(error: Exception) -> None:
+    line = one_line(error)
+    _failed.append(line)
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    if os.environ.get("EDGEMIN_TRACEBACK"):
+        traceback.print_exception(error)
+
+
+def one_line(error: Exception) -> str:
+    """A mistake of the user's as one line: the key, what was expected, what was given."""
+    text = " ".join(str(error).split())
+    if unknown := re.search(r"Could not override '([^']*)'", text):
+        return f"{unknown[1]}: unknown key (to add one of your own write +{unknown[1]}=...)"
+    if choice := re.search(r"Could not find '([^']*)' Available options in '([^']*)': (.*)", text):
+        options = [option for option in choice[3].split() if not option.startswith("_")]
+        return f"{choice[2]}: expected one of {', '.join(options)}, given {choice[1].rpartition('/')[2]}"
+    return text.removesuffix(" Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
+
+
+def _run(cfg: DictConfig) -> None:
+    from edgemin.job import plan_job, run_job
+
+    try:
+        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    assert isinstance(settings, dict)
+    context = HydraConfig.get()
+    chosen = {override.partition("=")[0].lstrip("+~") for override in context.overrides.task}
+    if {"stages", "order"} <= chosen:
+        raise UserError("stages: expected either stages=[...] or order=<name>, given both")
+    plain: dict[str, Any] = {str(key): value for key, value in settings.items()}
+    job = {
+        "number": context.job.num if context.mode is RunMode.MULTIRUN else 0,
+        "overrides": list(context.overrides.task),
+        "experiment": context.runtime.choices.get("experiment"),
+        "run_dir": Path(context.runtime.output_dir),
+    }
+    transfer = {name: _task(name, plain["task"]) for name in plain["evaluate"]["transfer"]}
+    if plain["plan"]:
+        plan_job(plain, job)
+    else:
+        run_job(plain, job, transfer)
+
+
+def _task(name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of another task, read where this task is read from."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = [f"task={name}", f"task.max_evaluation_examples={own['max_evaluation_examples'] or 'null'}"]
+    if own["subset"] is not None and own["path"] is not None:
+        overrides.append(f"task.path='{own['path']}'")
+    try:
+        composed = loader.load_configuration("train", overrides, run_mode=RunMode.RUN)
+    except HydraException as error:
+        raise UserError(f"evaluate.transfer: {one_line(error)}") from error
+    found = OmegaConf.to_container(composed.task, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Synthetic run.json files for the tests of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PAPER = (
+    # name, model, stages, accuracy, bytes, params, visible, flops, padded p50
+    ("Teacher", "teacher", ["finetune"], 0.9094, 267_820_040, 66_955_010, 66_955_010, 11_174_000_000, 62.7),
+    (
+        "Student baseline",
+        "student",
+        ["finetune"],
+        0.9209,
+        133_460_000,
+        33_360_770,
+        33_360_770,
+        5_738_000_000,
+        40.9,
+    ),
+    (
+        "+ Distillation",
+        "student",
+        ["finetune", "distill"],
+        0.9209,
+        133_460_100,
+        33_360_770,
+        33_360_770,
+        5_738_000_000,
+        39.4,
+    ),
+    (
+        "+ Head pruning",
+        "student",
+        ["finetune", "distill", "prune"],
+        0.9071,
+        128_731_000,
+        32_178_818,
+        32_178_818,
+        5_386_000_000,
+        38.1,
+    ),
+    (
+        "Quantised (not pruned)",
+        "student",
+        ["finetune", "distill", "quantize"],
+        0.9002,
+        69_437_000,
+        33_360_770,
+        11_937_024,
+        5_738_000_000,
+        25.5,
+    ),
+    (
+        "Pruned + quantised",
+        "student",
+        ["finetune", "distill", "prune", "quantize"],
+        0.8980,
+        68_252_000,
+        32_178_818,
+        11_937_024,
+        5_386_000_000,
+        25.1,
+    ),
+)
+MADE_FROM = {
+    "+ Distillation": "Student baseline",
+    "+ Head pruning": "+ Distillation",
+    "Quantised (not pruned)": "+ Distillation",
+    "Pruned + quantised": "+ Head pruning",
+}
+
+
+def row(paper: tuple[Any, ...], task: str, split: str, shift: float, measured: bool) -> dict[str, Any]:
+    name, model, stages, accuracy, size, params, visible, flops, p50 = paper
+    cost: dict[str, Any] = {
+        "params": params,
+        "params_visible": visible,
+        "size_bytes": size,
+        "macs": flops // 2,
+        "flops": flops,
+    }
+    if measured:
+        timing = {"p10": p50 * 0.97, "p50": p50, "p90": p50 * 1.05, "p95": p50 * 1.08, "mean": p50 * 1.01}
+        cost["latency_ms"] = {
+            "padded": {"length": 128, **timing, "n": 500, "unstable": False},
+            "task": {"length": 25.2, **{k: v / 2.2 for k, v in timing.items()}, "n": 500, "unstable": False},
+        }
+        cost["throughput_per_s"] = {"padded": 1000 / timing["mean"], "task": 2200 / timing["mean"]}
+        cost["peak_memory_bytes"] = size + 300_000_000
+        cost["energy_mj"] = p50 * 15.0
+        cost["power_w"] = 15.0
+        cost["energy_source"] = "estimate"
+        cost["threads"] = 2
+    metrics = {"accuracy": accuracy + shift, "f1": accuracy + shift + 0.004, "loss": 0.3, "n": 872}
+    return {
+        "name": name,
+        "model": model,
+        "stages": stages,
+        "control": False,
+        "artifact": f"{'/'.join([model, *stages])}-{task}",
+        "made_from": MADE_FROM.get(name),
+        "metrics": {task: {split: metrics}},
+        "transfer": [],
+        "cost": cost,
+        "delta": {},
+        "predictions": "predictions/0.safetensors",
+        "notes": [],
+    }
+
+
+def fill_deltas(run: dict[str, Any]) -> None:
+    """Ratios as the pipeline forms them, to the first row of each model."""
+    task, split = run["task"]["name"], run["task"]["splits"][0]
+    for one in run["rows"]:
+        for model in ("teacher", "student"):
+            reference = next(other for other in run["rows"] if other["model"] == model)
+            ours, theirs = one["cost"], reference["cost"]
+            delta: dict[str, Any] = {
+                "compression_ratio": theirs["size_bytes"] / ours["size_bytes"],
+                "params_ratio": theirs["params"] / ours["params"],
+                "flops_ratio": theirs["flops"] / ours["flops"],
+            }
+            if one["metrics"]:
+                mine = one["metrics"][task][split]["accuracy"]
+                other = reference["metrics"][task][split]["accuracy"]
+                delta |= {"metric": mine - other, "metric_retained": mine / other}
+            if "latency_ms" in ours:
+                delta["speed_up"] = {
+                    kind: theirs["latency_ms"][kind]["p50"] / ours["latency_ms"][kind]["p50"]
+                    for kind in ("padded", "task")
+                }
+            one["delta"][model] = delta
+
+
+def run(
+    *,
+    task: str = "sst2",
+    split: str = "validation",
+    seed: int = 42,
+    number: int = 0,
+    overrides: tuple[str, ...] = (),
+    shift: float = 0.0,
+    measured: bool = True,
+) -> dict[str, Any]:
+    """The paper's six rows as one run."""
+    rows = [row(paper, task, split, shift, measured) for paper in PAPER]
+    made = {
+        "schema": 1,
+        "edgemin": "0.1.0",
+        "study": "paper",
+        "experiment": None,
+        "job": {"number": number, "overrides": list(overrides), "command": "python -m edgemin.train"},
+        "started": "2026-01-01T10:00:00+00:00",
+        "ended": "2026-01-01T11:00:00+00:00",
+        "seed": seed,
+        "task": {
+            "name": task,
+            "path": "nyu-mll/glue",
+            "labels": ["negative", "positive"],
+            "metric": "accuracy",
+            "splits": [split],
+            "train_examples": 67349,
+            "evaluation_examples": {split: 872},
+            "max_length": 128,
+        },
+        "order": {"name": "paper", "stages": ["finetune", "distill", "prune", "quantize"]},
+        "config": {"prune": {"ratio": 0.2}, "seed": seed, "task": {"name": task}},
+        "host": {"cpu": "Some CPU", "cores": 2, "threads": 2},
+        "versions": {"torch": "2.13.0"},
+        "precision": "bf16-mixed",
+        "device": "cpu",
+        "published": None,
+        "nodes": [
+            {"path": f"{one['model']}/{'/'.join(one['stages'])}", "key": "k", "cached": False, "seconds": 1.0}
+            for one in rows
+        ],
+        "warnings": [],
+        "rows": rows,
+    }
+    fill_deltas(made)
+    return made
+
+
+def save(directory: Path, data: dict[str, Any]) -> Path:
+    """Writes it where a job would."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "run.json").write_text(json.dumps(data), encoding="utf-8")
+    return directory

@@ -1,0 +1,782 @@
+"""The encoder's surgery, taps and structure, on tiny models of every family."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    T5Config,
+    XLMRobertaConfig,
+)
+
+from edgemin import encoder
+from edgemin.errors import UserError
+
+LAYERS, HEADS, HEAD_SIZE, HIDDEN, FFN, VOCABULARY = 3, 4, 8, 32, 48, 100
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": FFN,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+ROBERTA_TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+MODERNBERT_TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "bert": lambda: BertConfig(**COMMON),
+    "electra": lambda: ElectraConfig(embedding_size=16, **COMMON),
+    "electra-wide": lambda: ElectraConfig(embedding_size=HIDDEN, **COMMON),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=HIDDEN,
+        n_layers=LAYERS,
+        n_heads=HEADS,
+        hidden_dim=FFN,
+        max_position_embeddings=40,
+        num_labels=3,
+    ),
+    "roberta": lambda: RobertaConfig(type_vocab_size=1, **ROBERTA_TOKENS, **COMMON),
+    "xlm-roberta": lambda: XLMRobertaConfig(type_vocab_size=1, **ROBERTA_TOKENS, **COMMON),
+    "modernbert": lambda: ModernBertConfig(local_attention=4, **MODERNBERT_TOKENS, **COMMON),
+    "modernbert-bias": lambda: ModernBertConfig(
+        local_attention=4,
+        norm_bias=True,
+        attention_bias=True,
+        mlp_bias=True,
+        classifier_bias=True,
+        classifier_pooling="mean",
+        **MODERNBERT_TOKENS,
+        **COMMON,
+    ),
+}
+FAMILIES = list(CONFIGS)
+TYPED = ("bert", "electra", "electra-wide")  # those that tell token types apart
+BERT_LAYER = {
+    "projections": ["attention.self.query", "attention.self.key", "attention.self.value"],
+    "output": "attention.output.dense",
+    "ffn_out": "output.dense",
+}
+PATHS: dict[str, dict[str, Any]] = {
+    "bert": {"layers": "bert.encoder.layer", "classifier": "classifier", **BERT_LAYER},
+    "electra": {"layers": "electra.encoder.layer", "classifier": "classifier.out_proj", **BERT_LAYER},
+    "roberta": {"layers": "roberta.encoder.layer", "classifier": "classifier.out_proj", **BERT_LAYER},
+    "distilbert": {
+        "layers": "distilbert.transformer.layer",
+        "classifier": "classifier",
+        "projections": ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
+        "output": "attention.out_lin",
+        "ffn_out": "ffn.lin2",
+    },
+    "modernbert": {
+        "layers": "model.layers",
+        "classifier": "classifier",
+        "projections": ["attn.Wqkv"],
+        "output": "attn.Wo",
+        "ffn_out": "mlp.Wo",
+    },
+}
+
+
+def make(name: str, seed: int = 0) -> PreTrainedModel:
+    """A tiny model in eval mode whose weights are large enough for every part to matter."""
+    torch.manual_seed(seed)
+    model = encoder.build(CONFIGS[name]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            else:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def some_batch(model: PreTrainedModel, seed: int = 1) -> dict[str, Tensor]:
+    """Three sentences of 12, 9 and 5 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([12, 9, 5])
+    mask = (torch.arange(12)[None] < lengths[:, None]).long()
+    ids = torch.randint(5, VOCABULARY, (3, 12), generator=generator)
+    token_types = (torch.arange(12)[None] >= 4).long().expand(3, 12) * mask
+    padding = model.config.pad_token_id
+    return {
+        "input_ids": torch.where(mask.bool(), ids, padding),
+        "attention_mask": mask,
+        "token_type_ids": token_types,
+    }
+
+
+def layer_part(model: PreTrainedModel, layer: int, path: str = "") -> nn.Module:
+    """A part of a layer, or the layer itself."""
+    return model.get_submodule(f"{part_path(model, 'layers')}.{layer}").get_submodule(path)
+
+
+def part_path(model: PreTrainedModel, name: str) -> Any:
+    return PATHS[encoder.family(model)][name]
+
+
+@contextmanager
+def inputs_masked(*masked: tuple[nn.Module, Tensor]) -> Iterator[None]:
+    """Multiply the first input of these modules."""
+    with ExitStack() as stack:
+        for module, mask in masked:
+            stack.enter_context(
+                module.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask, *args[1:]))
+            )
+        yield
+
+
+@contextmanager
+def outputs_mapped(*mapped: tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]) -> Iterator[None]:
+    """Replace the output of these modules by a function of their first input and their output."""
+    with ExitStack() as stack:
+        for module, change in mapped:
+            stack.enter_context(module.register_forward_hook(lambda _, args, out, change=change: change(args[0], out)))
+        yield
+
+
+def ones_at(kept: list[int], size: int) -> Tensor:
+    mask = torch.zeros(size)
+    mask[kept] = 1
+    return mask
+
+
+def logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return encoder.logits(model, batch)
+
+
+def assert_rebuilds(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+    """Structure and config go through JSON, the weights through a state dict, and the logits are equal."""
+    structure = json.loads(json.dumps(encoder.structure(model)))
+    config = type(model.config).from_dict(json.loads(model.config.to_json_string()))
+    torch.manual_seed(99)
+    rebuilt = encoder.build(config, structure).eval()
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    assert encoder.structure(rebuilt) == structure
+    assert torch.equal(logits(rebuilt, batch), logits(model, batch))
+    assert rebuilt.config.to_dict() == model.config.to_dict()
+
+
+# Families
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_and_its_config_name_the_same_family(name: str) -> None:
+    model = make(name)
+    expected = {"xlm-roberta": "roberta"}.get(name, name.partition("-")[0])
+    assert encoder.family(model) == encoder.family(model.config) == expected
+    assert encoder.num_layers(model) == LAYERS
+    assert encoder.heads(model) == [HEADS] * LAYERS
+
+
+@pytest.mark.parametrize("config", [GPT2Config(), T5Config()], ids=["gpt2", "t5"])
+def test_an_unsupported_architecture_is_refused_with_the_list_of_families(config: PreTrainedConfig) -> None:
+    for call in (encoder.family, encoder.build):
+        with pytest.raises(UserError) as refused:
+            call(config)
+        line = str(refused.value)
+        assert config.model_type in line and "\n" not in line
+        for known in ("bert", "MiniLM", "electra", "distilbert", "roberta", "xlm-roberta", "modernbert"):
+            assert known in line
+
+
+def test_a_model_without_a_classifier_is_refused() -> None:
+    with pytest.raises(UserError, match="sequence classification"):
+        encoder.family(BertForMaskedLM(BertConfig(**COMMON)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_head_prefixes_name_exactly_the_parameters_outside_embeddings_and_layers(name: str) -> None:
+    model = make(name)
+    prefixes = encoder.head_prefixes(model)
+    body = ("embeddings", "encoder.layer", "transformer.layer", "model.layers", "final_norm")
+    for parameter, _ in model.named_parameters():
+        assert parameter.startswith(prefixes) != any(part in parameter for part in body), parameter
+    assert encoder.classifier_prefix(model) == part_path(model, "classifier")
+    assert model.get_submodule(encoder.classifier_prefix(model)).out_features == 3
+
+
+# Slicing equals masking
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slicing_heads_equals_masking_their_contexts(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    kept = {0: [1, 3], 1: [2], 2: [3, 0, 1]}
+    masks = {layer: ones_at(heads, HEADS).repeat_interleave(HEAD_SIZE) for layer, heads in kept.items()}
+    with inputs_masked(
+        *((layer_part(model, layer, part_path(model, "output")), mask) for layer, mask in masks.items())
+    ):
+        masked = logits(model, batch)
+    assert not torch.allclose(masked, logits(model, batch), atol=1e-3)
+    for layer, heads in kept.items():
+        encoder.slice_heads(model, layer, heads)
+    torch.testing.assert_close(logits(model, batch), masked, atol=1e-5, rtol=0)
+    assert encoder.heads(model) == [2, 1, 3]
+    assert_rebuilds(model, batch)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slicing_ffn_units_equals_masking_them(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    kept = {0: list(range(0, FFN, 3)), 2: [47, 5, 11]}
+    with inputs_masked(
+        *((layer_part(model, layer, part_path(model, "ffn_out")), ones_at(units, FFN)) for layer, units in kept.items())
+    ):
+        masked = logits(model, batch)
+    assert not torch.allclose(masked, logits(model, batch), atol=1e-3)
+    for layer, units in kept.items():
+        encoder.slice_ffn(model, layer, units)
+    torch.testing.assert_close(logits(model, batch), masked, atol=1e-5, rtol=0)
+    assert [layer["ffn"] for layer in encoder.structure(model)["layers"]] == [16, FFN, 3]
+    assert_rebuilds(model, batch)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kept", [[0, 2], [1, 2], [1]])
+def test_slicing_layers_equals_skipping_the_others(name: str, kept: list[int]) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    skipped = [layer_part(model, layer) for layer in range(LAYERS) if layer not in kept]
+    with outputs_mapped(*((module, lambda hidden, _: hidden) for module in skipped)):
+        expected = logits(model, batch)
+    encoder.slice_layers(model, kept)
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-6, rtol=0)
+    assert encoder.num_layers(model) == model.config.num_hidden_layers == len(kept)
+    assert_rebuilds(model, batch)
+
+
+def test_modernbert_layers_take_their_kind_of_attention_and_missing_norm_along() -> None:
+    model = make("modernbert")
+    assert [layer["window"] for layer in encoder.structure(model)["layers"]] == [None, 4, 4]
+    encoder.slice_layers(model, [2, 0])
+    layers = encoder.structure(model)["layers"]
+    assert [layer["window"] for layer in layers] == [4, None]
+    assert [layer["attention_norm"] for layer in layers] == [True, False]
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    assert_rebuilds(model, some_batch(model))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slicing_the_vocabulary_keeps_the_logits_of_remapped_ids(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    batch["input_ids"][batch["input_ids"] >= 60] -= 50
+    expected = logits(model, batch)
+    kept = [0, 1, 2, *range(59, 2, -1)]
+    encoder.slice_vocabulary(model, kept)
+    new_ids = {old: new for new, old in enumerate(kept)}
+    batch["input_ids"].apply_(lambda old: new_ids[old])
+    assert torch.equal(logits(model, batch), expected)
+    assert encoder.structure(model)["vocabulary"] == model.config.vocab_size == 60
+    assert_rebuilds(model, batch)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
+def test_slicing_the_vocabulary_moves_the_padding_and_other_special_tokens(name: str) -> None:
+    model = make(name)
+    expected = logits(model, some_batch(model))
+    encoder.slice_vocabulary(model, range(VOCABULARY - 1, -1, -1))
+    batch = some_batch(make(name))
+    batch["input_ids"] = VOCABULARY - 1 - batch["input_ids"]
+    assert torch.equal(logits(model, batch), expected)
+    assert model.config.pad_token_id == model.get_input_embeddings().padding_idx == VOCABULARY - 1
+    if name == "modernbert":
+        assert (model.config.cls_token_id, model.config.sep_token_id) == (98, 97)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slicing_hidden_units_equals_norms_over_the_kept_units_in_the_full_model(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    kept = [31, *range(1, 28, 2)]
+    mask = ones_at(kept, HIDDEN)
+
+    def over_kept(norm: nn.LayerNorm) -> Callable[[Tensor, Tensor], Tensor]:
+        def change(hidden: Tensor, _: Tensor) -> Tensor:
+            mean = (hidden * mask).sum(-1, keepdim=True) / len(kept)
+            variance = ((hidden - mean).square() * mask).sum(-1, keepdim=True) / len(kept)
+            bias = 0 if norm.bias is None else norm.bias
+            return ((hidden - mean) / (variance + norm.eps).sqrt() * norm.weight + bias) * mask
+
+        return change
+
+    changes = [
+        (module, over_kept(module))
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm) and module.normalized_shape == (HIDDEN,)
+    ]
+    if name == "electra":
+        changes.append((model.get_submodule("electra.embeddings_project"), lambda _, out: out * mask))
+    classifier = model.get_submodule(part_path(model, "classifier"))
+    with outputs_mapped(*changes), inputs_masked((classifier, mask)):
+        expected = logits(model, batch)
+    encoder.slice_hidden(model, kept)
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=0)
+    structure = encoder.structure(model)
+    assert structure["hidden"] == model.config.hidden_size == len(kept)
+    assert structure["head"] == [[15, 15], [15, 3]]
+    assert [(layer["heads"], layer["head_size"]) for layer in structure["layers"]] == [(4, 8)] * LAYERS
+    assert_rebuilds(model, batch)
+
+
+def test_an_electra_projection_survives_a_hidden_size_equal_to_the_embeddings() -> None:
+    model = make("electra")
+    encoder.slice_hidden(model, range(16))
+    structure = encoder.structure(model)
+    assert structure["embedding"] == structure["hidden"] == 16 and structure["projection"]
+    assert_rebuilds(model, some_batch(model))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("modernbert")])
+def test_slicing_the_head_size_equals_masking_dimensions_under_the_new_scale(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    mask = (torch.arange(HEAD_SIZE) < 5).float().repeat(HEADS)
+    reference = copy.deepcopy(model)
+    projections = [
+        layer_part(reference, layer, path) for layer in range(LAYERS) for path in part_path(model, "projections")
+    ]
+    for module in reference.modules():
+        if hasattr(module, "scaling"):
+            module.scaling = 5**-0.5
+    with outputs_mapped(*((linear, lambda _, out: out * mask) for linear in projections)):
+        expected = logits(reference, batch)
+    encoder.slice_head_size(model, 5)
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=0)
+    assert encoder.heads(model) == [HEADS] * LAYERS
+    assert {layer["head_size"] for layer in encoder.structure(model)["layers"]} == {5}
+    assert_rebuilds(model, batch)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keeping_everything_changes_nothing(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    expected, structure, config = logits(model, batch), encoder.structure(model), model.config.to_dict()
+    encoder.slice_layers(model, range(LAYERS))
+    for layer in range(LAYERS):
+        encoder.slice_heads(model, layer, range(HEADS))
+        encoder.slice_ffn(model, layer, range(FFN))
+    encoder.slice_hidden(model, range(HIDDEN))
+    encoder.slice_vocabulary(model, range(VOCABULARY))
+    assert torch.equal(logits(model, batch), expected)
+    assert encoder.structure(model) == structure
+    assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_sliced_in_every_way_is_rebuilt_and_trains(name: str) -> None:
+    model = make(name)
+    encoder.slice_heads(model, 0, [0, 2])
+    encoder.slice_ffn(model, 2, range(7))
+    encoder.slice_layers(model, [0, 2])
+    encoder.slice_hidden(model, range(3, 30))
+    encoder.slice_vocabulary(model, range(90))
+    encoder.slice_heads(model, 1, [1])
+    batch = some_batch(model)
+    batch["input_ids"] %= 90
+    assert_rebuilds(model, batch)
+    encoder.logits(model, batch).sum().backward()
+    for parameter, value in model.named_parameters():
+        assert value.requires_grad and value.grad is not None, parameter
+        assert value.grad.shape == value.shape
+
+
+def test_even_slices_are_written_into_the_config_and_uneven_ones_are_not() -> None:
+    model = make("bert")
+    encoder.slice_ffn(model, 0, range(10))
+    assert model.config.intermediate_size == FFN
+    for layer in (1, 2):
+        encoder.slice_ffn(model, layer, range(10))
+    assert model.config.intermediate_size == 10
+    for layer in range(LAYERS):
+        encoder.slice_heads(model, layer, [0, 1])
+    assert model.config.num_attention_heads == HEADS  # 2 heads would mean a head size of 16
+    encoder.slice_hidden(model, range(16))
+    assert (model.config.num_attention_heads, model.config.hidden_size) == (2, 16)
+    plain = encoder.build(model.config).eval()
+    plain.load_state_dict(model.state_dict(), strict=True)
+    batch = some_batch(model)
+    assert torch.equal(logits(plain, batch), logits(model, batch))
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = make("distilbert").requires_grad_(False)
+    encoder.slice_heads(model, 0, [0])
+    encoder.slice_hidden(model, range(8))
+    encoder.slice_vocabulary(model, range(9))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("mistake", "line"),
+    [
+        (
+            lambda m: encoder.slice_heads(m, 3, [0]),
+            "layer: expected 1 to 3, the layers the model has, given 4",
+        ),
+        (lambda m: encoder.slice_heads(m, -1, [0]), "given 0"),
+        (lambda m: encoder.slice_heads(m, 0, []), "keep: expected at least one of 4 heads, given none"),
+        (lambda m: encoder.slice_heads(m, 0, [4]), "keep: expected heads from 0 to 3, given 4"),
+        (lambda m: encoder.slice_heads(m, 0, [1, 1]), "keep: expected heads once each, given 1 twice"),
+        (lambda m: encoder.slice_ffn(m, 0, [-1]), "keep: expected FFN units from 0 to 47, given -1"),
+        (lambda m: encoder.slice_ffn(m, 5, [0]), "layer: expected 1 to 3"),
+        (lambda m: encoder.slice_layers(m, []), "keep: expected at least one of 3 layers"),
+        (lambda m: encoder.slice_layers(m, [3]), "keep: expected layers from 1 to 3, given 4"),
+        (lambda m: encoder.slice_hidden(m, [0, 32]), "keep: expected hidden units from 0 to 31, given 32"),
+        (lambda m: encoder.slice_vocabulary(m, [0, 100]), "keep: expected token ids from 0 to 99, given 100"),
+        (lambda m: encoder.slice_vocabulary(m, [5, 6]), "keep: expected the special token 0 (pad_token_id)"),
+        (lambda m: encoder.slice_head_size(m, 0), "head_size: expected 1 to 8, given 0"),
+        (lambda m: encoder.slice_head_size(m, 9), "head_size: expected 1 to 8, given 9"),
+        (lambda m: encoder.read(m, some_batch(m), [3], stop=True), "layer: expected 1 to 3"),
+        (lambda m: encoder.attach_head(m, ["a"]), "labels: expected at least two classes"),
+        (lambda m: encoder.attach_head(m, ["a", "a"]), "labels: expected distinct names"),
+        (lambda m: encoder.attach_head(m, ["a", "b"], regression=True), "labels: expected one name"),
+        (
+            lambda m: encoder.build(m.config, encoder.structure(make("roberta"))),
+            "structure: expected family bert",
+        ),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_changes_nothing(mistake: Callable[[PreTrainedModel], None], line: str) -> None:
+    model = make("bert")
+    before, config = encoder.structure(model), model.config.to_dict()
+    with pytest.raises(UserError) as refused:
+        mistake(model)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+    assert encoder.structure(model) == before and model.config.to_dict() == config
+
+
+def test_modernbert_heads_cannot_be_shortened_because_of_their_rotary_embedding() -> None:
+    with pytest.raises(UserError, match="rotary"):
+        encoder.slice_head_size(make("modernbert"), 4)
+
+
+def test_roberta_padding_cannot_move_because_positions_are_counted_from_it() -> None:
+    with pytest.raises(UserError, match="counts positions"):
+        encoder.slice_vocabulary(make("roberta"), [1, 0, 2, 3])
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("stop", [True, False])
+def test_what_is_read_of_layer_l_is_the_projection_of_hidden_state_l(name: str, stop: bool) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    with torch.no_grad():
+        reading = encoder.read(model, batch, [0, 2], stop=stop)
+        accepted = {key: value for key, value in batch.items() if key != "token_type_ids" or name in TYPED}
+        hidden = model(**accepted, output_hidden_states=True).hidden_states
+    assert list(reading.projections) == [0, 2]
+    for layer, read in reading.projections.items():
+        normed = hidden[layer]
+        if name.startswith("modernbert"):
+            normed = layer_part(model, layer, "attn_norm")(normed)
+        linears = [layer_part(model, layer, path) for path in part_path(model, "projections")]
+        expected = torch.cat([linear(normed) for linear in linears], dim=-1).split(HIDDEN, dim=-1)
+        for found, wanted in zip((read.query, read.key, read.value), expected, strict=True):
+            assert found.shape == (3, 12, HEADS * HEAD_SIZE)
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    if stop:
+        assert reading.logits is None
+    else:
+        assert reading.logits is not None and torch.equal(reading.logits, logits(model, batch))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_stopped_forward_runs_nothing_behind_the_deepest_layer_read(name: str) -> None:
+    model = make(name)
+    ran: list[tuple[str, int]] = []
+    for layer in range(LAYERS):
+        for part in ("output", "ffn_out"):
+            module = layer_part(model, layer, part_path(model, part))
+            module.register_forward_hook(lambda *_, mark=(part, layer): ran.append(mark))
+    reading = encoder.read(model, some_batch(model), [1, 0], stop=True)
+    assert list(reading.projections) == [1, 0]
+    assert ran == [("output", 0), ("ffn_out", 0)]
+    ran.clear()
+    encoder.read(model, some_batch(model), [1], stop=False)
+    assert len(ran) == 2 * LAYERS
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("stop", [True, False])
+def test_reading_leaves_no_hook_and_lets_gradients_flow(name: str, stop: bool) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    before = logits(model, batch)
+    hooks = sum(len(module._forward_hooks) for module in model.modules())
+    read = encoder.read(model, batch, [1], stop=stop).projections[1]
+    (read.query.sum() + read.key.sum() + read.value.sum()).backward()
+    for path in part_path(model, "projections"):
+        assert layer_part(model, 1, path).weight.grad.abs().sum() > 0
+        assert layer_part(model, 0, path).weight.grad.abs().sum() > 0
+        assert layer_part(model, 2, path).weight.grad is None
+    assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+    assert torch.equal(logits(model, batch), before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_of_head_contexts_are_those_of_a_gate_on_every_head(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    encoder.slice_heads(model, 1, [0, 3, 1])
+    gates = [torch.ones(count, requires_grad=True) for count in encoder.heads(model)]
+    with inputs_masked(
+        *(
+            (layer_part(model, layer, part_path(model, "output")), gate.repeat_interleave(HEAD_SIZE))
+            for layer, gate in enumerate(gates)
+        )
+    ):
+        expected = torch.autograd.grad(encoder.logits(model, batch).square().sum(), gates)
+    with encoder.head_contexts(model) as contexts:
+        assert contexts == []
+        encoder.logits(model, batch)
+        encoder.logits(model, batch).square().sum().backward()
+    assert [context.shape[-1] // HEAD_SIZE for context in contexts] == [4, 3, 4]
+    for context, gradient in zip(contexts, expected, strict=True):
+        assert context.grad is not None
+        found = (context * context.grad).unflatten(-1, (-1, HEAD_SIZE)).sum(dim=(0, 1, 3))
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-4)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_head_contexts_of_frozen_layers_get_gradients_too() -> None:
+    model = make("bert")
+    batch = some_batch(model)
+    grads = []
+    for frozen in (False, True):
+        model.requires_grad_(not frozen)
+        with encoder.head_contexts(model) as contexts:
+            encoder.logits(model, batch).square().sum().backward()
+        grads.append([context.grad for context in contexts])
+    # a context cut off from the layers below still has the whole gradient of what lies above it
+    for live, cut in zip(*grads, strict=True):
+        torch.testing.assert_close(cut, live)
+    with torch.no_grad(), encoder.head_contexts(model) as contexts:
+        encoder.logits(model, batch)
+        assert len(contexts) == LAYERS and not contexts[0].requires_grad
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_takes_what_the_family_accepts_and_leaves_the_rest(name: str) -> None:
+    model = make(name)
+    batch = some_batch(model)
+    expected = logits(model, batch)
+    assert expected.shape == (3, 3)
+    assert torch.equal(logits(model, {**batch, "labels": torch.zeros(3, dtype=torch.long)}), expected)
+    untyped = {key: value for key, value in batch.items() if key != "token_type_ids"}
+    assert torch.equal(logits(model, untyped), expected) == (name not in TYPED)
+
+
+# Structure
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_structure_of_a_fresh_model_is_its_config(name: str) -> None:
+    structure = encoder.structure(make(name))
+    modern = name.startswith("modernbert")
+    assert structure == {
+        "family": encoder.family(CONFIGS[name]()),
+        "hidden": HIDDEN,
+        "vocabulary": VOCABULARY,
+        "positions": 0 if modern else 40,
+        "token_types": 2 if name in TYPED else 1 if "roberta" in name else 0,
+        "embedding": 16 if name == "electra" else HIDDEN,
+        "projection": name == "electra",
+        "labels": 3,
+        "head": [[HIDDEN, HIDDEN], [HIDDEN, 3]],
+        "layers": [
+            {
+                "heads": HEADS,
+                "head_size": HEAD_SIZE,
+                "ffn": FFN,
+                "gated": modern,
+                "window": 4 if modern and layer > 0 else None,
+                "attention_norm": not modern or layer > 0,
+            }
+            for layer in range(LAYERS)
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_build_draws_weights_as_hugging_face_does(name: str) -> None:
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    plain = encoder.build(config)
+    shaped = encoder.build(config, encoder.structure(plain))
+    assert config.to_dict() == CONFIGS[name]().to_dict()  # the caller's config is left alone
+    for (parameter, expected), found in zip(
+        plain.requires_grad_(False).named_parameters(), shaped.requires_grad_(False).parameters(), strict=True
+    ):
+        assert found.shape == expected.shape
+        if expected.numel() > 500:
+            assert found.std().item() == pytest.approx(expected.std().item(), rel=0.2), parameter
+            assert found.abs().max().item() == pytest.approx(expected.abs().max().item(), rel=0.5), parameter
+        elif expected.ndim == 1:
+            assert torch.equal(found, expected), parameter
+
+
+def test_build_draws_from_the_global_generator() -> None:
+    structure = encoder.structure(make("bert"))
+    built = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        built.append(encoder.build(CONFIGS["bert"](), structure).state_dict())
+    assert all(torch.equal(built[0][key], built[1][key]) for key in built[0])
+    assert not torch.equal(built[0]["classifier.weight"], built[2]["classifier.weight"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sliced_config_survives_config_json(name: str, tmp_path: Any) -> None:
+    model = make(name)
+    encoder.slice_hidden(model, range(30))
+    encoder.slice_layers(model, [2])
+    model.config.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    rebuilt = encoder.build(config, encoder.structure(model)).eval()
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    batch = some_batch(model)
+    assert torch.equal(logits(rebuilt, batch), logits(model, batch))
+
+
+# Quantised layers
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_dynamically_quantised_model_is_described_and_read_and_refuses_surgery(name: str) -> None:
+    model = make(name)
+    encoder.slice_heads(model, 1, [0, 2])
+    encoder.slice_ffn(model, 2, range(5))
+    structure = encoder.structure(model)
+    batch = some_batch(model)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert encoder.structure(quantised) == structure
+    assert encoder.heads(quantised) == [4, 2, 4]
+    before = logits(quantised, batch)
+    with torch.no_grad():
+        reading = encoder.read(quantised, batch, [1], stop=False)
+    assert torch.equal(reading.logits, before)
+    assert reading.projections[1].value.shape == (3, 12, 16)
+    for surgery in (
+        lambda: encoder.slice_heads(quantised, 0, [0]),
+        lambda: encoder.slice_ffn(quantised, 0, [0]),
+        lambda: encoder.slice_hidden(quantised, [0]),
+        lambda: encoder.attach_head(quantised, ["a", "b"]),
+    ):
+        with pytest.raises(UserError, match="Linear"):
+            surgery()
+    assert encoder.structure(quantised) == structure
+    assert torch.equal(logits(quantised, batch), before)
+
+
+def test_a_new_kind_of_linear_brings_its_own_slicing() -> None:
+    class Doubled(nn.Module):
+        """A Linear stored at half its size."""
+
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.halved, self.bias = nn.Parameter(linear.weight.detach() / 2), linear.bias
+            self.out_features, self.in_features = self.halved.shape
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return nn.functional.linear(inputs, 2 * self.halved, self.bias)
+
+    @encoder.slice_weight.register(Doubled)
+    def _(module: Doubled, rows: Tensor | None, columns: Tensor | None) -> None:
+        if rows is not None:
+            module.halved, module.bias = nn.Parameter(module.halved[rows]), nn.Parameter(module.bias[rows])
+        if columns is not None:
+            module.halved = nn.Parameter(module.halved[:, columns])
+        module.out_features, module.in_features = module.halved.shape
+
+    model, plain = make("bert"), make("bert")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, Doubled(module))
+    for changed in (model, plain):
+        encoder.slice_heads(changed, 0, [2, 1])
+        encoder.slice_hidden(changed, range(20))
+    assert encoder.structure(model) == encoder.structure(plain)
+    batch = some_batch(plain)
+    torch.testing.assert_close(logits(model, batch), logits(plain, batch), atol=1e-6, rtol=0)
+
+
+# Head
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_attached_head_is_fresh_fits_its_labels_and_leaves_the_rest(name: str) -> None:
+    model = make(name)
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(5)
+    encoder.attach_head(model, ["no", "maybe", "yes", "never"])
+    classifier = model.get_submodule(encoder.classifier_prefix(model))
+    assert (classifier.in_features, classifier.out_features) == (HIDDEN, 4)
+    expected_std = HIDDEN**-0.5 if name.startswith("modernbert") else model.config.initializer_range
+    assert classifier.weight.std().item() == pytest.approx(expected_std, rel=0.3)
+    assert classifier.bias.abs().sum() == 0
+    for key, value in model.state_dict().items():
+        if not key.startswith(encoder.classifier_prefix(model) + "."):
+            assert torch.equal(value, before[key]), key
+    config = model.config
+    assert config.id2label == {0: "no", 1: "maybe", 2: "yes", 3: "never"}
+    assert config.label2id == {"no": 0, "maybe": 1, "yes": 2, "never": 3}
+    assert config.num_labels == model.num_labels == encoder.structure(model)["labels"] == 4
+    assert config.problem_type == "single_label_classification"
+    assert_rebuilds(model, some_batch(model))
+    weight = classifier.weight.clone()
+    torch.manual_seed(5)
+    encoder.attach_head(model, ["no", "maybe", "yes", "never"])
+    assert torch.equal(model.get_submodule(encoder.classifier_prefix(model)).weight, weight)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_regression_head_has_one_output(name: str) -> None:
+    model = make(name)
+    encoder.attach_head(model, ["score"], regression=True)
+    batch = some_batch(model)
+    assert logits(model, batch).shape == (3, 1)
+    assert model.config.problem_type == "regression" and model.config.num_labels == 1
+    assert_rebuilds(model, batch)
+
+
+def test_an_attached_head_keeps_device_and_dtype() -> None:
+    model = make("roberta").to(torch.float64)
+    encoder.attach_head(model, ["a", "b"])
+    assert model.get_submodule("classifier.out_proj").weight.dtype == torch.float64

@@ -1,0 +1,193 @@
+"""Metrics equal closed forms, and neither padding nor batch size changes them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from edgemin import encoder, toy
+from edgemin.data import Examples, Task, encode, load
+from edgemin.data.encoding import Encoded
+from edgemin.errors import UserError
+from edgemin.evaluate import evaluate, primary_metric
+
+
+class Oracle(nn.Module):
+    """Answers with the logits it was given, in the order it is asked."""
+
+    def __init__(self, logits: Tensor, encoded: Encoded) -> None:
+        super().__init__()
+        self.answers = {tuple(encoded.batch([i])["input_ids"][0].tolist()): logits[i] for i in range(len(encoded))}
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
+    def answer(model: Oracle, batch: dict[str, Tensor]) -> Tensor:
+        width = {True: 8, False: 16}
+        rows = []
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            rows.append(model.answers[tuple(ids[: width[int(mask.sum()) <= 8]].tolist())])
+        return torch.stack(rows)
+
+    monkeypatch.setattr(encoder, "logits", answer)
+    return Oracle
+
+
+def split(labels: np.ndarray, cache: Path) -> Encoded:
+    # Every text is another number of two digits in words of the toy task, so that an input names its example.
+    words = toy.vocabulary()[10:110]
+    texts = [(f"{words[i]} " * (1 + 9 * (i % 2)),) for i in range(len(labels))]
+    return encode(Examples(texts, labels), toy.tokenizer(), 16, cache)
+
+
+def f1(truth: np.ndarray, guess: np.ndarray, positive: int) -> float:
+    hit = np.sum((truth == positive) & (guess == positive))
+    return float(2 * hit / (np.sum(truth == positive) + np.sum(guess == positive)))
+
+
+def test_two_classes_have_accuracy_f1_and_matthews(tmp_path: Path, oracle: type[Oracle]) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(2, size=60)
+    encoded = split(truth, tmp_path)
+    logits = torch.from_numpy(generator.normal(size=(60, 2)).astype(np.float32))
+    found = evaluate(oracle(logits, encoded), encoded, regression=False, classes=2, batch_size=7)
+    guess = logits.numpy().argmax(1)
+    tp, tn = np.sum((truth == 1) & (guess == 1)), np.sum((truth == 0) & (guess == 0))
+    fp, fn = np.sum((truth == 0) & (guess == 1)), np.sum((truth == 1) & (guess == 0))
+    matthews = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    exact = logits.double().numpy()
+    entropy = np.mean(np.log(np.exp(exact).sum(1)) - exact[np.arange(60), truth])
+    expected = {"accuracy": np.mean(truth == guess), "f1": f1(truth, guess, 1), "matthews": matthews}
+    assert list(found.metrics) == ["accuracy", "f1", "matthews", "loss", "n"]
+    assert found.metrics == pytest.approx({**expected, "loss": entropy, "n": 60}, abs=1e-6)
+    assert np.array_equal(found.logits, logits.numpy()) and found.logits.dtype == np.float32
+
+
+def test_more_classes_have_accuracy_and_macro_f1(tmp_path: Path, oracle: type[Oracle]) -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.integers(3, size=60)
+    encoded = split(truth, tmp_path)
+    logits = torch.from_numpy(generator.normal(size=(60, 3)).astype(np.float32))
+    metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=3).metrics
+    guess = logits.numpy().argmax(1)
+    assert list(metrics) == ["accuracy", "macro_f1", "loss", "n"]
+    assert metrics["accuracy"] == pytest.approx(np.mean(truth == guess))
+    assert metrics["macro_f1"] == pytest.approx(np.mean([f1(truth, guess, c) for c in range(3)]))
+
+
+def test_a_regression_has_pearson_and_spearman(tmp_path: Path, oracle: type[Oracle]) -> None:
+    generator = np.random.default_rng(2)
+    truth = generator.normal(size=50).astype(np.float32)
+    encoded = split(truth, tmp_path)
+    guess = (truth + generator.normal(size=50)).astype(np.float32)
+    metrics = evaluate(oracle(torch.from_numpy(guess)[:, None], encoded), encoded, regression=True, classes=1).metrics
+    ranks = [np.argsort(np.argsort(values)) for values in (truth, guess)]
+    expected = {
+        "pearson": np.corrcoef(truth, guess)[0, 1],
+        "spearman": np.corrcoef(*ranks)[0, 1],
+        "loss": np.mean((truth - guess) ** 2),
+        "n": 50,
+    }
+    assert metrics == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_correlation_with_constant_predictions_is_zero(
+    tmp_path: Path, oracle: type[Oracle], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoded = split(np.arange(10, dtype=np.float32), tmp_path)
+    metrics = evaluate(oracle(torch.ones(10, 1), encoded), encoded, regression=True, classes=1).metrics
+    assert (metrics["pearson"], metrics["spearman"]) == (0.0, 0.0)
+    assert "correlations count as 0" in caplog.text
+
+
+def test_a_class_the_head_does_not_have_is_never_predicted(tmp_path: Path, oracle: type[Oracle]) -> None:
+    truth = np.array([0, 1, 2, 2, 1, 0])
+    encoded = split(truth, tmp_path)
+    guess = np.array([0, 1, 0, 1, 0, 0])
+    logits = torch.nn.functional.one_hot(torch.from_numpy(guess), 2).float()
+    metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=3, transfer=True).metrics
+    assert metrics == pytest.approx(
+        {"accuracy": 0.5, "macro_f1": np.mean([f1(truth, guess, c) for c in range(3)]), "n": 6}
+    )
+    with pytest.raises(AssertionError):
+        evaluate(oracle(logits, encoded), encoded, regression=False, classes=3)
+
+
+def test_a_class_the_data_does_not_have_is_always_wrong(tmp_path: Path, oracle: type[Oracle]) -> None:
+    truth = np.array([0, 1, 1, 0])
+    encoded = split(truth, tmp_path)
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 2]), 3).float()
+    metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=2, transfer=True).metrics
+    assert metrics["accuracy"] == 0.5
+    assert metrics["f1"] == pytest.approx(2 / 3)
+
+
+def test_metrics_come_as_asked_and_unknown_ones_are_refused(tmp_path: Path, oracle: type[Oracle]) -> None:
+    encoded = split(np.array([0, 1, 1]), tmp_path)
+    model = oracle(torch.eye(3)[:, :2], encoded)
+    metrics = evaluate(model, encoded, regression=False, classes=2, metrics=["matthews", "accuracy"]).metrics
+    assert list(metrics) == ["matthews", "accuracy", "loss", "n"]
+    with pytest.raises(UserError, match=r"^task\.metrics: expected some of accuracy, f1, matthews .*, given bleu$"):
+        evaluate(model, encoded, regression=False, classes=2, metrics=["bleu"])
+
+
+def test_the_primary_metric_leads() -> None:
+    assert primary_metric(False, 2) == primary_metric(False, 3) == "accuracy"
+    assert primary_metric(True, 1) == "pearson"
+    assert primary_metric(False, 2, ["f1", "accuracy"]) == "f1"
+
+
+@pytest.fixture(scope="module")
+def model() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(toy.vocabulary()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    return BertForSequenceClassification(config)
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+    task = Task(
+        name="toy",
+        text_columns=["sentence"],
+        evaluation_splits=["validation"],
+        max_train_examples=10,
+        max_evaluation_examples=120,
+        max_length=48,
+    )
+    return encode(load(task).evaluation["validation"], toy.tokenizer(), 48, tmp_path_factory.mktemp("cache"))
+
+
+def test_neither_padding_nor_batch_size_changes_anything(
+    model: BertForSequenceClassification, reviews: Encoded
+) -> None:
+    one, many = (evaluate(model, reviews, regression=False, classes=2, batch_size=size) for size in (1, 50))
+    assert np.abs(one.logits - many.logits).max() < 1e-5
+    assert one.metrics == pytest.approx(many.metrics, abs=1e-6)
+    model.eval()
+    with torch.inference_mode():
+        for index in (0, 17, 63):
+            start, length = int(reviews.starts[index]), int(reviews.lengths[index])
+            unpadded = model(input_ids=reviews.ids[start : start + length].long()[None]).logits[0]
+            assert np.abs(unpadded.numpy() - many.logits[index]).max() < 1e-5
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(model: BertForSequenceClassification, reviews: Encoded) -> None:
+    model.train()
+    model.bert.embeddings.eval()
+    modes = [module.training for module in model.modules()]
+    evaluate(model, reviews, regression=False, classes=2)
+    assert [module.training for module in model.modules()] == modes

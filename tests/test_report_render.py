@@ -1,0 +1,146 @@
+"""Markdown, CSV, LaTeX and the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_json
+
+from edgemin.report import render, tables
+from edgemin.report.fold import Statistic, fold
+from edgemin.report.grid import CORE, MAIN, Cell, Column, Table
+from edgemin.report.schema import Run
+
+NASTY = r"50% & more_less #1 ~ ^ {x} \ $5 | <b> [link](x)"
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def stages(*runs: dict[str, Any]) -> Table:
+    given = runs or (run_json.run(),)
+    table = tables.stage_table(fold([Run(Path(f"{n}/run.json"), data) for n, data in enumerate(given)]))
+    assert table is not None
+    return table
+
+
+def nasty() -> Table:
+    columns = (Column("name", "Model", text=True), Column("x_ms", NASTY, "%", level=CORE))
+    rows = ((Cell(NASTY), Cell(Statistic(1.5, None, 1), ("a",))),)
+    return Table("nasty", NASTY, columns, rows, (), (("a", NASTY),))
+
+
+def test_csv_holds_the_raw_numbers_to_the_last_digit() -> None:
+    data = run_json.run(shift=0.0123456789)
+    rows = list(csv.DictReader(io.StringIO(render.comma_separated(stages(data)))))
+    assert [row["name"] for row in rows] == [row["name"] for row in data["rows"]]
+    for row, written in zip(data["rows"], rows, strict=True):
+        assert float(written["accuracy_fraction"]) == row["metrics"]["sst2"]["validation"]["accuracy"]
+        assert written["size_bytes"] == str(row["cost"]["size_bytes"])
+        assert float(written["latency_padded_p50_ms"]) == row["cost"]["latency_ms"]["padded"]["p50"]
+        assert float(written["speed_up_padded_to_teacher"]) == row["delta"]["teacher"]["speed_up"]["padded"]
+
+
+def test_csv_of_folded_seeds_holds_mean_deviation_and_count() -> None:
+    runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(3)]
+    row = next(csv.DictReader(io.StringIO(render.comma_separated(stages(*runs)))))
+    assert float(row["accuracy_fraction"]) == pytest.approx(0.9194)
+    assert float(row["accuracy_fraction_sd"]) == pytest.approx(0.01)
+    assert row["accuracy_fraction_n"] == row["seeds"] == "3"
+
+
+def test_every_csv_column_of_a_cost_names_its_unit() -> None:
+    header = next(csv.reader(io.StringIO(render.comma_separated(stages()))))
+    units = ("_bytes", "_ms", "_mj", "_w", "_per_s", "_fraction")
+    counts = ("params", "flops", "macs", "threads", "name", "ratio", "speed_up")
+    assert not [key for key in header if not key.endswith(units) and not any(word in key for word in counts)]
+
+
+def test_latex_escapes_whatever_a_name_holds() -> None:
+    text = render.latex(nasty())
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("% needs"))
+    body = body.replace(r"\resizebox{\textwidth}{!}{%", "")
+    assert not re.search(r"(?<!\\)[%#_$]|(?<!\\)~|<|>|\|", body.replace("\\textasciitilde{}", ""))
+    assert r"50\% \& more\_less \#1 \textasciitilde{} \textasciicircum{} \{x\} \textbackslash{} \$5" in body
+    assert body.count("{") - body.count(r"\{") == body.count("}") - body.count(r"\}")
+    rows = [line for line in body.splitlines() if line.endswith(r"\\") and "shortstack" not in line]
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 1 for line in rows)
+
+
+def test_latex_rows_have_as_many_cells_as_columns() -> None:
+    text = render.latex(stages())
+    count = len(re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)[1])  # type: ignore[index]
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert rows and all(len(re.findall(r"(?<!\\)&", line)) == count - 1 for line in rows)
+    assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
+
+
+def test_markdown_keeps_its_columns_whatever_a_name_holds() -> None:
+    lines = [line for line in render.markdown(nasty()).splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [3, 3, 3]
+    assert r"\[link\]" in lines[2] and r"\<b\>" in lines[2]
+
+
+def test_markdown_shows_folded_numbers_with_their_deviation() -> None:
+    runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(3)]
+    text = render.markdown(stages(*runs))
+    assert "| 91.94 ± 1.00 |" in text
+    assert "| 255.41 |" in text, "what follows from the architecture has no deviation to show"
+
+
+def test_small_models_keep_their_digits_and_nothing_becomes_minus_zero() -> None:
+    columns = (Column("size", "Size", fine=True), Column("x", "X"))
+    rows = ((Cell(Statistic(0.0123, None, 1)), Cell(Statistic(-0.001, None, 1))),)
+    text = render.markdown(Table("t", "T", columns, rows))
+    assert "| 0.012 | 0.00 |" in text
+
+
+def test_output_that_is_no_terminal_is_never_cut() -> None:
+    file = io.StringIO()
+    table = stages()
+    render.terminal(table, file)
+    text = file.getvalue()
+    assert "…" not in text and "\x1b" not in text
+    line = next(line for line in text.splitlines() if line.strip().startswith("Pruned + quantised"))
+    shown = [column for column in table.columns if not column.text and column.level <= MAIN]
+    assert len(line.replace("Pruned + quantised", "").split()) == len(shown)
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 140, 250])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    file = Screen()
+    render.terminal(stages(), file)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+    assert "…" not in text
+    table_lines = [line for line in text.splitlines() if line.strip().startswith("Pruned + quantised")]
+    assert len(table_lines) == 1 and "89.80" in table_lines[0]
+    assert width < 40 or len(table_lines[0]) <= width
+    assert ("Left out for lack of width" in text) == (width < 200)
+
+
+def test_an_ascii_stream_gets_ascii() -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(2)]
+    render.terminal(stages(*runs), file)
+    file.flush()
+    assert b"91.44 +/- 0.71" in raw.getvalue()
+
+
+def test_a_name_is_not_taken_for_markup_on_the_terminal() -> None:
+    file = io.StringIO()
+    render.terminal(nasty(), file)
+    assert "[link](x)" in file.getvalue()

@@ -1,0 +1,150 @@
+"""run.json: what is read, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_json
+
+from edgemin.errors import UserError
+from edgemin.report import schema
+from edgemin.report.__main__ import main
+
+
+def broken(tmp_path: Path, **changes: Any) -> Path:
+    return run_json.save(tmp_path, {**run_json.run(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schema": 2, "edgemin": "0.9.0"}, "schema: expected 1, given 2, written by EdgeMIN 0.9.0"),
+        ({"schema": None}, "schema: expected 1, given None, written by EdgeMIN 0.1.0"),
+        ({"rows": {}}, "rows: expected a list, given an object"),
+        ({"seed": True}, "seed: expected a whole number, given true or false"),
+        ({"rows": [7]}, "rows[0]: expected an object, given a whole number"),
+        ({"rows": [{"model": "x", "stages": []}]}, "rows[0].name: expected a text, given nothing"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_that_names_it(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    directory = broken(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        schema.read(directory)
+    assert str(caught.value) == f"{directory / 'run.json'}: {expected}"
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": 1', "not json", '["a"]'])
+def test_a_corrupt_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: expected (a )?JSON") as caught:
+        schema.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_in_the_place_of_a_number_is_named(tmp_path: Path) -> None:
+    data = run_json.run()
+    data["rows"][0]["cost"]["size_bytes"] = "large"
+    row = schema.read(run_json.save(tmp_path, data)).rows[0]
+    with pytest.raises(UserError, match=r"rows\['Teacher'\]\.cost\.size_bytes: expected a number, given 'large'"):
+        row.number("cost", "size_bytes")
+
+
+def test_missing_null_and_infinite_numbers_are_missing(tmp_path: Path) -> None:
+    data = run_json.run()
+    data["rows"][0]["cost"] |= {"macs": None, "flops": float("nan")}
+    row = schema.read(run_json.save(tmp_path, data)).rows[0]
+    assert [row.number("cost", key) for key in ("macs", "flops", "nothing")] == [None, None, None]
+    assert row.number("nothing", "at", "all") is None
+
+
+def test_a_name_used_twice_is_made_unique(tmp_path: Path) -> None:
+    data = run_json.run()
+    data["rows"][1]["name"] = "Teacher"
+    assert [row.name for row in schema.read(run_json.save(tmp_path, data)).rows][:2] == [
+        "Teacher",
+        "Teacher (2)",
+    ]
+
+
+def test_jobs_are_found_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 2, 0):
+        run_json.save(tmp_path / str(number), run_json.run(number=number))
+    assert [file.parent.name for file in schema.find(tmp_path)] == ["0", "2", "10"]
+    assert schema.find(tmp_path / "2") == [tmp_path / "2" / "run.json"]
+
+
+def test_overrides_are_read_with_their_signs_and_quotes_removed(tmp_path: Path) -> None:
+    data = run_json.run(overrides=("+a.b='x'", "++c=1", "task=sst2"))
+    run = schema.read(run_json.save(tmp_path, data))
+    assert run.overrides == {"a.b": "x", "c": "1", "task": "sst2"}
+    assert [run.setting(key) for key in ("c", "prune.ratio", "order", "no.such")] == [
+        "1",
+        "0.2",
+        "default",
+        "default",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["studdy=x"], "error: expected study=<directory>, given studdy=x (see --help)"),
+        (["x"], "error: expected study=<directory>, given x (see --help)"),
+        ([], "error: study: expected a directory, given nothing (see --help)"),
+    ],
+)
+def test_a_wrong_argument_ends_in_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == expected + "\n"
+
+
+def test_a_directory_without_runs_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"study={tmp_path}"]) == 2
+    assert main([f"study={tmp_path / 'no'}"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all(str(tmp_path) in line and line.startswith("error: study: expected") for line in errors)
+
+
+def test_the_report_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    directory = run_json.save(tmp_path, run_json.run())
+    program = (
+        "import sys, edgemin.report.sweep; from edgemin.report.__main__ import main; "
+        f"assert 'matplotlib' not in sys.modules; assert main(['study={directory}']) == 0; "
+        "assert not {'torch', 'transformers', 'datasets', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_without_loading_matplotlib() -> None:
+    program = (
+        "import sys; from edgemin.report.__main__ import main; assert main(['--help']) == 0; "
+        "assert 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "study=<directory>" in done.stdout
+
+
+def test_every_field_of_the_synthetic_run_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "run_json.md").read_text(encoding="utf-8")
+    data = json.loads(json.dumps(run_json.run()))
+    keys = {
+        *data,
+        *data["task"],
+        *data["rows"][0],
+        *data["rows"][0]["cost"],
+        *data["rows"][0]["delta"]["teacher"],
+    }
+    keys |= set(data["nodes"][0]) | set(data["rows"][0]["cost"]["latency_ms"]["padded"])
+    assert not {key for key in keys if key not in page}
