@@ -52,7 +52,7 @@ def read_study(settings: Mapping[str, Any]) -> Study:
         torch.set_num_threads(trainer.threads)
     rows = row_specs(settings["order"], settings["stages"], teacher.stages)
     splits = None if task.name == "none" else data.load(task)
-    return Study(settings, task, splits, teacher, student, rows, trainer, settings["seed"])
+    return Study(settings, task, splits, {"teacher": teacher, "student": student}, rows, trainer, settings["seed"])
 
 
 def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any]) -> None:
@@ -100,7 +100,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
         name = ",".join(
             override for override in job["overrides"] if not override.startswith(("experiment=", "hydra.", "paths."))
         ) or str(job["number"])
-        tags = [study.task.name, settings["order"]["name"], study.teacher.name, study.student.name]
+        tags = [study.task.name, settings["order"]["name"], *(root.name for root in study.roots.values())]
         try:
             tracker.start(run_dir, settings["study"], name, dict(settings), tags)
             pipeline = Pipeline(study, plan, store, tracker)

@@ -24,9 +24,10 @@ from edgemin.evaluate import evaluate
 from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.runtime import Measure, measure
-from edgemin.plan import Node, Plan, Start, Study
+from edgemin.plan import Node, Plan, Study
 from edgemin.progress import NodeProgress, is_live, node_line
 from edgemin.stages import fitting
+from edgemin.starts import Start
 from edgemin.store import Store, content_key, disk_errors
 from edgemin.tracking import Tracker, TrackerLogger
 

@@ -13,20 +13,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
 
 from edgemin import config, roots
 from edgemin.data import Splits, Task
 from edgemin.digest import code_digest
 from edgemin.errors import UserError
 from edgemin.order import RowSpec
-from edgemin.roots import Facts, Root
+from edgemin.roots import Root
 from edgemin.stages.base import Shape, Stage
 from edgemin.stages.finetune import Finetune
 from edgemin.stages.fitting import Trainer
+from edgemin.starts import Start, check_same_tokens, read_starts
 from edgemin.store import Store, content_key
-
-_PROBE = 256  # training texts on which two tokenizers must agree
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class Study:
         settings: the whole resolved configuration; a stage's name is a key of it.
         task: what is learnt.
         splits: its data; ``None`` for ``task=none``.
-        teacher: where the teacher starts.
-        student: where the student starts.
+        roots: the models that paths start at, by name: ``teacher`` and ``student``.
         rows: what is printed.
         trainer: device and precision.
         seed: the run's.
@@ -47,22 +44,10 @@ class Study:
     settings: Mapping[str, Any]
     task: Task
     splits: Splits | None
-    teacher: Root
-    student: Root
+    roots: Mapping[str, Root]
     rows: Sequence[RowSpec]
     trainer: Trainer
     seed: int
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """A root, with what planning had to read of it."""
-
-    root: Root
-    facts: Facts | None
-    tokenizer: PreTrainedTokenizerBase | None
-    family: str
-    own_labels: bool  #: its checkpoint's head already speaks the task's labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +152,7 @@ class _Planner:
         self.nodes: dict[str, Node] = {}
         self.notes: list[str] = []
         self.paths = [spec.path for spec in study.rows]
-        self.starts: dict[str, Start] = {}
+        self.starts = read_starts(study.roots, study.splits)
 
     def plan(self) -> Plan:
         rows = []
@@ -192,119 +177,30 @@ class _Planner:
             self.nodes.setdefault(path, made)
         return self.nodes[path]
 
-    # -- roots -------------------------------------------------------------------------------------------------------------
-
-    def _root(self, model: str) -> Node:
-        study = self.study
-        name = "student" if model == "student" else "teacher"
-        root = study.student if model == "student" else study.teacher
-        start = self._start(name)
-        content: dict[str, Any] = {
-            "root": roots.describe(root),
-            "code": code_digest("edgemin.roots"),
-            "versions": _versions(),
-        }
+    def _root(self, path: str) -> Node:
+        start = self.starts[path]
         parent = None
-        if root.source == "teacher":
-            parent = self.node("teacher", study.teacher.stages)
-            content["parent"] = parent.key
-        elif start.facts is not None:
-            content["files"] = roots.fingerprint(start.facts.directory)
-        else:
-            content |= {"family": start.family, "vocabulary": root.vocabulary or len(start.tokenizer or ())}
-        if root.tokenizer is not None or start.facts is None:
-            content["tokenizer"] = _tokenizer_digest(start.tokenizer)
-        if start.own_labels:
-            content["labels"] = list(study.splits.labels) if study.splits else None
+        if start.root.source == "teacher":
+            parent = self.node("teacher", self.study.roots["teacher"].stages)
+            if parent.final:
+                raise UserError(
+                    f"{path}.source: expected a teacher that can be trained, given one that ends with {parent.stage}"
+                )
+        content = start.content(self.study.splits, parent.key if parent else None)
+        content |= {"code": code_digest("edgemin.roots"), "versions": _versions()}
+        shape = start.shape(parent.shape if parent else None)
         trained = start.own_labels or (parent is not None and parent.head_trained)
         return Node(
-            model,
+            path,
             content_key(content),
             content,
-            roots.describe(root),
+            roots.describe(start.root),
             start,
-            self._root_shape(root, start),
-            root.seed,
+            shape,
+            start.root.seed,
             trained,
             parent=parent,
         )
-
-    def _start(self, name: str) -> Start:
-        if name not in self.starts:
-            self.starts[name] = self._read_start(name)
-        return self.starts[name]
-
-    def _read_start(self, name: str) -> Start:
-        root = getattr(self.study, name)
-        assert isinstance(root, Root)
-        if name == "teacher" and root.source in roots.FROM_TEACHER:
-            raise UserError(f"teacher.source: expected a Hub id, a directory or null, given {root.source}")
-        if name == "student" and root.stages:
-            raise UserError(
-                f"student.stages: expected none, the student's stages are the key stages, given {list(root.stages)}"
-            )
-        source, key = root.source, f"{name}.source"
-        if source in roots.FROM_TEACHER:
-            teacher = self._start("teacher")
-            if teacher.facts is None and source == "teacher.source":
-                raise UserError(
-                    "student.source: expected a teacher with weights of its own, given teacher.source while teacher.source is null"
-                )
-            facts, tokenizer, family = teacher.facts, teacher.tokenizer, teacher.family
-        elif source is not None:
-            facts = roots.read_facts(source, key)
-            tokenizer, family = roots.read_tokenizer(root.tokenizer or source, f"{name}.tokenizer"), facts.family
-        else:
-            facts = None
-            above = self._start("teacher") if name == "student" else None
-            if root.family is None and above is None:
-                raise UserError(
-                    "teacher.family: expected a family, since there is no teacher.source to take it from, given null"
-                )
-            family = root.family or (above.family if above else "")
-            tokenizer = (
-                roots.read_tokenizer(root.tokenizer, f"{name}.tokenizer")
-                if root.tokenizer
-                else above.tokenizer
-                if above
-                else None
-            )
-        if tokenizer is None and self.study.splits is not None:
-            raise UserError(
-                f"{name}.tokenizer: expected a Hub id, a directory or toy, since there is no {name}.source to take it from, given null"
-            )
-        splits = self.study.splits
-        labels = facts.labels if facts is not None and source != "teacher" else None
-        own = (
-            labels is not None
-            and splits is not None
-            and not splits.task.regression
-            and roots.head_order(labels, splits.labels) is not None
-        )
-        return Start(root, facts, tokenizer, family, own)
-
-    def _root_shape(self, root: Root, start: Start) -> Shape:
-        key = "student" if root is self.study.student else "teacher"
-        if root.source == "teacher":
-            below = self.node("teacher", self.study.teacher.stages).shape
-            available, hidden = below.layers, below.hidden
-        elif start.facts is not None:
-            available, hidden = start.facts.layers, start.facts.hidden
-        else:
-            if not isinstance(root.layers, int) or root.hidden is None:
-                raise UserError(
-                    f"{key}.layers: expected a whole number beside {key}.hidden, heads and intermediate for a model without source, given {root.layers}"
-                )
-            return Shape(start.family, root.layers, root.hidden)
-        try:
-            layers = len(root.chosen_layers(available))
-        except UserError as error:
-            raise UserError(f"{key}.{error}") from error
-        if root.hidden not in (None, hidden) and not root.truncate_width:
-            raise UserError(
-                f"{key}.hidden: expected the {hidden} of {root.source}, or {key}.truncate_width=true to cut it, given {root.hidden}"
-            )
-        return Shape(start.family, layers, root.hidden or hidden)
 
     # -- stages ------------------------------------------------------------------------------------------------------------
 
@@ -326,11 +222,15 @@ class _Planner:
             raise UserError(f"{name}.{error}") from error
         if stage.needs_task and study.splits is None:
             raise UserError(f"stages: expected only stages that need no data with task=none, given {name}")
+        if study.splits is not None and study.splits.holdout is None and any(fit.patience for fit in stage.phases()):
+            raise UserError(
+                f"{name}.patience: expected null, or task.holdout above 0 to stop early on, given a patience alone"
+            )
         if stage.same_tokens:
             for teacher in teachers:
-                self._check_tokens(name, parent.start, teacher.start)
+                check_same_tokens(name, parent.start, teacher.start, study.splits)
         model = parent.path.partition("/")[0]
-        seed = _seed(study.teacher.seed if model == "teacher" else study.seed, path)
+        seed = _seed(study.roots["teacher"].seed if model == "teacher" else study.seed, path)
         content = {
             "stage": settings,
             "parent": parent.key,
@@ -377,7 +277,7 @@ class _Planner:
 
     def _teacher(self, name: str, stage: str) -> Node:
         if name == "teacher":
-            return self.node("teacher", self.study.teacher.stages)
+            return self.node("teacher", self.study.roots["teacher"].stages)
         if name == "teacher.source":
             return self.node("teacher", ())
         raise UserError(f"{stage}.teacher: expected teacher or teacher.source, given {name!r}")
@@ -400,17 +300,6 @@ class _Planner:
             "max_length": task.max_length,
         }
 
-    def _check_tokens(self, stage: str, student: Start, teacher: Start) -> None:
-        mine, theirs, splits = student.tokenizer, teacher.tokenizer, self.study.splits
-        if mine is theirs or mine is None or theirs is None or splits is None:
-            return
-        texts = [text for pair in splits.train.texts[:_PROBE] for text in pair]
-        if mine.get_vocab() != theirs.get_vocab() or mine(texts)["input_ids"] != theirs(texts)["input_ids"]:
-            raise UserError(
-                f"{stage}.teacher: expected a teacher with the student's tokenizer, since relations are compared token by token, "
-                f"given {teacher.root.name} and {student.root.name}, whose tokens differ"
-            )
-
 
 def _construct(settings: Mapping[str, Any], name: str) -> Stage:
     stage = config.construct(settings, name)
@@ -426,11 +315,3 @@ def _seed(seed: int, path: str) -> int:
 
 def _versions() -> dict[str, str]:
     return {"torch": str(torch.__version__).partition("+")[0], "transformers": transformers.__version__}
-
-
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
-    if tokenizer is None:
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(content.encode()).hexdigest()

@@ -122,6 +122,7 @@ class Facts:
     family: str
     layers: int
     hidden: int
+    heads: int
     labels: tuple[str, ...] | None  #: of a trained classification head; ``None`` without one
 
 
@@ -144,7 +145,7 @@ def read_facts(source: str, key: str) -> Facts:
         layers = len(json.loads((directory / artifact.STRUCTURE).read_text())["layers"])
     classifier = any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or [])
     labels = tuple(config.id2label[index] for index in sorted(config.id2label)) if classifier else None
-    return Facts(directory, encoder.family(config), layers, config.hidden_size, labels)
+    return Facts(directory, encoder.family(config), layers, config.hidden_size, config.num_attention_heads, labels)
 
 
 @cache

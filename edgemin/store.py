@@ -117,6 +117,8 @@ class Store:
             UserError: the disk is full or cannot be written; nothing half-written stays, checkpoints do.
         """
         with disk_errors(self.root):
+            for left_over in self.root.glob(f".{key}-*"):  # of a killed run; this one holds the key's lock
+                shutil.rmtree(left_over)
             temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self.root))
             try:
                 yield temporary

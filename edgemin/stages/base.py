@@ -112,6 +112,7 @@ class Shape(NamedTuple):
     family: str
     layers: int
     hidden: int
+    heads: int  #: per layer
     pruned: bool = False  #: whether an earlier stage may have narrowed its layers
 
 

@@ -131,7 +131,7 @@ class RelationDistillation(Stage):
         super().prepare(model, data, teachers)
         self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         mine, theirs = encoder.structure(model), encoder.structure(self._teachers[0])
-        shape = Shape(theirs["family"], len(theirs["layers"]), theirs["hidden"])
+        shape = Shape(theirs["family"], len(theirs["layers"]), theirs["hidden"], theirs["layers"][0]["heads"])
         self._pairs = self.pairs(len(mine["layers"]), shape)
         asked = (
             preset(shape.layers, shape.hidden, shape.family)[1] if self.relation_heads is None else self.relation_heads

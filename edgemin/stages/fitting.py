@@ -42,14 +42,14 @@ class Trainer:
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    precision: Literal["auto", "bf16", 32, 16] = "auto"
     threads: int | None = None
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("accelerator: expected cpu or auto on a machine without a GPU, given gpu")
-        if self.precision == "16" and self.device == "cpu":
+        if self.precision == 16 and self.device == "cpu":
             raise UserError("precision: expected auto, 32 or bf16 on a CPU, given 16")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: expected null or a whole number of at least 1, given {self.threads}")
@@ -68,7 +68,7 @@ class Trainer:
             if self.device == "cuda":
                 return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
             return "bf16-mixed" if cpu_has_bf16() else "32-true"
-        if self.precision == "32":
+        if self.precision == 32:
             return "32-true"
         return "bf16-mixed" if self.precision == "bf16" else "16-mixed"
 

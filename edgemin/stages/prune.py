@@ -15,7 +15,7 @@ from edgemin.data import DataModule
 from edgemin.errors import UserError
 from edgemin.pruning.importance import ImportanceAccumulator, head_importance
 from edgemin.pruning.selection import removal_count, select_heads
-from edgemin.stages.base import Fit, FitSettings, Stage, task_loss
+from edgemin.stages.base import Fit, FitSettings, Shape, Stage, task_loss
 
 Criterion = Literal["gradient_norm", "taylor", "magnitude", "random"]
 
@@ -79,6 +79,14 @@ class HeadPruning(Stage):
         self._capture: AbstractContextManager[list[Tensor]] | None = None
         self._contexts: list[Tensor] = []
         self._batch: Mapping[str, Tensor] = {}
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """A global ratio must leave one head in every layer."""
+        count = model.layers * model.heads
+        if self.scope == "global" and not model.pruned and removal_count(count, self.ratio) > count - model.layers:
+            raise UserError(
+                f"ratio: expected one that leaves a head in each of the {model.layers} layers, given {self.ratio} of {count} heads"
+            )
 
     @property
     def needs_task(self) -> bool:
