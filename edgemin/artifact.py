@@ -1,6 +1,7 @@
 """One compressed encoder on disk: its weights as they are deployed, its shape, its tokenizer and where it came from.
 
-No pickle is written or read: weights are safetensors, everything else is JSON. A quantised Linear is stored as its packed integers
+No pickle is written or read: weights are safetensors, everything else is JSON. A quantised Linear is stored as its
+packed integers
 with their scales, so that the file is as small as the model claims to be.
 """
 

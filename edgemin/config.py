@@ -1,6 +1,7 @@
 """From a resolved configuration node to an object: every name and type is checked at the door.
 
-A node names its class by ``_target_``; the class takes flat typed keyword arguments. What the constructor's annotations say is
+A node names its class by ``_target_``; the class takes flat typed keyword arguments. What the constructor's
+annotations say is
 what a user may write, so there is no second schema to keep.
 """
 
@@ -82,7 +83,7 @@ def construct(node: Mapping[str, Any], key: str) -> Any:
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Raise a ``UserError`` that names ``key`` unless ``value`` is what ``annotation`` says (an int passes as a float)."""
+    """Raise a ``UserError`` that names ``key`` unless ``value`` is of the annotated type (an int passes as a float)."""
     try:
         TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError:

@@ -123,7 +123,8 @@ def _check_transfer(study: Study, others: Mapping[str, Splits]) -> None:
     for name, splits in others.items():
         if study.splits is None or study.task.regression or splits.task.regression or name == study.task.name:
             raise UserError(
-                f"evaluate.transfer: expected other classification tasks beside a classification task, given {name} beside {study.task.name}"
+                "evaluate.transfer: expected other classification tasks beside a classification task, "
+                f"given {name} beside {study.task.name}"
             )
 
 

@@ -30,8 +30,10 @@ def row_specs(order: Mapping[str, Any], stages: Sequence[str], teacher_stages: S
     """The rows of a study, in the order they are printed.
 
     Args:
-        order: the ``order`` node: ``name``, ``stages``, ``rows`` (``None``: the teacher and every prefix), ``controls``.
-        stages: the student's stages as they will run. Where they are not the order's own, they were given by hand, and the order's rows
+        order: the ``order`` node: ``name``, ``stages``, ``rows`` (``None``: the teacher and every prefix),
+            ``controls``.
+        stages: the student's stages as they will run. Where they are not the order's own, they were given by hand,
+            and the order's rows
             and controls do not apply.
         teacher_stages: the teacher's.
 

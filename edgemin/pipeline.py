@@ -68,7 +68,7 @@ class Pipeline:
         self.study, self.plan, self.store, self.tracker = study, plan, store, tracker
         self._data: dict[str, DataModule] = {}
 
-    # -- training ----------------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     def train(self) -> list[Done]:
         """Make every node of the plan that the store does not have; a killed one goes on from its last checkpoint."""
@@ -161,7 +161,7 @@ class Pipeline:
             "steps": fitted.steps,
         }
 
-    # -- scoring and measuring ---------------------------------------------------------------------------------------------
+    # -- scoring and measuring ---------------------------------------------------------------------
 
     def score(
         self, transfer: Mapping[str, Splits], settings: Measure | None, progress: Callable[[str], None]

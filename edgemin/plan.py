@@ -141,7 +141,8 @@ def build(study: Study) -> Plan:
     """Lay out every node that the rows need.
 
     Raises:
-        UserError: an unknown stage, an order that cannot work, a setting that a stage refuses, a row whose head was never trained.
+        UserError: an unknown stage, an order that cannot work, a setting that a stage refuses, a row whose head was
+            never trained.
     """
     return _Planner(study).plan()
 
@@ -162,7 +163,8 @@ class _Planner:
                 rows.append(Row(spec, node))
             elif spec.named or spec.path == max(self.paths, key=len) or spec.model == "teacher":
                 raise UserError(
-                    f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the head on {self.study.task.name} "
+                    f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the head "
+                    f"on {self.study.task.name} "
                     f"(finetune) before the row {spec.name!r} is scored, given {spec.path}"
                 )
             else:
@@ -202,7 +204,7 @@ class _Planner:
             parent=parent,
         )
 
-    # -- stages ------------------------------------------------------------------------------------------------------------
+    # -- stages ------------------------------------------------------------------------------------
 
     def _stage(self, path: str, parent: Node) -> Node:
         study = self.study
@@ -211,7 +213,8 @@ class _Planner:
         stage = _construct(settings, name)
         if parent.final:
             raise UserError(
-                f"stages: expected nothing after {parent.stage}, whose result (torch's dynamic INT8) can neither be trained nor pruned, given {name}"
+                f"stages: expected nothing after {parent.stage}, whose result (torch's dynamic INT8) can neither be "
+                f"trained nor pruned, given {name}"
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
         stage = _construct(settings, name)

@@ -37,7 +37,7 @@ def rows(
         model: next((index for index, row in enumerate(plan.rows) if row.spec.model == model), None)
         for model in ("teacher", "student")
     }
-    for index, row in enumerate(plan.rows):
+    for index in range(len(plan.rows)):
         parent = _made_from(index, plan.rows)
         made[index]["made_from"] = made[parent]["name"] if parent is not None else None
         references = {"teacher": first["teacher"], "student": first["student"], "parent": parent}
@@ -88,8 +88,10 @@ def difference(
     """One row against another; every ratio says how many times smaller or faster the first is.
 
     Returns:
-        ``metric`` (difference of the primary metric, a fraction) and ``metric_retained`` (their quotient), ``compression_ratio`` (bytes of the other over
-        bytes of this), ``params_ratio``, ``flops_ratio`` likewise, and ``speed_up`` by form of input (p50 of the other over p50 of this). What cannot be formed is absent.
+        ``metric`` (difference of the primary metric, a fraction) and ``metric_retained`` (their quotient),
+        ``compression_ratio`` (bytes of the other over
+        bytes of this), ``params_ratio``, ``flops_ratio`` likewise, and ``speed_up`` by form of input (p50 of the
+        other over p50 of this). What cannot be formed is absent.
     """
     found: dict[str, Any] = {}
     if primary is not None:

@@ -1,4 +1,4 @@
-"""The models that paths start at: a teacher and a student, from a checkpoint, from a teacher's layers, or from a shape alone."""
+"""The models that paths start at: from a checkpoint, from a teacher's layers, or from a shape alone."""
 
 from __future__ import annotations
 
@@ -47,18 +47,24 @@ class Root:
 
     Attributes:
         name: how tables and logs call it.
-        source: a Hub id or a local directory with weights, an EdgeMIN artifact included; for a student also ``teacher.source`` (the teacher's weights as they
+        source: a Hub id or a local directory with weights, an EdgeMIN artifact included; for a student also
+            ``teacher.source`` (the teacher's weights as they
             came) or ``teacher`` (its trained ones). ``None`` starts at random.
-        family: only for a random start: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert``; ``None`` is the teacher's.
+        family: only for a random start: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert``; ``None``
+            is the teacher's.
         layers: how many layers, or which (a list); ``None`` keeps all of the source.
-        layer_choice: which, when ``layers`` is a number below the source's: ``even`` (evenly spaced, the last included), ``first``, ``last``.
+        layer_choice: which, when ``layers`` is a number below the source's: ``even`` (evenly spaced, the last
+            included), ``first``, ``last``.
         hidden: hidden size.
         heads: attention heads per layer.
         intermediate: FFN units per layer.
         vocabulary: rows of the word embedding; only for a random start, ``None`` is the tokenizer's.
-        truncate_width: let ``hidden``, ``heads`` and ``intermediate`` cut the source's weights (the first ones are kept).
-        tokenizer: Hub id, local directory or ``toy``; ``None`` is the source's, for a student without one the teacher's.
-        stages: the path from the weights to the model that teaches: ``[finetune]``, or ``[]`` for a checkpoint that is already fine-tuned. Teachers only.
+        truncate_width: let ``hidden``, ``heads`` and ``intermediate`` cut the source's weights (the first ones are
+            kept).
+        tokenizer: Hub id, local directory or ``toy``; ``None`` is the source's, for a student without one the
+            teacher's.
+        stages: the path from the weights to the model that teaches: ``[finetune]``, or ``[]`` for a checkpoint that
+            is already fine-tuned. Teachers only.
         seed: of random weights and of those stages.
     """
 
@@ -159,7 +165,8 @@ def find(source: str, key: str) -> Path:
         kept = snapshot_download(source, allow_patterns=list(_FILES), ignore_patterns=["*/*"])
     except Exception as error:  # the Hub's client raises many kinds
         raise UserError(
-            f"{key}: expected a local directory or a Hub id that is cached or can be reached, given {source!r} ({type(error).__name__}); "
+            f"{key}: expected a local directory or a Hub id that is cached or can be reached, given {source!r} "
+            f"({type(error).__name__}); "
             f"without a network give {key}=<directory with the weights>"
         ) from error
     return Path(kept)
@@ -191,7 +198,7 @@ def read_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
 
 
 def load_checkpoint(facts: Facts) -> PreTrainedModel:
-    """The weights of a checkpoint as a sequence classifier; a missing head is drawn from a fixed seed and replaced when first trained."""
+    """A checkpoint as a sequence classifier; a missing head is drawn at random and replaced when first trained."""
     if (facts.directory / artifact.STRUCTURE).is_file():
         return artifact.load(facts.directory)[0]
     transformers.logging.set_verbosity_error()
@@ -228,14 +235,16 @@ def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:
     if not root.truncate_width:
         changed = next(key for key in here if asked[key] != here[key])
         raise UserError(
-            f"{changed}: expected the {here[changed]} of {root.source}, or truncate_width=true to cut it, given {asked[changed]}"
+            f"{changed}: expected the {here[changed]} of {root.source}, or truncate_width=true to cut it, "
+            f"given {asked[changed]}"
         )
     if asked["hidden"] % asked["heads"]:
         raise UserError(f"heads: expected a divisor of the hidden size {asked['hidden']}, given {asked['heads']}")
     head_size = asked["hidden"] // asked["heads"]
     if head_size > layer["head_size"]:
         raise UserError(
-            f"heads: expected at least {asked['hidden'] // layer['head_size']}, whose size the source's heads have, given {asked['heads']}"
+            f"heads: expected at least {asked['hidden'] // layer['head_size']}, of the size the source's heads have, "
+            f"given {asked['heads']}"
         )
     for index in range(len(chosen)):
         encoder.slice_heads(model, index, range(asked["heads"]))
@@ -255,7 +264,7 @@ def random_model(root: Root, family: str, vocabulary: int, padding_id: int) -> P
     for key in ("layers", "hidden", "heads", "intermediate"):
         if not isinstance(getattr(root, key), int):
             raise UserError(
-                f"{key}: expected a whole number, since there is no source to take it from, given {getattr(root, key)!r}"
+                f"{key}: expected a whole number, as there is no source to take it from, given {getattr(root, key)!r}"
             )
     config = encoder.configure(
         family,
@@ -274,7 +283,8 @@ def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:
     """Bring the head of an already fine-tuned checkpoint into the task's label order, by name.
 
     Returns:
-        Whether the head speaks this task's labels: their names (case apart) are the same, or the checkpoint has only generic names
+        Whether the head speaks this task's labels: their names (case apart) are the same, or the checkpoint has only
+        generic names
         (``LABEL_0`` ...) and as many of them.
     """
     order = head_order(encoder.label_names(model), labels)

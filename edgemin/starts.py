@@ -55,8 +55,8 @@ class Start:
                 or root.intermediate is None
             ):
                 raise UserError(
-                    f"{name}.layers: expected whole numbers for layers, hidden, heads and intermediate of a model without "
-                    f"source, given {root.layers}, {root.hidden}, {root.heads} and {root.intermediate}"
+                    f"{name}.layers: expected whole numbers for layers, hidden, heads and intermediate of a model "
+                    f"without source, given {root.layers}, {root.hidden}, {root.heads} and {root.intermediate}"
                 )
             return Shape(self.family, root.layers, root.hidden, root.heads)
         try:
@@ -67,7 +67,8 @@ class Start:
             asked = getattr(root, key)
             if asked is not None and asked != here and not root.truncate_width:
                 raise UserError(
-                    f"{name}.{key}: expected the {here} of {root.source}, or {name}.truncate_width=true to cut it, given {asked}"
+                    f"{name}.{key}: expected the {here} of {root.source}, or {name}.truncate_width=true to cut it, "
+                    f"given {asked}"
                 )
         return below._replace(layers=layers, hidden=root.hidden or below.hidden, heads=root.heads or below.heads)
 
@@ -148,7 +149,7 @@ def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits
     texts = [text for pair in splits.train.texts[:_PROBE] for text in pair]
     if mine.get_vocab() != theirs.get_vocab() or mine(texts)["input_ids"] != theirs(texts)["input_ids"]:
         raise UserError(
-            f"{stage}.teacher: expected a teacher with the student's tokenizer, since relations are compared token by token, "
+            f"{stage}.teacher: expected a teacher with the student's tokenizer, as relations compare token by token, "
             f"given {teacher.root.name} and {student.root.name}, whose tokens differ"
         )
 

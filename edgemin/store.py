@@ -8,7 +8,8 @@ Layout below ``paths.store``::
     .results/         evaluations and measurements, small JSON (and predictions)
     .tokens/          tokenised data sets
 
-A commit writes into a temporary directory, syncs it and renames it: there is no moment at which a half-written artifact has its name.
+A commit writes into a temporary directory, syncs it and renames it: there is no moment at which a half-written
+artifact has its name.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Store:
 
     @contextmanager
     def commit(self, key: str) -> Iterator[Path]:
-        """Give a temporary directory to fill; on leaving without an error it becomes the artifact of ``key``, all at once.
+        """Give a temporary directory to fill; left without an error it becomes the artifact of ``key``, all at once.
 
         Raises:
             UserError: the disk is full or cannot be written; nothing half-written stays, checkpoints do.
@@ -175,7 +176,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn what the file system refuses (full, read-only, forbidden) into one line; everything else passes unchanged."""
+    """Turn what the file system refuses (full, read-only, forbidden) into one line; all else passes unchanged."""
     reasons = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",

@@ -1,6 +1,7 @@
 """``python -m edgemin.train``: from one configuration to the stage table. The only reader of ``DictConfig``.
 
-Only Hydra is imported at the top, so that ``--help`` and ``--cfg job`` answer at once; everything that loads torch is imported when a job
+Only Hydra is imported at the top, so that ``--help`` and ``--cfg job`` answer at once; everything that loads torch is
+imported when a job
 starts.
 """
 

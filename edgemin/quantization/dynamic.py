@@ -1,7 +1,9 @@
 """Torch's dynamic INT8: what the EdgeMIN paper used, kept as the reference.
 
-Weights are quantised once, per tensor and symmetric: ``W_int8 = clamp(round(W / s), -128, 127)``. Activations are quantised at every
-call to uint8 with the range they then have, and the matrix product runs on integers. Embeddings stay in float. The result can
+Weights are quantised once, per tensor and symmetric: ``W_int8 = clamp(round(W / s), -128, 127)``. Activations are
+quantised at every
+call to uint8 with the range they then have, and the matrix product runs on integers. Embeddings stay in float. The
+result can
 neither be trained nor pruned any more, so it can only come last.
 """
 
@@ -25,7 +27,7 @@ def _layer_class() -> Any:
         return torch.ao.nn.quantized.dynamic.Linear
     except AttributeError as error:
         raise UserError(
-            f"quantize: expected a torch with torch.ao.nn.quantized (2.11 to 2.13 have it), given torch {torch.__version__}"
+            f"quantize: expected a torch with torch.ao.nn.quantized (2.13 has it), given torch {torch.__version__}"
         ) from error
 
 
@@ -35,7 +37,7 @@ def is_quantised(module: nn.Module) -> bool:
 
 
 def quantise(model: nn.Module) -> nn.Module:
-    """Replace every ``nn.Linear`` of ``model``, in place, by its dynamic INT8 form (per-tensor weights, torch's default)."""
+    """Replace every ``nn.Linear`` of ``model``, in place, by its dynamic INT8 form (weights per tensor)."""
     _select_engine()
     with warnings.catch_warnings():
         # torch.ao's eager quantisation is deprecated; it is the method that is being reproduced here.

@@ -1,4 +1,4 @@
-"""The contract of a stage: ``prepare``, ``loss``, ``finish``; and the settings of a fit that all training stages share."""
+"""The contract of a stage: ``prepare``, ``loss``, ``finish``; and the settings that all training stages share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class Fit:
         decay: its course after that: linear or cosine to 0, or constant.
         weight_decay: AdamW's, on weight matrices only (not on biases and LayerNorms).
         gradient_clip: largest L2 norm of the gradient; 0 turns clipping off.
-        patience: stop after this many epochs without a better score on ``task.holdout`` and keep the best weights; ``None`` never stops early.
+        patience: stop after this many epochs without a better score on ``task.holdout`` and keep the best weights;
+            ``None`` never stops early.
     """
 
     epochs: float | None = None
@@ -119,8 +120,10 @@ class Shape(NamedTuple):
 class Stage(pl.LightningModule):
     """One step of a path: takes an encoder, gives an encoder.
 
-    A stage is constructed from its configuration alone. Then, in order: ``prepare`` takes the encoder; for every phase ``begin`` may
-    operate on it (surgery happens only between fits) and Lightning fits it by ``loss``; ``finish`` returns a plain encoder with the
+    A stage is constructed from its configuration alone. Then, in order: ``prepare`` takes the encoder; for every
+    phase ``begin`` may
+    operate on it (surgery happens only between fits) and Lightning fits it by ``loss``; ``finish`` returns a plain
+    encoder with the
     change made real. A stage that trains nothing has no phase with a fit.
     """
 
@@ -140,7 +143,7 @@ class Stage(pl.LightningModule):
         self.phase = 0
         self._data: DataModule | None = None
 
-    # -- what planning asks ------------------------------------------------------------------------------------------------
+    # -- what planning asks ------------------------------------------------------------------------
 
     @property
     def trains_head(self) -> bool:
@@ -158,7 +161,7 @@ class Stage(pl.LightningModule):
         return ()
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Raise a ``UserError`` (key first, without the stage's name) for settings that cannot work with these models."""
+        """Raise a ``UserError`` (key first, no stage name) for settings that cannot work with these models."""
 
     def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
         """Settings that depend on the neighbours in the path (``auto``), decided once in planning.
@@ -170,7 +173,7 @@ class Stage(pl.LightningModule):
         """
         return config
 
-    # -- the three hooks ---------------------------------------------------------------------------------------------------
+    # -- the three hooks ---------------------------------------------------------------------------
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
@@ -189,7 +192,7 @@ class Stage(pl.LightningModule):
         """A plain encoder with the change made real."""
         return self.model
 
-    # -- phases ------------------------------------------------------------------------------------------------------------
+    # -- phases ------------------------------------------------------------------------------------
 
     def phases(self) -> list[Fit]:
         """The fits of this stage in order; a fit that trains nothing still begins its phase."""
@@ -204,10 +207,10 @@ class Stage(pl.LightningModule):
         assert self._data is not None
         return self._data
 
-    # -- Lightning ---------------------------------------------------------------------------------------------------------
+    # -- Lightning ---------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make each step's randomness a function of (seed, phase, step) alone, so that a resumed run repeats an unbroken one."""
+        """Each step's randomness depends on (seed, phase, step) alone, so a resumed run repeats an unbroken one."""
         torch.manual_seed((self.seed * 1_000_003 + self.phase * 998_244_353 + batch_idx) % 2**63)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
@@ -215,7 +218,8 @@ class Stage(pl.LightningModule):
         loss = self.loss(batch)
         if not torch.isfinite(loss):
             raise UserError(
-                f"learning_rate: the loss became {loss.item()} at batch {batch_idx + 1}; a smaller learning rate or precision=32 may help"
+                f"learning_rate: the loss became {loss.item()} at batch {batch_idx + 1}; a smaller learning rate or "
+                "trainer.precision=32 may help"
             )
         self.log("loss", loss.detach())
         return loss
@@ -228,7 +232,7 @@ class Stage(pl.LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": fit.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale by itself, and clipping could not.
+        # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)
         total = fit.optimiser_steps(len(self.data.train))
@@ -266,7 +270,7 @@ class Stage(pl.LightningModule):
 
 
 def task_loss(logits: Tensor, labels: Tensor, *, regression: bool, reduction: str = "mean") -> Tensor:
-    """Cross-entropy (``logits [B, C]``, ``labels [B]`` class indices), or squared error for regression (``logits [B, 1]``)."""
+    """Cross-entropy (``logits [B, C]``, ``labels [B]`` indices) or squared error (regression, ``logits [B, 1]``)."""
     if regression:
         return functional.mse_loss(logits.squeeze(-1).float(), labels.float(), reduction=reduction)
     return functional.cross_entropy(logits.float(), labels, reduction=reduction)

@@ -19,20 +19,25 @@ from edgemin.stages.base import Fit, FitSettings, Shape, Stage, task_loss
 class RelationDistillation(Stage):
     r"""MiniLMv2 (Wang et al., arXiv 2012.15828): match Q-Q, K-K and V-V relations of chosen layers.
 
-    .. math:: L = \sum_{(l_S, l_T)} \sum_i \alpha_i \, KL(R^T_{i, l_T} \,\|\, R^S_{i, l_S}) \; / \; |pairs| \; + \; w \, L_{task}
+    .. math:: L = \frac{1}{P} \sum_{(l_S, l_T)} \sum_i \alpha_i \, KL(R^T_{i, l_T} \,\|\, R^S_{i, l_S}) + w \, L_{task}
 
-    with the relations and the KL of :func:`edgemin.distillation.relation.relation_kl`. The teacher runs in eval mode without gradients
+    over P pairs of layers, with the relations and the KL of :func:`edgemin.distillation.relation.relation_kl`. The teacher runs in eval mode
+    without gradients
     and stops after the deepest layer it is read at; so does the student when nothing above that layer is trained.
 
     Args:
-        teacher: the model to learn from: ``teacher``, ``teacher.source`` (its weights as they came) or another model of the study.
-        relation_heads: into how many heads Q, K and V are re-split; ``None`` takes the preset of the teacher. Must divide both widths.
+        teacher: the model to learn from: ``teacher``, ``teacher.source`` (its weights as they came) or another model
+            of the study.
+        relation_heads: into how many heads Q, K and V are re-split; ``None`` takes the preset of the teacher. Must
+            divide both widths.
         teacher_layer: which teacher layer is read, counted from 1; ``None`` takes the preset (usually the last).
         student_layer: which student layer learns, counted from 1; ``None`` is the last.
-        layer_map: several pairs instead of one: ``layer_to_layer`` matches student layer l with teacher layer ceil(l L_T / L_S) (equation 1 of
+        layer_map: several pairs instead of one: ``layer_to_layer`` matches student layer l with teacher layer ceil(l
+            L_T / L_S) (equation 1 of
             the EdgeMIN paper), a mapping says {student layer: teacher layer}.
         relations: weight of each relation, query side first: ``{qq: 1, kk: 1, vv: 1}``.
-        task_weight: weight of the task loss beside it; ``auto`` is 1 where a head that was trained earlier would otherwise go stale (a fine-tuning before and
+        task_weight: weight of the task loss beside it; ``auto`` is 1 where a head that was trained earlier would
+            otherwise go stale (a fine-tuning before and
             none after), else 0.
         settings: see :class:`edgemin.stages.base.Fit`.
     """
@@ -141,8 +146,8 @@ class RelationDistillation(Stage):
             self._heads[student] = common_relation_heads(asked, *widths)
             if self.relation_heads is not None and self._heads[student] != asked:
                 self.notes.append(
-                    f"relation heads of student layer {student} and teacher layer {teacher}: {self._heads[student]} instead of {asked}, "
-                    f"the largest common divisor of the widths {widths[0]} and {widths[1]}"
+                    f"relation heads of student layer {student} and teacher layer {teacher}: {self._heads[student]} instead "
+                    f"of {asked}, the largest common divisor of the widths {widths[0]} and {widths[1]}"
                 )
 
     def phases(self) -> list[Fit]:

@@ -1,6 +1,7 @@
 """Runs a stage: its phases in order, with Lightning, so that it can be killed at any moment and resumed exactly.
 
-Every step's randomness is a function of (seed, phase, step) and every step's batch of (seed, step), so a checkpoint of weights and optimiser
+Every step's randomness is a function of (seed, phase, step) and every step's batch of (seed, step), so a checkpoint
+of weights and optimiser
 is all that a resumed run needs to end with the same weights as an unbroken one.
 """
 
@@ -35,7 +36,8 @@ class Trainer:
 
     Attributes:
         accelerator: ``auto`` takes a GPU where there is one, else the CPU.
-        precision: ``auto`` is bf16 mixed where the hardware has it (GPU, or a CPU with AMX or AVX512-BF16), fp16 mixed with loss scaling on older
+        precision: ``auto`` is bf16 mixed where the hardware has it (GPU, or a CPU with AMX or AVX512-BF16), fp16
+            mixed with loss scaling on older
             GPUs, else fp32. Relation scores are always in fp32.
         threads: CPU threads of torch; ``None`` leaves torch's choice.
         checkpoint_seconds: at most so much training is lost when a run is killed.

@@ -23,14 +23,17 @@ Criterion = Literal["gradient_norm", "taylor", "magnitude", "random"]
 class HeadPruning(Stage):
     """Remove the least important attention heads, then fine-tune; once, or in several prune-then-finetune rounds.
 
-    Interacts with its neighbours: a later distillation re-splits the narrower layers into fewer relation heads where it must, and
+    Interacts with its neighbours: a later distillation re-splits the narrower layers into fewer relation heads where
+    it must, and
     says so. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than that.
 
     Args:
         criterion: how heads are ranked; see :mod:`edgemin.pruning.importance`. ``random`` is the control.
         ratio: share of the heads at the start to remove, in [0, 1); the count is int(ratio x heads). 0 removes nothing.
-        scope: ``layer`` removes that share of every layer, ``global`` ranks all heads together and keeps at least one per layer.
-        importance: ``calibration`` ranks on a fixed set of training examples (deterministic, no dropout); ``training`` accumulates
+        scope: ``layer`` removes that share of every layer, ``global`` ranks all heads together and keeps at least one
+            per layer.
+        importance: ``calibration`` ranks on a fixed set of training examples (deterministic, no dropout);
+            ``training`` accumulates
             the ranking during a brief fine-tuning, as the EdgeMIN paper has it.
         calibration_examples: how many training examples rank the heads (``importance=calibration``).
         training_steps: optimiser steps of that brief fine-tuning (``importance=training``).
@@ -85,7 +88,7 @@ class HeadPruning(Stage):
         count = model.layers * model.heads
         if self.scope == "global" and not model.pruned and removal_count(count, self.ratio) > count - model.layers:
             raise UserError(
-                f"ratio: expected one that leaves a head in each of the {model.layers} layers, given {self.ratio} of {count} heads"
+                f"ratio: expected one that leaves a head in all {model.layers} layers, given {self.ratio} of {count} heads"
             )
 
     @property
