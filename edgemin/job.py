@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
 from edgemin.order import row_specs
 from edgemin.pipeline import Done, Pipeline, git_revision, versions
-from edgemin.plan import Plan, Study, build, summary
+from edgemin.plan import Study, build, summary
 from edgemin.progress import node_line
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root
@@ -85,30 +87,26 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
         UserError: a mistake of the user's; what was computed before is kept.
     """
     started, run_dir = datetime.now(UTC), Path(job["run_dir"])
-    study = read_study(settings)
-    measured = config.construct(settings["measure"], "measure") if settings["measure"] is not None else None
-    tracker = config.construct(settings["logger"], "logger")
-    assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
-    others = {name: data.load(config.construct(task, f"evaluate.transfer.{name}")) for name, task in transfer.items()}
-    _check_transfer(study, others)
-    store = Store(settings["paths"]["store"])
-    plan = build(study)
-    for note in plan.notes:
-        node_line("plan", "note", note)
-    failed = True
-    with disk_errors(run_dir):
-        name = ",".join(
-            override for override in job["overrides"] if not override.startswith(("experiment=", "hydra.", "paths."))
-        ) or str(job["number"])
-        tags = [study.task.name, settings["order"]["name"], *(root.name for root in study.roots.values())]
+    with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
+        study = read_study(settings)
+        measured = config.construct(settings["measure"], "measure") if settings["measure"] is not None else None
+        tracker = config.construct(settings["logger"], "logger")
+        assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
+        others = _other_tasks(study, transfer)
+        store = Store(settings["paths"]["store"])
+        plan = build(study)
+        for note in plan.notes:
+            node_line("plan", "note", note)
+        failed = True
         try:
-            tracker.start(run_dir, settings["study"], name, dict(settings), tags)
+            tags = [study.task.name, settings["order"]["name"], *(root.name for root in study.roots.values())]
+            tracker.start(run_dir, settings["study"], _name(job), dict(settings), tags)
             pipeline = Pipeline(study, plan, store, tracker)
             done = pipeline.train()
-            scored = pipeline.score(others, measured, lambda line: None)
+            scored = pipeline.score(others, measured)
             primary = _primary(study)
             rows = results.rows(plan, scored, run_dir, primary, list(others))
-            content = _content(settings, job, study, started, done, plan, primary)
+            content = _content(settings, job, study, started, done, [*plan.notes, *warned], primary)
             results.write(run_dir, {**content, "rows": rows})
             paths = write_job(run_dir)
             tracker.rows(rows)
@@ -119,13 +117,40 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
     print_job(run_dir)
 
 
-def _check_transfer(study: Study, others: Mapping[str, Splits]) -> None:
+def _name(job: Mapping[str, Any]) -> str:
+    """What tells a job from its neighbours: its overrides, as far as they change the result."""
+    kept = [entry for entry in job["overrides"] if not entry.startswith(("experiment=", "hydra.", "paths."))]
+    return ",".join(kept) or str(job["number"])
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """What edgemin's loggers warned of meanwhile, each once."""
+    found: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (message := record.getMessage()) not in found:
+                found.append(message)
+
+    handler = Collect(logging.WARNING)
+    logging.getLogger("edgemin").addHandler(handler)
+    try:
+        yield found
+    finally:
+        logging.getLogger("edgemin").removeHandler(handler)
+
+
+def _other_tasks(study: Study, transfer: Mapping[str, Mapping[str, Any]]) -> dict[str, Splits]:
+    """The tasks that rows are scored on without being trained for them."""
+    others = {name: data.load(config.construct(task, f"evaluate.transfer.{name}")) for name, task in transfer.items()}
     for name, splits in others.items():
         if study.splits is None or study.task.regression or splits.task.regression or name == study.task.name:
             raise UserError(
-                "evaluate.transfer: expected other classification tasks beside a classification task, "
-                f"given {name} beside {study.task.name}"
+                f"evaluate.transfer: expected other classification tasks beside a classification task, given {name} "
+                f"beside {study.task.name}"
             )
+    return others
 
 
 def _primary(study: Study) -> tuple[str, str, str] | None:
@@ -141,7 +166,7 @@ def _content(
     study: Study,
     started: datetime,
     done: list[Done],
-    plan: Plan,
+    warnings: list[str],
     primary: tuple[str, str, str] | None,
 ) -> dict[str, Any]:
     task, splits = study.task, study.splits
@@ -175,7 +200,7 @@ def _content(
         "device": study.trainer.device,
         "published": settings["published"],
         "nodes": [vars(entry) for entry in done],
-        "warnings": plan.notes,
+        "warnings": warnings,
     }
 
 

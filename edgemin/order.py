@@ -40,6 +40,8 @@ def row_specs(order: Mapping[str, Any], stages: Sequence[str], teacher_stages: S
     Raises:
         UserError: a row or control that is not of the form ``{name, model, stages}``, or two rows of one name.
     """
+    for key in sorted(set(order) - {"name", "stages", "rows", "controls"}):
+        raise UserError(f"order.{key}: unknown key (there are: name, stages, rows, controls)")
     by_hand = list(stages) != list(order["stages"])
     rows = None if by_hand else order.get("rows")
     controls = [] if by_hand else order.get("controls") or []

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,7 +24,7 @@ from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.runtime import Measure, measure
 from edgemin.plan import Node, Plan, Study
-from edgemin.progress import NodeProgress, is_live, node_line
+from edgemin.progress import NodeProgress, live_line, node_line
 from edgemin.stages import fitting
 from edgemin.starts import Start
 from edgemin.store import Store, content_key, disk_errors
@@ -163,9 +162,7 @@ class Pipeline:
 
     # -- scoring and measuring ---------------------------------------------------------------------
 
-    def score(
-        self, transfer: Mapping[str, Splits], settings: Measure | None, progress: Callable[[str], None]
-    ) -> dict[str, Scored]:
+    def score(self, transfer: Mapping[str, Splits], settings: Measure | None) -> dict[str, Scored]:
         """Reload every row's artifact, evaluate it, and measure all of them against each other; by key."""
         nodes = {row.node.key: row.node for row in self.plan.rows}
         length = settings.length if settings is not None else 128
@@ -179,7 +176,6 @@ class Pipeline:
             for name, splits in {**transfer, **own}.items():
                 metrics[name] = {}
                 for split in splits.evaluation:
-                    progress(f"evaluating {node.path} on {name} {split}")
                     metrics[name][split], predictions[f"{name}.{split}"] = self._evaluate(
                         node, cached, splits, split, name not in own
                     )
@@ -211,7 +207,7 @@ class Pipeline:
         if kept is not None and predictions.is_file():
             return kept["metrics"], predictions
         encoded = self._module(splits, node.start).evaluation[split]
-        with machine_lock("training"):
+        with machine_lock("training"), live_line(f"{node.path}  evaluating  {task.name} {split}"):
             found = evaluate(
                 cached.model,
                 encoded,
@@ -257,12 +253,15 @@ class Pipeline:
             node_line("latency", "cached", key)
             return kept
         names = {key: self.store.path(key) for key in nodes}
-        with _measuring_bar() as advance:
+        node_line("latency", "measuring", f"{len(nodes)} variants, each in its own process, in turns")
+        with live_line("latency  measuring") as update:
             found = measure(
                 names,
                 sentences,
                 settings,
-                progress=lambda done, total, name: advance(done, total, nodes[name].path),
+                progress=lambda done, total, name: update(
+                    f"latency  measuring  turn {done}/{total}  {nodes[name].path}"
+                ),
                 waiting=lambda line: node_line("latency", "waiting", line),
             )
         self.store.keep_result("measurement", key, found)
@@ -281,18 +280,6 @@ class _Lazy:
         if self._model is None:
             self._model = artifact.load(self.path)[0]
         return self._model
-
-
-@contextmanager
-def _measuring_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A live line on a terminal, one plain line elsewhere."""
-    console = Console()
-    if not is_live(console):
-        node_line("latency", "measuring", "every variant in its own process, in turns")
-        yield lambda done, total, name: None
-        return
-    with console.status("measuring") as status:
-        yield lambda done, total, name: status.update(f"latency  measuring  turn {done}/{total}  {name}")
 
 
 def _unpadded(batch: Mapping[str, torch.Tensor]) -> list[int]:

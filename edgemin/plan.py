@@ -163,8 +163,8 @@ class _Planner:
                 rows.append(Row(spec, node))
             elif spec.named or spec.path == max(self.paths, key=len) or spec.model == "teacher":
                 raise UserError(
-                    f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the head "
-                    f"on {self.study.task.name} "
+                    f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the "
+                    f"head on {self.study.task.name} "
                     f"(finetune) before the row {spec.name!r} is scored, given {spec.path}"
                 )
             else:

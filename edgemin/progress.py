@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -128,6 +129,25 @@ def node_line(path: str, status: str, detail: str = "", console: Console | None 
         console: Where to write; standard output if None.
     """
     _print(console or Console(), "  ".join(part for part in (path, status, detail) if part))
+
+
+@contextmanager
+def live_line(text: str, console: Console | None = None) -> Iterator[Callable[[str], None]]:
+    """A line that shows what goes on and vanishes at the end; nothing where there is no terminal.
+
+    Args:
+        text: What it says at first.
+        console: Where to write; standard output if None.
+
+    Yields:
+        A function that changes the text.
+    """
+    console = console or Console()
+    if not is_live(console):
+        yield lambda changed: None
+        return
+    with console.status(Text(text)) as status:
+        yield lambda changed: status.update(Text(changed))
 
 
 def duration(seconds: float) -> str:

@@ -175,7 +175,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
+def disk_errors(where: Path, key: str = "paths.store") -> Iterator[None]:
     """Turn what the file system refuses (full, read-only, forbidden) into one line; all else passes unchanged."""
     reasons = {
         errno.ENOSPC: "the disk is full",
@@ -191,7 +191,7 @@ def disk_errors(where: Path) -> Iterator[None]:
         if error.errno not in reasons:
             raise
         raise UserError(
-            f"paths.store: {reasons[error.errno]} ({where}); what was already computed is kept, run again to go on"
+            f"{key}: {reasons[error.errno]} ({where}); what was already computed is kept, run again to go on"
         ) from error
 
 

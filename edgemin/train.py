@@ -95,6 +95,8 @@ def _run(cfg: DictConfig) -> None:
         "experiment": context.runtime.choices.get("experiment"),
         "run_dir": Path(context.runtime.output_dir),
     }
+    if set(plain["evaluate"]) != {"transfer"} or not isinstance(plain["evaluate"]["transfer"], list):
+        raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {plain['evaluate']}")
     transfer = {name: _task(name, plain["task"]) for name in plain["evaluate"]["transfer"]}
     if plain["plan"]:
         plan_job(plain, job)

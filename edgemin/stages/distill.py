@@ -21,7 +21,8 @@ class RelationDistillation(Stage):
 
     .. math:: L = \frac{1}{P} \sum_{(l_S, l_T)} \sum_i \alpha_i \, KL(R^T_{i, l_T} \,\|\, R^S_{i, l_S}) + w \, L_{task}
 
-    over P pairs of layers, with the relations and the KL of :func:`edgemin.distillation.relation.relation_kl`. The teacher runs in eval mode
+    over P pairs of layers, with the relations and the KL of
+    :func:`edgemin.distillation.relation.relation_kl`. The teacher runs in eval mode
     without gradients
     and stops after the deepest layer it is read at; so does the student when nothing above that layer is trained.
 
@@ -146,8 +147,8 @@ class RelationDistillation(Stage):
             self._heads[student] = common_relation_heads(asked, *widths)
             if self.relation_heads is not None and self._heads[student] != asked:
                 self.notes.append(
-                    f"relation heads of student layer {student} and teacher layer {teacher}: {self._heads[student]} instead "
-                    f"of {asked}, the largest common divisor of the widths {widths[0]} and {widths[1]}"
+                    f"relation heads of student layer {student} and teacher layer {teacher}: {self._heads[student]} "
+                    f"instead of {asked}, the largest common divisor of the widths {widths[0]} and {widths[1]}"
                 )
 
     def phases(self) -> list[Fit]:

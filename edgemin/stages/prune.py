@@ -88,7 +88,7 @@ class HeadPruning(Stage):
         count = model.layers * model.heads
         if self.scope == "global" and not model.pruned and removal_count(count, self.ratio) > count - model.layers:
             raise UserError(
-                f"ratio: expected one that leaves a head in all {model.layers} layers, given {self.ratio} of {count} heads"
+                f"ratio: expected one that leaves a head in all {model.layers} layers, given {self.ratio} of {count}"
             )
 
     @property
