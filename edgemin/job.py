@@ -39,6 +39,8 @@ def read_study(settings: Mapping[str, Any]) -> Study:
     Raises:
         UserError: the first thing that cannot work.
     """
+    for key, annotation in (("seed", int), ("stages", list[str]), ("plan", bool), ("study", str)):
+        config.check_type(settings[key], annotation, key)
     task, teacher, student, trainer = (
         config.construct(settings[key], key) for key in ("task", "teacher", "student", "trainer")
     )
@@ -48,8 +50,6 @@ def read_study(settings: Mapping[str, Any]) -> Study:
         and isinstance(student, Root)
         and isinstance(trainer, Trainer)
     )
-    for key, annotation in (("seed", int), ("stages", list[str]), ("plan", bool), ("study", str)):
-        config.check_type(settings[key], annotation, key)
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)
     rows = row_specs(settings["order"], settings["stages"], teacher.stages)

@@ -27,6 +27,10 @@ from edgemin.starts import Start, check_same_tokens, read_starts
 from edgemin.store import Store, content_key
 
 
+#: Nodes of the configuration that name a class but no stage.
+_NO_STAGES = ("task", "teacher", "student", "trainer", "measure", "logger")
+
+
 @dataclass(frozen=True)
 class Study:
     """All that a plan is made of.
@@ -262,21 +266,15 @@ class _Planner:
         )
 
     def _settings(self, name: str) -> Mapping[str, Any]:
-        settings = self.study.settings.get(name)
-        if (
-            not isinstance(settings, dict)
-            or "_target_" not in settings
-            or name in ("task", "teacher", "student", "measure", "logger", "trainer")
-        ):
-            stages = sorted(
-                key
-                for key, value in self.study.settings.items()
-                if isinstance(value, dict) and str(value.get("_target_")).startswith("edgemin.stages.")
-            )
-            raise UserError(
-                f"stages: expected names of stages in the configuration ({', '.join(stages)}), given {name!r}"
-            )
-        return settings
+        stages = {
+            key: value
+            for key, value in self.study.settings.items()
+            if key not in _NO_STAGES and isinstance(value, dict) and "_target_" in value
+        }
+        if name not in stages:
+            known = ", ".join(sorted(stages))
+            raise UserError(f"stages: expected names of stages in the configuration ({known}), given {name!r}")
+        return stages[name]
 
     def _teacher(self, name: str, stage: str) -> Node:
         if name == "teacher":

@@ -70,7 +70,9 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if unknown := re.search(r"Could not override '([^']*)'", text):
         return f"{unknown[1]}: unknown key (to add one of your own write +{unknown[1]}=...)"
-    if choice := re.search(r"Could not find '([^']*)' Available options in '([^']*)': (.*)", text):
+    if choice := re.search(
+        r"Could not find '([^']*)' Available options in '([^']*)': (.*?)(?: Config search path|$)", text
+    ):
         options = [option for option in choice[3].split() if not option.startswith("_")]
         return f"{choice[2]}: expected one of {', '.join(options)}, given {choice[1].rpartition('/')[2]}"
     return text.removesuffix(" Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")

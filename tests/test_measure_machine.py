@@ -139,18 +139,29 @@ def test_any_user_may_open_the_lock_whatever_the_umask(tmp_path: Path) -> None:
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in files)
 
 
+# Everything is imported as root: another user may not be able to read the environment.
+STRANGER = """
+import os, sys
+from pathlib import Path
+from edgemin.measure.machine import _open, machine_lock
+folder = Path(sys.argv[1])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+with machine_lock("training", None, folder):
+    descriptors = [_open(file) for file in sorted(folder.iterdir())]
+print(os.geteuid(), len(descriptors))
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may become another user")
 def test_another_user_takes_the_same_lock(tmp_path: Path) -> None:
-    directory = tmp_path
-    with machine_lock("training", None, directory):
-        for folder in (directory, *directory.parents[:2]):
+    with machine_lock("training", None, tmp_path):
+        for folder in (tmp_path, *tmp_path.parents[:2]):
             folder.chmod(0o755)
-        child = os.fork()
-        if child == 0:
-            os.setuid(65534)
-            opened = [machine._open(file) for file in sorted(directory.iterdir())]
-            os._exit(0 if len(opened) == 2 else 1)
-        assert os.waitpid(child, 0)[1] == 0
+        command = [sys.executable, "-c", STRANGER, str(tmp_path)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["65534", "2"]), ended.stderr
 
 
 def test_a_lock_on_a_deleted_file_does_not_count(tmp_path: Path) -> None:

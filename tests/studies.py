@@ -1,0 +1,148 @@
+"""Tiny studies for the tests: configurations composed as the command line does it, local data, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import hydra
+import torch
+from omegaconf import OmegaConf
+
+from edgemin import encoder, toy
+from edgemin.job import read_study, run_job
+from edgemin.plan import Plan, build
+from edgemin.results import FILE
+from edgemin.train import conf_directory
+
+Settings = dict[str, Any]
+
+#: A study whose every stage takes a few steps on a few dozen sentences.
+TINY = (
+    "task=toy",
+    "task.max_train_examples=96",
+    "task.max_evaluation_examples=40",
+    "teacher=shape",
+    "teacher.tokenizer=toy",
+    "teacher.layers=2",
+    "teacher.hidden=32",
+    "teacher.heads=4",
+    "teacher.intermediate=48",
+    "student=shape",
+    "student.layers=2",
+    "student.hidden=16",
+    "student.heads=4",
+    "student.intermediate=24",
+    "finetune.epochs=null",
+    "finetune.steps=12",
+    "finetune.learning_rate=3e-3",
+    "distill.steps=2",
+    "distill.relation_heads=4",
+    "prune.ratio=0.25",
+    "prune.epochs=null",
+    "prune.steps=2",
+    "prune.calibration_examples=16",
+    "trainer=cpu",
+    "logger=csv",
+    "measure=none",
+)
+_LABELS = {
+    "sst2": ["negative", "positive"],
+    "qqp": ["not_duplicate", "duplicate"],
+    "mnli": ["entailment", "neutral", "contradiction"],
+}
+_COLUMNS = {"sst2": ["sentence"], "qqp": ["question1", "question2"], "mnli": ["premise", "hypothesis"]}
+_EVALUATION = {"mnli": ["validation_matched", "validation_mismatched"]}
+
+
+def compose(*overrides: str) -> Any:
+    """The configuration of a command line, with Hydra's own node."""
+    with hydra.initialize_config_dir(conf_directory(), version_base="1.3"):
+        return hydra.compose("train", list(overrides), return_hydra_config=True)
+
+
+def settings(*overrides: str, tiny: bool = True) -> Settings:
+    """The resolved configuration as `edgemin.train` hands it on; :data:`TINY` comes first unless told otherwise."""
+    with hydra.initialize_config_dir(conf_directory(), version_base="1.3"):
+        cfg = hydra.compose("train", [*(TINY if tiny else ()), *overrides])
+    found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def plan(*overrides: str) -> Plan:
+    """The plan of a tiny study."""
+    return build(read_study(settings(*overrides)))
+
+
+def run(
+    run_dir: Path,
+    *overrides: str,
+    store: Path | None = None,
+    transfer: Mapping[str, Settings] | None = None,
+    number: int = 0,
+) -> dict[str, Any]:
+    """Run a tiny study in this process and return its run.json.
+
+    Args:
+        run_dir: of the job; made.
+        overrides: after :data:`TINY`.
+        store: where results are kept; beside the job where not given.
+        transfer: settings of the other tasks to score on.
+        number: of the job.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    asked = settings(*overrides, f"paths.store={store or run_dir / 'store'}")
+    job = {"number": number, "overrides": list(overrides), "experiment": None, "run_dir": run_dir}
+    run_job(asked, job, transfer or {})
+    found = json.loads((run_dir / FILE).read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def glue(directory: Path, train: int = 48, evaluation: int = 24) -> Path:
+    """Write sst2, mnli and qqp in the layout of the Hub's repository, in the toy task's words."""
+    lines = ["---", "configs:"]
+    for seed, (name, labels) in enumerate(_LABELS.items()):
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for number, split in enumerate(["train", *_EVALUATION.get(name, ["validation"])]):
+            count = train if split == "train" else evaluation
+            texts = toy.generate(2 * count, 100 * seed + number)[0]
+            columns = {column: texts[index::2][:count] for index, column in enumerate(_COLUMNS[name])}
+            columns |= {"label": [row % len(labels) for row in range(count)], "idx": list(range(count))}
+            rows = datasets.Dataset.from_dict(columns).cast_column("label", datasets.ClassLabel(names=labels))
+            (directory / name).mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(directory / name / f"{split}.parquet")
+            lines.append(f"  - {{split: {split}, path: {name}/{split}.parquet}}")
+    (directory / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return directory
+
+
+def checkpoint(directory: Path, labels: Sequence[str] | None = None, *, layers: int = 3) -> Path:
+    """Write a BERT as the Hub has them: with a trained head for `labels`, or without any head."""
+    torch.manual_seed(7)
+    config = encoder.configure(
+        "bert", layers=layers, hidden=32, heads=4, intermediate=48, vocabulary=len(toy.vocabulary()), padding_id=0
+    )
+    model = encoder.build(config)
+    if labels is None:
+        model.base_model.save_pretrained(directory)
+    else:
+        encoder.attach_head(model, labels)
+        model.save_pretrained(directory)
+    toy.tokenizer().save_pretrained(directory)
+    return directory
+
+
+def tokenizer(directory: Path) -> Path:
+    """Write a tokenizer with the toy task's words, two of which have changed places."""
+    made = toy.tokenizer()
+    made.save_pretrained(directory)
+    content = json.loads(made.backend_tokenizer.to_str())
+    words = content["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return directory

@@ -1,0 +1,93 @@
+"""Which rows a study prints follows from its order and stages alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgemin.errors import UserError
+from edgemin.order import RowSpec, row_specs
+
+TEACHER = ["finetune"]
+
+
+def order(**changes: Any) -> dict[str, Any]:
+    return {"name": "mine", "stages": ["finetune", "distill", "quantize"], "rows": None, "controls": []} | changes
+
+
+def refusal(**changes: Any) -> str:
+    made = order(**changes)
+    with pytest.raises(UserError) as caught:
+        row_specs(made, made["stages"], TEACHER)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_rows_there_are_the_teacher_and_every_prefix() -> None:
+    specs = row_specs(order(), order()["stages"], TEACHER)
+    assert [spec.path for spec in specs] == [
+        "teacher/finetune",
+        "student/finetune",
+        "student/finetune/distill",
+        "student/finetune/distill/quantize",
+    ]
+    assert not any(spec.named or spec.control for spec in specs)
+
+
+def test_a_repeated_stage_gives_rows_of_different_names() -> None:
+    specs = row_specs(order(), ["finetune", "prune", "finetune"], TEACHER)
+    assert [spec.name for spec in specs] == ["Teacher", "Student: finetune", "+ prune", "+ finetune (2)"]
+
+
+def test_no_stages_at_all_is_the_student_as_it_comes() -> None:
+    assert [spec.path for spec in row_specs(order(), [], [])] == ["teacher", "student"]
+
+
+def test_rows_and_controls_come_as_they_are_named() -> None:
+    rows = [{"name": "Teacher", "model": "teacher"}, {"name": "Student", "stages": ["finetune"]}]
+    controls = [{"name": "Longer", "stages": ["finetune", "longer"]}]
+    specs = row_specs(order(rows=rows, controls=controls), order()["stages"], ["finetune", "longer"])
+    assert specs == [
+        RowSpec("Teacher", "teacher", ("finetune", "longer")),
+        RowSpec("Student", "student", ("finetune",)),
+        RowSpec("Longer", "student", ("finetune", "longer"), control=True),
+    ]
+
+
+def test_the_orders_own_stages_by_hand_say_the_same_as_its_name() -> None:
+    rows = [{"name": "Student", "stages": ["finetune"]}]
+    assert row_specs(order(rows=rows), ["finetune", "distill", "quantize"], TEACHER) == row_specs(
+        order(rows=rows), order()["stages"], TEACHER
+    )
+
+
+def test_other_stages_by_hand_leave_the_orders_rows_and_controls_out() -> None:
+    rows = [{"name": "Student", "stages": ["finetune"]}]
+    controls = [{"name": "Longer", "stages": ["finetune", "longer"]}]
+    specs = row_specs(order(rows=rows, controls=controls), ["finetune", "quantize"], TEACHER)
+    assert [spec.path for spec in specs] == ["teacher/finetune", "student/finetune", "student/finetune/quantize"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"rows": [{"name": "a", "stages": []}, {"name": "a", "stages": []}]}, "order.rows: "),
+        ({"rows": [{"name": "a", "stagse": []}]}, "order.rows[0].stagse: "),
+        ({"rows": [{"name": "a", "stages": [], "model": "assistant"}]}, "order.rows[0].model: "),
+        ({"rows": [{"name": "a"}]}, "order.rows[0].stages: "),
+        ({"rows": [{"stages": []}]}, "order.rows[0].name: "),
+        ({"rows": ["finetune"]}, "order.rows[0]: "),
+        ({"rows": [{"name": "a", "stages": "finetune"}]}, "order.rows[0].stages: "),
+        ({"controls": [{"name": "a", "stages": [], "control": True}]}, "order.controls[0].control: "),
+        ({"contrlos": []}, "order.contrlos: "),
+    ],
+)
+def test_a_row_of_another_form_is_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
+    assert refusal(**changes).startswith(key)
+
+
+@pytest.mark.parametrize("key", ["rows", "controls"])
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="rows and controls are not checked to be lists")
+def test_rows_that_are_no_list_are_refused(key: str) -> None:
+    assert refusal(**{key: 7}).startswith(f"order.{key}: ")

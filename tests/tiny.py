@@ -1,0 +1,126 @@
+"""Tiny models, the toy task and one training run, for the tests of what is built on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from edgemin import encoder, toy
+from edgemin.data import DataModule, Task, load
+from edgemin.stages import fitting
+from edgemin.stages.base import Stage
+
+CONF = Path(__file__).parents[1] / "conf"
+FAMILIES = ("bert", "distilbert", "roberta", "modernbert")
+TRAINER = {"accelerator": "cpu", "precision": 32}
+
+
+class KilledError(Exception):
+    """Stands for kill -9."""
+
+
+class Kill(pl.Callback):
+    """Ends a fit right after a batch (counted from 1) of a phase, before that batch can be checkpointed."""
+
+    def __init__(self, batch: int, phase: int = 0) -> None:
+        self.batch, self.phase = batch, phase
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.phase == self.phase and batch_idx + 1 == self.batch:
+            raise KilledError
+
+
+def model(
+    family: str = "bert",
+    *,
+    layers: int = 3,
+    hidden: int = 32,
+    heads: int = 4,
+    seed: int = 0,
+    dropout: float | None = None,
+) -> PreTrainedModel:
+    """Random weights, large enough for every part to matter, with a trained-looking head for the toy task."""
+    config = encoder.configure(
+        family, layers=layers, hidden=hidden, heads=heads, intermediate=48, vocabulary=len(toy.vocabulary())
+    )
+    if dropout is not None:
+        for name in [name for name in vars(config) if "dropout" in name and isinstance(getattr(config, name), float)]:
+            setattr(config, name, dropout)
+    torch.manual_seed(seed)
+    made = encoder.build(config)
+    encoder.attach_head(made, list(toy.LABELS))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+def task(**settings: Any) -> Task:
+    """The toy task, 48 training examples."""
+    given: dict[str, Any] = {
+        "text_columns": ["sentence"],
+        "evaluation_splits": ["validation"],
+        "labels": list(toy.LABELS),
+        "max_length": 24,
+        "max_train_examples": 48,
+        "max_evaluation_examples": 16,
+    }
+    return Task(name="toy", **(given | settings))
+
+
+def data(cache: Path, **settings: Any) -> DataModule:
+    """The toy task in tokens."""
+    return DataModule(load(task(**settings)), toy.tokenizer(), cache / "tokens")
+
+
+def fit(
+    stage: Stage,
+    start: PreTrainedModel,
+    examples: DataModule | None,
+    teachers: Sequence[PreTrainedModel] = (),
+    *,
+    work: Path,
+    seed: int = 1,
+    seconds: float = 1e9,
+    callbacks: Sequence[pl.Callback] = (),
+) -> fitting.Fitted:
+    """Run a stage on the CPU in fp32."""
+    work.mkdir(parents=True, exist_ok=True)
+    trainer = fitting.Trainer(accelerator="cpu", precision=32, checkpoint_seconds=seconds)
+    return fitting.run(stage, start, examples, teachers, seed=seed, trainer=trainer, work=work, callbacks=callbacks)
+
+
+def logits(of: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Without dropout or gradients."""
+    of.eval()
+    with torch.no_grad():
+        return encoder.logits(of, batch)
+
+
+def weights(of: PreTrainedModel) -> dict[str, Tensor]:
+    """A copy of all weights."""
+    return {name: tensor.clone() for name, tensor in of.state_dict().items()}
+
+
+def same_weights(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+    """Equal to the last bit, name by name."""
+    one, two = first.state_dict(), second.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def node(group: str, name: str) -> dict[str, Any]:
+    """conf/<group>/<name>.yaml as a run would see it."""
+    with initialize_config_dir(str(CONF / group), version_base="1.3"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*missing `_self_`.*")  # asked of primary configurations only
+        composed = OmegaConf.to_container(compose(name))
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
