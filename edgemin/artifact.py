@@ -24,6 +24,8 @@ from edgemin.errors import UserError
 from edgemin.quantization import dynamic
 
 WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
+#: How the integers of a quantised Linear end in the file.
+PACKED = dynamic.PARTS[0]
 #: What a runtime reads to run the model; the tokenizer is apart.
 MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
 
@@ -85,17 +87,23 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
             raise UserError(f"artifact {directory}: expected a file {name}, found none")
     try:
         structure = json.loads((directory / STRUCTURE).read_text())
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         tensors = load_file(directory / WEIGHTS)
-    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+        has_tokenizer = (directory / "tokenizer_config.json").is_file()
+        tokenizer = (
+            AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            if has_tokenizer
+            else None
+        )
+    except (SafetensorError, OSError, ValueError) as error:  # of JSON and of Unicode are ValueErrors
         raise UserError(f"artifact {directory}: damaged ({_one_line(error)})") from error
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the weights drawn here are overwritten: leave the caller's generator alone
-        model = encoder.build(config, structure)
+    # the weights drawn here are overwritten: leave the caller's generator alone
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = encoder.build(config, structure)
+        except (UserError, KeyError, TypeError) as error:
+            raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({_one_line(error)})") from error
     _fill(model, tensors, directory)
-    has_tokenizer = (directory / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True) if has_tokenizer else None
     return model.eval(), tokenizer
 
 
@@ -109,8 +117,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
 def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], directory: Path) -> None:
     """Put the saved tensors into a freshly built model, quantised Linears included."""
     packed: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name in [name for name in tensors if name.endswith(".weight_int8")]:
-        layer = name.removesuffix(".weight_int8")
+    for name in [name for name in tensors if name.endswith(f".{PACKED}")]:
+        layer = name.removesuffix(f".{PACKED}")
         for part in (*dynamic.PARTS, "bias"):
             if (tensor := tensors.pop(f"{layer}.{part}", None)) is not None:
                 packed[layer][part] = tensor

@@ -32,7 +32,8 @@ def target(node: Mapping[str, Any], key: str) -> type[Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{key}._target_: expected the dotted path of a class, given {path!r} ({error})") from error
-    assert isinstance(found, type)
+    if not isinstance(found, type):
+        raise UserError(f"{key}._target_: expected the dotted path of a class, given {path!r}")
     return found
 
 
@@ -55,7 +56,7 @@ def accepted(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
     return found
 
 
-def construct(node: Mapping[str, Any], key: str) -> Any:
+def construct(node: Any, key: str) -> Any:
     """Build the object that a configuration node describes.
 
     Args:
@@ -65,6 +66,8 @@ def construct(node: Mapping[str, Any], key: str) -> Any:
     Raises:
         UserError: an unknown or missing key, a value of the wrong type, or whatever the constructor refuses.
     """
+    if not isinstance(node, Mapping):
+        raise UserError(f"{key}: expected a choice of the group {key}, given {node!r}")
     cls = target(node, key)
     allowed = accepted(cls)
     given = {name: value for name, value in node.items() if name != "_target_"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def code_digest(*modules: str) -> str:
             continue
         path = _source(name)
         if path is None:
-            found[name] = name  # a user's own class: its file is not ours to follow
+            found[name] = _foreign(name)
             continue
         tree = ast.parse(path.read_text())
         waiting += _imports(tree)
@@ -47,6 +48,12 @@ def _source(name: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def _foreign(name: str) -> str:
+    """A user's own class: its file counts as it is, what it imports is not followed."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).read_text() if spec is not None and spec.origin is not None else name
 
 
 def _imports(tree: ast.Module) -> list[str]:
@@ -69,12 +76,14 @@ def _imports(tree: ast.Module) -> list[str]:
 
 
 def _drop_docstrings(tree: ast.Module) -> None:
+    """Strings that stand alone say something and do nothing: docstrings, also those below an assignment."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                kept = [entry for entry in block if not _is_text(entry)]
+                setattr(node, name, kept or [ast.Pass()] if block else block)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

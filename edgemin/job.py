@@ -19,7 +19,7 @@ from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
 from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
-from edgemin.order import row_specs
+from edgemin.order import order_name, row_specs
 from edgemin.pipeline import Done, Pipeline, git_revision, versions
 from edgemin.plan import Study, build, summary
 from edgemin.progress import node_line
@@ -39,10 +39,12 @@ def read_study(settings: Mapping[str, Any]) -> Study:
     Raises:
         UserError: the first thing that cannot work.
     """
-    for key, annotation in (("seed", int), ("stages", list[str]), ("plan", bool), ("study", str)):
-        config.check_type(settings[key], annotation, key)
+    for key, annotation in (("seed", int), ("stages", list[str]), ("study", str)):
+        config.check_type(settings.get(key), annotation, key)
+    if not 0 <= settings["seed"] < 2**63:
+        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {settings['seed']}")
     task, teacher, student, trainer = (
-        config.construct(settings[key], key) for key in ("task", "teacher", "student", "trainer")
+        config.construct(settings.get(key), key) for key in ("task", "teacher", "student", "trainer")
     )
     assert (
         isinstance(task, Task)
@@ -57,10 +59,12 @@ def read_study(settings: Mapping[str, Any]) -> Study:
     return Study(settings, task, splits, {"teacher": teacher, "student": student}, rows, trainer, settings["seed"])
 
 
-def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:
     """Print what a job would do, and write it as ``plan.json``; over the jobs of a sweep, also the sum so far."""
+    study = read_study(settings)
+    _other_tasks(study, transfer)
     store = Store(settings["paths"]["store"])
-    plan = build(read_study(settings))
+    plan = build(study)
     print(f"plan of job {job['number']}: {' '.join(job['overrides']) or 'defaults'}")
     print("\n".join(plan.lines(store)), flush=True)
     for note in plan.notes:
@@ -89,8 +93,8 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
     started, run_dir = datetime.now(UTC), Path(job["run_dir"])
     with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
         study = read_study(settings)
-        measured = config.construct(settings["measure"], "measure") if settings["measure"] is not None else None
-        tracker = config.construct(settings["logger"], "logger")
+        measured = config.construct(settings["measure"], "measure") if settings.get("measure") is not None else None
+        tracker = config.construct(settings.get("logger"), "logger")
         assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
         others = _other_tasks(study, transfer)
         store = Store(settings["paths"]["store"])
@@ -99,7 +103,11 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
             node_line("plan", "note", note)
         failed = True
         try:
-            tags = [study.task.name, settings["order"]["name"], *(root.name for root in study.roots.values())]
+            tags = [
+                study.task.name,
+                order_name(settings["order"], settings["stages"]),
+                *(root.name for root in study.roots.values()),
+            ]
             tracker.start(run_dir, settings["study"], _name(job), dict(settings), tags)
             pipeline = Pipeline(study, plan, store, tracker)
             done = pipeline.train()
@@ -143,7 +151,10 @@ def _collected_warnings() -> Iterator[list[str]]:
 
 def _other_tasks(study: Study, transfer: Mapping[str, Mapping[str, Any]]) -> dict[str, Splits]:
     """The tasks that rows are scored on without being trained for them."""
-    others = {name: data.load(config.construct(task, f"evaluate.transfer.{name}")) for name, task in transfer.items()}
+    tasks = {name: config.construct(task, f"evaluate.transfer.{name}") for name, task in transfer.items()}
+    if "none" in tasks:
+        raise UserError("evaluate.transfer: expected tasks with data, given none")
+    others = {name: data.load(task) for name, task in tasks.items()}
     for name, splits in others.items():
         if study.splits is None or study.task.regression or splits.task.regression or name == study.task.name:
             raise UserError(
@@ -191,7 +202,7 @@ def _content(
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": study.seed,
         "task": described,
-        "order": {"name": settings["order"]["name"], "stages": list(settings["stages"])},
+        "order": {"name": order_name(settings["order"], settings["stages"]), "stages": list(settings["stages"])},
         "config": settings,
         "host": host(),
         "versions": versions(),

@@ -45,16 +45,28 @@ def row_specs(order: Mapping[str, Any], stages: Sequence[str], teacher_stages: S
     by_hand = list(stages) != list(order["stages"])
     rows = None if by_hand else order.get("rows")
     controls = [] if by_hand else order.get("controls") or []
+    for key, value in (("rows", rows), ("controls", controls)):
+        if value is not None:
+            check_type(value, list[Any], f"order.{key}")
+    if rows == []:
+        raise UserError("order.rows: expected null or at least one row, given none")
     if rows is None:
         specs = [RowSpec("Teacher", "teacher", tuple(teacher_stages), named=False), *_prefixes(stages)]
     else:
         specs = [_row(row, f"order.rows[{index}]", teacher_stages) for index, row in enumerate(rows)]
+        if tuple(stages) not in {spec.stages for spec in specs if spec.model == "student"}:
+            raise UserError(f"order.stages: expected the stages of one of order.rows, given {list(stages)}")
     specs += [_row(row, f"order.controls[{index}]", teacher_stages, control=True) for index, row in enumerate(controls)]
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"order.rows: expected a name of its own for every row, given {name!r} twice")
     return specs
+
+
+def order_name(order: Mapping[str, Any], stages: Sequence[str]) -> str:
+    """The order's name, or that its stages were given by hand."""
+    return str(order["name"]) if list(stages) == list(order["stages"]) else "by hand"
 
 
 def _prefixes(stages: Sequence[str]) -> list[RowSpec]:

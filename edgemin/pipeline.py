@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin import __version__, artifact, roots
+from edgemin import __version__, artifact, checkpoint, encoder, roots
 from edgemin.data import DataModule, Splits
 from edgemin.digest import code_digest
 from edgemin.evaluate import evaluate
 from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
+from edgemin.measure.rounds import evenly_spaced
 from edgemin.measure.runtime import Measure, measure
 from edgemin.plan import Node, Plan, Study
 from edgemin.progress import NodeProgress, live_line, node_line
 from edgemin.stages import fitting
 from edgemin.starts import Start
-from edgemin.store import Store, content_key, disk_errors
+from edgemin.store import Store, content_key, disk_errors, write_atomically
 from edgemin.tracking import Tracker, TrackerLogger
 
 
@@ -99,12 +100,12 @@ class Pipeline:
         if node.parent is not None:
             model = artifact.load(self.store.path(node.parent.key))[0]
         elif start.facts is not None:
-            model = roots.load_checkpoint(start.facts)
+            model = checkpoint.load_checkpoint(start.facts, root.seed)
         else:
-            padding = getattr(start.tokenizer, "pad_token_id", None) or 0
-            return roots.random_model(root, start.family, len(start.tokenizer or ()), padding), start.tokenizer
+            torch.manual_seed(root.seed)
+            return encoder.build(start.config), start.tokenizer
         if start.own_labels and self.study.splits is not None:
-            roots.align_head(model, self.study.splits.labels)
+            checkpoint.align_head(model, self.study.splits.labels)
         return roots.reshape(model, root), start.tokenizer
 
     def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
@@ -150,6 +151,7 @@ class Pipeline:
             "parent": node.parent.key if node.parent else None,
             "teachers": [teacher.key for teacher in node.teachers],
             "source": node.start.root.source,
+            "head_trained": node.head_trained,
             "notes": fitted.notes,
             "seed": node.seed,
             "threads": torch.get_num_threads(),
@@ -219,7 +221,7 @@ class Pipeline:
             )
         with disk_errors(self.store.root):
             predictions.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"logits": found.logits, "labels": encoded.labels}, predictions)
+            write_atomically(predictions, save({"logits": found.logits, "labels": encoded.labels}))
         self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
         return found.metrics, predictions
 
@@ -235,8 +237,11 @@ class Pipeline:
         splits = self.study.splits
         sentences: list[list[int]] = []
         if splits is not None:
-            encoded = next(iter(self.data(next(iter(nodes.values())).start).evaluation.values()))
-            sentences = [_unpadded(encoded.batch([index])) for index in range(min(len(encoded), 1000))]
+            # The same sentences for all, in the student's tokens: what is deployed is the student.
+            start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
+            encoded = next(iter(self.data(start or next(iter(nodes.values())).start).evaluation.values()))
+            chosen = evenly_spaced(range(len(encoded)), settings.sentences)
+            sentences = [_unpadded(encoded.batch([index])) for index in chosen]
         here = host()
         key = content_key(
             {

@@ -18,14 +18,14 @@ from edgemin import config, roots
 from edgemin.data import Splits, Task
 from edgemin.digest import code_digest
 from edgemin.errors import UserError
+from edgemin.evaluate import primary_metric
 from edgemin.order import RowSpec
 from edgemin.roots import Root
 from edgemin.stages.base import Shape, Stage
 from edgemin.stages.finetune import Finetune
-from edgemin.stages.fitting import Trainer
+from edgemin.stages.fitting import CHECKPOINT, Trainer
 from edgemin.starts import Start, check_same_tokens, read_starts
 from edgemin.store import Store, content_key
-
 
 #: Nodes of the configuration that name a class but no stage.
 _NO_STAGES = ("task", "teacher", "student", "trainer", "measure", "logger")
@@ -74,6 +74,7 @@ class Node:
     seed: int
     head_trained: bool
     final: bool = False
+    head_stale: bool = False  #: the encoder was trained since the head was
     parent: Node | None = None
     teachers: tuple[Node, ...] = ()
 
@@ -122,7 +123,7 @@ class Plan:
 def _state(node: Node, store: Store) -> str:
     if store.has(node.key):
         return "cached"
-    return "resumes" if (store.root / ".work" / node.key).is_dir() else "to run"
+    return "resumes" if (store.root / ".work" / node.key / CHECKPOINT).is_file() else "to run"
 
 
 def summary(nodes: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -156,16 +157,20 @@ class _Planner:
         self.study = study
         self.nodes: dict[str, Node] = {}
         self.notes: list[str] = []
-        self.paths = [spec.path for spec in study.rows]
+        self.paths = [*(spec.path for spec in study.rows), "/".join(("teacher", *study.roots["teacher"].stages))]
         self.starts = read_starts(study.roots, study.splits)
 
     def plan(self) -> Plan:
         rows = []
         for spec in self.study.rows:
             node = self.node(spec.model, spec.stages)
-            if self.study.splits is None or node.head_trained:
+            if self.study.splits is None or (node.head_trained and (spec.named or not node.head_stale)):
                 rows.append(Row(spec, node))
-            elif spec.named or spec.path == max(self.paths, key=len) or spec.model == "teacher":
+                if node.head_stale and self.study.splits is not None:
+                    self.notes.append(f"row {spec.name!r} is scored with a head from before its encoder was trained on")
+            elif node.head_trained:
+                self.notes.append(f"row {spec.name!r} is not scored: its encoder was trained on since its head was")
+            elif spec.named or spec is self.study.rows[-1] or spec.model == "teacher":
                 raise UserError(
                     f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the "
                     f"head on {self.study.task.name} "
@@ -193,9 +198,11 @@ class _Planner:
                     f"{path}.source: expected a teacher that can be trained, given one that ends with {parent.stage}"
                 )
         content = start.content(self.study.splits, parent.key if parent else None)
-        content |= {"code": code_digest("edgemin.roots"), "versions": _versions()}
-        shape = start.shape(parent.shape if parent else None)
+        content |= {"code": code_digest("edgemin.roots", "edgemin.checkpoint"), "versions": _versions()}
+        shape = start.shape._replace(pruned=start.shape.pruned or (parent is not None and parent.shape.pruned))
         trained = start.own_labels or (parent is not None and parent.head_trained)
+        if start.own_labels and start.generic_labels:
+            self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")
         return Node(
             path,
             content_key(content),
@@ -205,6 +212,7 @@ class _Planner:
             shape,
             start.root.seed,
             trained,
+            final=start.facts is not None and start.facts.quantised,
             parent=parent,
         )
 
@@ -213,15 +221,18 @@ class _Planner:
     def _stage(self, path: str, parent: Node) -> Node:
         study = self.study
         name = path.rpartition("/")[2]
-        settings = self._settings(name)
+        model = parent.path.partition("/")[0]
+        settings = self._settings(name, "teacher.stages" if model == "teacher" else "stages")
         stage = _construct(settings, name)
         if parent.final:
             raise UserError(
-                f"stages: expected nothing after {parent.stage}, whose result (torch's dynamic INT8) can neither be "
-                f"trained nor pruned, given {name}"
+                f"stages: expected nothing after {parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) "
+                f"can neither be trained nor pruned, given {name}"
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
         stage = _construct(settings, name)
+        if model == "teacher" and "teacher" in stage.teacher_names:
+            raise UserError(f"teacher.stages: expected no stage that learns from the teacher itself, given {name}")
         teachers = tuple(self._teacher(teacher, name) for teacher in stage.teacher_names)
         try:
             stage.check(parent.shape, [teacher.shape for teacher in teachers])
@@ -233,16 +244,17 @@ class _Planner:
             raise UserError(
                 f"{name}.patience: expected null, or task.holdout above 0 to stop early on, given a patience alone"
             )
+        if stage.reads_head and not parent.head_trained:
+            self.notes.append(f"{path} ranks by the loss of a head that no stage before it trained")
         if stage.same_tokens:
             for teacher in teachers:
                 check_same_tokens(name, parent.start, teacher.start, study.splits)
-        model = parent.path.partition("/")[0]
         seed = _seed(study.roots["teacher"].seed if model == "teacher" else study.seed, path)
         content = {
             "stage": settings,
             "parent": parent.key,
             "teachers": [teacher.key for teacher in teachers],
-            "data": self._data() if stage.needs_task else None,
+            "data": self._data(any(fit.patience for fit in stage.phases())) if stage.needs_task else None,
             "seed": seed,
             "device": study.trainer.device,
             "precision": study.trainer.lightning_precision,
@@ -261,11 +273,12 @@ class _Planner:
             seed,
             trained,
             stage.final,
+            stage.leaves_head_stale or (parent.head_stale and not stage.trains_head),
             parent,
             teachers,
         )
 
-    def _settings(self, name: str) -> Mapping[str, Any]:
+    def _settings(self, name: str, key: str = "stages") -> Mapping[str, Any]:
         stages = {
             key: value
             for key, value in self.study.settings.items()
@@ -273,7 +286,7 @@ class _Planner:
         }
         if name not in stages:
             known = ", ".join(sorted(stages))
-            raise UserError(f"stages: expected names of stages in the configuration ({known}), given {name!r}")
+            raise UserError(f"{key}: expected names of stages in the configuration ({known}), given {name!r}")
         return stages[name]
 
     def _teacher(self, name: str, stage: str) -> Node:
@@ -290,10 +303,12 @@ class _Planner:
         }
         return any(issubclass(config.target(self._settings(name), name), Finetune) for name in later)
 
-    def _data(self) -> dict[str, Any]:
+    def _data(self, stops_early: bool) -> dict[str, Any]:
         splits, task = self.study.splits, self.study.task
         assert splits is not None
+        metric = primary_metric(task.regression, len(splits.labels), task.metrics) if stops_early else None
         return {
+            "early_stopping": metric,
             "train": splits.fingerprint("train"),
             "holdout": splits.fingerprint("holdout") if splits.holdout is not None else None,
             "labels": list(splits.labels),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from edgemin import roots
+from edgemin import checkpoint, roots
+from edgemin.checkpoint import Facts
 from edgemin.data import Splits
 from edgemin.errors import UserError
-from edgemin.roots import Facts, Root
+from edgemin.roots import Outline, Root
 from edgemin.stages.base import Shape
 
 _PROBE = 256  # training texts on which two tokenizers must agree
@@ -25,52 +27,25 @@ class Start:
     Attributes:
         name: ``teacher``, ``student``.
         root: its settings.
+        config: of its checkpoint, or of its random weights.
         facts: of its checkpoint; ``None`` for random weights.
         tokenizer: ``None`` only without data.
-        family: as :func:`edgemin.encoder.family` names it.
+        shape: what the stages find.
         own_labels: its checkpoint's head already speaks the task's labels.
     """
 
     name: str
     root: Root
+    config: PretrainedConfig
     facts: Facts | None
     tokenizer: PreTrainedTokenizerBase | None
-    family: str
+    shape: Shape
     own_labels: bool
 
-    def shape(self, below: Shape | None) -> Shape:
-        """The shape of the model that starts here; ``below`` is the trained teacher's where it is cut from that.
-
-        Raises:
-            UserError: the shape is incomplete or cannot be cut from the weights.
-        """
-        root, name = self.root, self.name
-        if below is None and self.facts is not None:
-            below = Shape(self.family, self.facts.layers, self.facts.hidden, self.facts.heads)
-        if below is None:
-            if (
-                not isinstance(root.layers, int)
-                or root.hidden is None
-                or root.heads is None
-                or root.intermediate is None
-            ):
-                raise UserError(
-                    f"{name}.layers: expected whole numbers for layers, hidden, heads and intermediate of a model "
-                    f"without source, given {root.layers}, {root.hidden}, {root.heads} and {root.intermediate}"
-                )
-            return Shape(self.family, root.layers, root.hidden, root.heads)
-        try:
-            layers = len(root.chosen_layers(below.layers))
-        except UserError as error:
-            raise UserError(f"{name}.{error}") from error
-        for key, here in (("hidden", below.hidden), ("heads", below.heads)):
-            asked = getattr(root, key)
-            if asked is not None and asked != here and not root.truncate_width:
-                raise UserError(
-                    f"{name}.{key}: expected the {here} of {root.source}, or {name}.truncate_width=true to cut it, "
-                    f"given {asked}"
-                )
-        return below._replace(layers=layers, hidden=root.hidden or below.hidden, heads=root.heads or below.heads)
+    @property
+    def generic_labels(self) -> bool:
+        """Whether its checkpoint's labels are ``LABEL_0`` and so on."""
+        return self.facts is not None and all(name.startswith("LABEL_") for name in self.facts.labels or ())
 
     def content(self, splits: Splits | None, parent_key: str | None) -> dict[str, Any]:
         """What decides the model that starts here, for its key: contents, never paths."""
@@ -78,13 +53,14 @@ class Start:
         if parent_key is not None:
             content["parent"] = parent_key
         elif self.facts is not None:
-            content["files"] = roots.fingerprint(self.facts.directory)
+            content["files"] = checkpoint.fingerprint(self.facts.directory)
         else:
-            content |= {"family": self.family, "vocabulary": self.root.vocabulary or len(self.tokenizer or ())}
-        if self.root.tokenizer is not None or self.facts is None:
-            content["tokenizer"] = _tokenizer_digest(self.tokenizer)
+            content |= {"family": self.shape.family, "vocabulary": self.config.vocab_size}
+        content["tokenizer"] = _tokenizer_digest(self.tokenizer)
         if self.own_labels and splits is not None:
             content["labels"] = list(splits.labels)
+        if self.facts is not None and self.facts.draws_head:
+            content["seed"] = self.root.seed
         return content
 
 
@@ -101,40 +77,79 @@ def read_starts(named: Mapping[str, Root], splits: Splits | None) -> dict[str, S
 
 
 def _read(name: str, root: Root, teacher: Start | None, splits: Splits | None) -> Start:
-    if name == "teacher" and root.source in roots.FROM_TEACHER:
-        raise UserError(f"teacher.source: expected a Hub id, a directory or null, given {root.source}")
-    if name == "student" and root.stages:
-        raise UserError(f"student.stages: expected none (the key stages has them), given {list(root.stages)}")
-    facts, family = None, root.family or (teacher.family if teacher else "")
-    tokenizer = teacher.tokenizer if teacher is not None else None
-    if root.source in roots.FROM_TEACHER:
-        assert teacher is not None
-        if teacher.facts is None and root.source == "teacher.source":
-            raise UserError(
-                f"{name}.source: expected a teacher with weights of its own, given teacher.source while that is null"
-            )
-        facts, family = teacher.facts, teacher.family
-    elif root.source is not None:
-        facts = roots.read_facts(root.source, f"{name}.source")
-        tokenizer, family = roots.read_tokenizer(root.tokenizer or root.source, f"{name}.tokenizer"), facts.family
-    elif not family:
-        raise UserError(
-            f"{name}.family: expected a family, since there is no {name}.source to take it from, given null"
-        )
-    if root.tokenizer is not None:
-        tokenizer = roots.read_tokenizer(root.tokenizer, f"{name}.tokenizer")
+    facts, config = _weights(name, root, teacher)
+    tokenizer = _tokenizer(name, root, teacher)
     if tokenizer is None and splits is not None:
-        raise UserError(
-            f"{name}.tokenizer: expected a Hub id, a directory or toy, since there is no {name}.source, given null"
-        )
+        raise UserError(f"{name}.tokenizer: expected a Hub id, a directory or toy, as there is no source, given null")
+    try:
+        if config is None:
+            config = _random_config(root, teacher, tokenizer)
+        outline = roots.outline(config, facts.structure if facts is not None else None, root)
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from error
+    _check_tokenizer(name, outline, tokenizer, splits)
     labels = facts.labels if facts is not None and root.source != "teacher" else None
     own = (
         labels is not None
         and splits is not None
         and not splits.task.regression
-        and roots.head_order(labels, splits.labels) is not None
+        and checkpoint.head_order(labels, splits.labels) is not None
     )
-    return Start(name, root, facts, tokenizer, family, own)
+    return Start(name, root, config, facts, tokenizer, _shape(outline.structure), own)
+
+
+def _weights(name: str, root: Root, teacher: Start | None) -> tuple[Facts | None, PretrainedConfig | None]:
+    if name == "teacher" and root.source in roots.FROM_TEACHER:
+        raise UserError(f"teacher.source: expected a Hub id, a directory or null, given {root.source}")
+    if name == "student" and root.stages:
+        raise UserError(f"student.stages: expected none (the key stages has them), given {list(root.stages)}")
+    if root.source in roots.FROM_TEACHER:
+        assert teacher is not None
+        if teacher.facts is None and root.source == "teacher.source":
+            raise UserError(f"{name}.source: expected a teacher with weights, given teacher.source while that is null")
+        return teacher.facts, teacher.config
+    if root.source is not None:
+        facts = checkpoint.read_facts(root.source, f"{name}.source")
+        return facts, facts.config
+    return None, None
+
+
+def _tokenizer(name: str, root: Root, teacher: Start | None) -> PreTrainedTokenizerBase | None:
+    source = root.tokenizer or (root.source if root.source not in roots.FROM_TEACHER else None)
+    if source is not None:
+        return checkpoint.read_tokenizer(source, f"{name}.tokenizer")
+    return teacher.tokenizer if teacher is not None else None
+
+
+def _random_config(root: Root, teacher: Start | None, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
+    family = root.family or (teacher.shape.family if teacher is not None else None)
+    if family is None:
+        raise UserError("family: expected a family, as there is no source to take it from, given null")
+    if tokenizer is None and root.vocabulary is None:
+        raise UserError("vocabulary: expected a whole number, as there is no tokenizer to take it from, given null")
+    padding = tokenizer.pad_token_id if tokenizer is not None else None
+    return roots.random_config(root, family, len(tokenizer) if tokenizer is not None else 1, padding or 0)
+
+
+def _shape(structure: Mapping[str, Any]) -> Shape:
+    layers = structure["layers"]
+    narrowed = any(layer["heads"] * layer["head_size"] != structure["hidden"] for layer in layers)
+    return Shape(structure["family"], len(layers), structure["hidden"], layers[0]["heads"], narrowed)
+
+
+def _check_tokenizer(
+    name: str, outline: Outline, tokenizer: PreTrainedTokenizerBase | None, splits: Splits | None
+) -> None:
+    if tokenizer is None or splits is None:
+        return
+    rows = outline.structure["vocabulary"]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{name}.tokenizer: expected at most the {rows} tokens the weights embed, given one of {len(tokenizer)}"
+        )
+    limit, asked = min(outline.max_tokens, tokenizer.model_max_length), splits.task.max_length
+    if asked > limit:
+        raise UserError(f"task.max_length: expected at most {limit}, what the {name} takes, given {asked}")
 
 
 def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits | None) -> None:
@@ -158,5 +173,10 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(content.encode()).hexdigest()
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        content |= {"padding": None, "truncation": None}  # states of its last call
+    else:
+        content = {"vocabulary": tokenizer.get_vocab()}
+    content |= {"pad": tokenizer.pad_token_id, "inputs": list(tokenizer.model_input_names)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -55,10 +56,14 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        with disk_errors(self.root):
+        self.root = Path(root).expanduser()
+        try:
             for name in (".work", ".locks", ".results", ".tokens"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"paths.store: expected a directory that can be made, given {root} ({error.strerror})"
+            ) from error
 
     def path(self, key: str) -> Path:
         """Where the artifact of a key lies, or would."""
@@ -130,6 +135,8 @@ class Store:
                     _sync(file)
                 _sync(temporary)
                 temporary.chmod(0o755)  # mkdtemp's is 0700; a store may be shared
+                if self.path(key).is_dir():  # without a manifest, or it would have been taken for computed
+                    shutil.rmtree(self.path(key))
                 temporary.rename(self.path(key))
                 _sync(self.root)
             except BaseException:
@@ -187,12 +194,21 @@ def disk_errors(where: Path, key: str = "paths.store") -> Iterator[None]:
     }
     try:
         yield
-    except OSError as error:
-        if error.errno not in reasons:
+    except Exception as error:
+        number = _errno(error)
+        if number is None or number not in reasons:
             raise
         raise UserError(
-            f"{key}: {reasons[error.errno]} ({where}); what was already computed is kept, run again to go on"
+            f"{key}: {reasons[number]} ({where}); what was already computed is kept, run again to go on"
         ) from error
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's number of an error; safetensors and tokenizers (Rust) have it in their message alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _sync(path: Path) -> None:

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from edgemin.errors import UserError
 
@@ -53,8 +53,21 @@ def main() -> None:
         if debugging:
             raise
         _report(error)
+    except ValueError as error:
+        if debugging or "Config group override must be" not in str(error):
+            raise
+        _report(UserError(f"{_null_group()}: expected the name of a choice, given null"))
+    except OSError as error:  # Hydra makes the job's directory before the job begins
+        if debugging or error.filename is None:
+            raise
+        _report(UserError(f"paths.outputs: {error.strerror} ({error.filename})"))
     if _failed:
         sys.exit(2)
+
+
+def _null_group() -> str:
+    """The group that the command line sets to null; Hydra's error does not name it."""
+    return next((word.partition("=")[0] for word in sys.argv[1:] if word.endswith("=null")), "a group")
 
 
 def _report(error: Exception) -> None:
@@ -68,6 +81,11 @@ def _report(error: Exception) -> None:
 def one_line(error: Exception) -> str:
     """A mistake of the user's as one line: the key, what was expected, what was given."""
     text = " ".join(str(error).split())
+    inner = error.__cause__
+    if isinstance(inner, ConfigAttributeError | ConfigKeyError) and "Could not override" not in text:
+        missing = re.search(r"Key '([^']+)' is not in struct", str(inner))
+        key = ".".join(part for part in (inner.full_key, missing[1] if missing else None) if part)
+        return f"{key}: unknown key (to add one of your own write +{key}=...)"
     if unknown := re.search(r"Could not override '([^']*)'", text):
         return f"{unknown[1]}: unknown key (to add one of your own write +{unknown[1]}=...)"
     if choice := re.search(
@@ -97,13 +115,22 @@ def _run(cfg: DictConfig) -> None:
         "experiment": context.runtime.choices.get("experiment"),
         "run_dir": Path(context.runtime.output_dir),
     }
-    if set(plain["evaluate"]) != {"transfer"} or not isinstance(plain["evaluate"]["transfer"], list):
+    for key in ("outputs", "store"):
+        if not isinstance(plain["paths"].get(key), str):
+            raise UserError(f"paths.{key}: expected a directory, given {plain['paths'].get(key)!r}")
+    if not isinstance(plain["plan"], bool):
+        raise UserError(f"plan: expected true or false, given {plain['plan']!r}")
+    if set(plain["evaluate"]) != {"transfer"} or not _are_names(plain["evaluate"]["transfer"]):
         raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {plain['evaluate']}")
     transfer = {name: _task(name, plain["task"]) for name in plain["evaluate"]["transfer"]}
     if plain["plan"]:
-        plan_job(plain, job)
+        plan_job(plain, job, transfer)
     else:
         run_job(plain, job, transfer)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _task(name: str, own: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 import hydra
 import torch
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from edgemin import encoder, toy
 from edgemin.job import read_study, run_job
@@ -49,6 +52,7 @@ TINY = (
     "logger=csv",
     "measure=none",
 )
+GROUPS = {path.name for path in Path(conf_directory()).iterdir() if path.is_dir()}
 _LABELS = {
     "sst2": ["negative", "positive"],
     "qqp": ["not_duplicate", "duplicate"],
@@ -64,10 +68,24 @@ def compose(*overrides: str) -> Any:
         return hydra.compose("train", list(overrides), return_hydra_config=True)
 
 
-def settings(*overrides: str, tiny: bool = True) -> Settings:
-    """The resolved configuration as `edgemin.train` hands it on; :data:`TINY` comes first unless told otherwise."""
+@cache
+def _chosen(choices: tuple[str, ...]) -> DictConfig:
     with hydra.initialize_config_dir(conf_directory(), version_base="1.3"):
-        cfg = hydra.compose("train", [*(TINY if tiny else ()), *overrides])
+        return hydra.compose("train", list(choices))
+
+
+def settings(*overrides: str, tiny: bool = True) -> Settings:
+    """The resolved configuration as `edgemin.train` hands it on; :data:`TINY` comes first unless told otherwise.
+
+    Composing takes Hydra longest: each choice of files is composed once, single values are set in a copy, as Hydra does
+    in its last step.
+    """
+    parsed = OverridesParser.create().parse_overrides([*(TINY if tiny else ()), *overrides])
+    files = [entry for entry in parsed if entry.package or entry.key_or_group in GROUPS]
+    cfg = copy.deepcopy(_chosen(tuple(str(entry.input_line) for entry in files)))
+    for entry in parsed:
+        if entry not in files:
+            OmegaConf.update(cfg, entry.key_or_group, entry.value(), merge=True, force_add=entry.is_add())
     found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import pytest
 import studies
 import torch
@@ -53,13 +54,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(write, "figures", lambda study: ([], []))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
-    def call(*overrides: str, tiny: bool = True) -> Outcome:
+    def call(*overrides: str, flags: tuple[str, ...] = ()) -> Outcome:
         GlobalHydra.instance().clear()
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         monkeypatch.setattr(train, "_failed", [])
         monkeypatch.setattr(job, "_planned", [])
-        monkeypatch.setattr(sys, "argv", ["edgemin.train", *(studies.TINY if tiny else ()), *overrides])
+        monkeypatch.setattr(sys, "argv", ["edgemin.train", *flags, *studies.TINY, *overrides])
         capsys.readouterr()
         code = 0
         try:
@@ -120,11 +122,13 @@ def shell(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
         (["distill.teacher_layer=99"], r"distill\.teacher_layer: expected a teacher layer from 1 to 2, given 99"),
         (["stages=[finetune,quantize,distill]"], r"stages: expected nothing after quantize.*given distill"),
         (["stages=[foo]"], r"stages: expected names of stages .*given 'foo'"),
-        (["stages=[finetune]", "order=paper"], r"stages: expected either stages=\[\.\.\.\] or order=<name>, given both"),
+        (
+            ["stages=[finetune]", "order=paper"],
+            r"stages: expected either stages=\[\.\.\.\] or order=<name>, given both",
+        ),
         (["quantize.bits=4"], r"quantize\.bits: expected 8.*given 4"),
         (["task.path=/nosuch/data", "task=sst2"], r"task\.path: expected an existing directory.*given /nosuch/data"),
         (["student.source=/nosuch/model"], r"student\.source: expected an existing directory.*given '/nosuch/model'"),
-        (["task.max_length=999"], r"task\.max_length: expected at most .* given 999"),
         (["task.holdout=1"], r"task\.holdout: expected a number in \[0, 1\), given 1"),
         (["task.labels=[good,bad]"], r"task\.label_column: expected labels out of good, bad, given positive in row 1"),
         (["finetune.patience=1"], r"finetune\.patience: "),
@@ -175,7 +179,18 @@ GOOD = "text,label\none,x\ntwo,y\n"
         (GOOD, GOOD, ["task.regression=true"], r"task\.label_column: expected finite numbers"),
         (GOOD, GOOD, ["task.metrics=[macro_f1]"], r"task\.metrics: "),
     ],
-    ids=["text column", "label column", "label", "no rows", "no train", "empty", "one class", "split", "number", "metric"],
+    ids=[
+        "text column",
+        "label column",
+        "label",
+        "no rows",
+        "no train",
+        "empty",
+        "one class",
+        "split",
+        "number",
+        "metric",
+    ],
 )
 def test_data_that_is_not_what_the_task_says_is_one_line(
     train: str, validation: str, changes: list[str], expected: str, command: Command, tmp_path: Path
@@ -187,40 +202,40 @@ def test_data_that_is_not_what_the_task_says_is_one_line(
 @pytest.mark.parametrize(
     "overrides", [["task=sst3"], ["order=nosuch"], ["evaluate.transfer=[nosuch]"]], ids=lambda value: value[0]
 )
-@pytest.mark.xfail(strict=True, reason="one_line takes Hydra's 'Config search path: ...' for options")
 def test_only_choices_are_offered_as_choices(overrides: list[str], command: Command) -> None:
     assert "provider=" not in command(*overrides).line
 
 
-@pytest.mark.xfail(strict=True, reason="one_line reports the mapping, not the key inside it")
+@pytest.mark.xfail(strict=True, reason="one_line names the mapping, and drops the key inside it")
 def test_a_misspelt_key_inside_a_mapping_is_named_whole(command: Command) -> None:
     assert command("distill.relations={qk:1}").line.startswith("distill.relations.qk: ")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "expected"),
+    ("overrides", "key"),
     [
         (["evaluate.transfer=[none]"], "evaluate.transfer: "),
         (["paths.store=null"], "paths.store: "),
         (["paths.outputs=/dev/null/outputs"], "paths.outputs: "),
-        (["task=null"], "task: "),
+        pytest.param(
+            ["task=null"],
+            "task: ",
+            marks=pytest.mark.xfail(strict=True, reason="names the first key that is set to null, group or not"),
+        ),
         (["~trainer"], "trainer: "),
         (["seed=99999999999999999999999"], "seed: "),
         (["finetune._target_=edgemin.roots.find"], "finetune._target_: "),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-@pytest.mark.xfail(strict=True, reason="ends in a traceback: see the report's list of uncaught mistakes")
-def test_a_mistake_that_is_not_foreseen_is_one_line_too(overrides: list[str], expected: str, command: Command) -> None:
-    assert command(*overrides).line.startswith(expected)
+def test_a_mistake_of_another_kind_is_one_line_too(overrides: list[str], key: str, command: Command) -> None:
+    assert command(*overrides).line.startswith(key)
 
 
-@pytest.mark.xfail(strict=True, reason="paths.outputs=null is taken as a directory called None")
 def test_outputs_go_to_no_directory_called_none(command: Command) -> None:
     assert command("paths.outputs=null", "plan=true").line.startswith("paths.outputs: ")
 
 
-@pytest.mark.xfail(strict=True, reason="an order without rows runs, and ends in a line that names run.json")
 def test_an_order_without_rows_is_one_line(command: Command) -> None:
     assert command("order.rows=[]").line.startswith("order.rows: ")
 
@@ -265,7 +280,7 @@ def test_a_run_in_its_own_process_says_nothing_on_stderr(tmp_path: Path) -> None
 
 
 def test_one_failed_job_does_not_stop_the_others(command: Command, tmp_path: Path) -> None:
-    done = command("-m", "prune.ratio=1.0,0.25,0.5")
+    done = command("prune.ratio=1.0,0.25,0.5", flags=("-m",))
     assert done.code == 2
     assert done.err == "error: prune.ratio: expected a number in [0, 1), given 1.0\n"
     (study,) = (tmp_path / "outputs" / "main").iterdir()
@@ -274,7 +289,7 @@ def test_one_failed_job_does_not_stop_the_others(command: Command, tmp_path: Pat
 
 
 def test_a_sweep_over_seeds_prints_one_table_with_mean_and_deviation(command: Command, tmp_path: Path) -> None:
-    done = command("-m", "seed=1,2", "stages=[finetune,quantize]")
+    done = command("seed=1,2", "stages=[finetune,quantize]", flags=("-m",))
     assert (done.code, done.err) == (0, "")
     (study,) = (tmp_path / "outputs" / "main").iterdir()
     first, second = rows(study)
@@ -290,7 +305,7 @@ def test_a_sweep_over_seeds_prints_one_table_with_mean_and_deviation(command: Co
 
 
 def test_a_plan_over_a_sweep_counts_shared_nodes_once_and_trains_nothing(command: Command, tmp_path: Path) -> None:
-    done = command("-m", "prune.ratio=0.25,0.5", "plan=true")
+    done = command("prune.ratio=0.25,0.5", "plan=true", flags=("-m",))
     assert (done.code, done.err) == (0, "")
     assert "all 2 jobs so far: 10 nodes (10 to run)" in done.out
     assert "2 student prune" in done.out.splitlines()[-1] and "3 student quantize" in done.out.splitlines()[-1]
@@ -305,13 +320,13 @@ def test_a_finished_job_is_planned_as_cached(command: Command) -> None:
 
 
 def test_orders_sweep(command: Command, tmp_path: Path) -> None:
-    done = command("-m", "order=paper,distill_prune_quantize,prune_distill_quantize")
+    done = command("order=paper,distill_prune_quantize,prune_distill_quantize", flags=("-m",))
     assert (done.code, done.err) == (0, "")
     assert [len(found) for found in rows(tmp_path / "outputs")] == [6, 7, 7]
 
 
 def test_stages_sweep(command: Command, tmp_path: Path) -> None:
-    done = command("-m", "stages=[finetune,distill],[finetune,prune,quantize]")
+    done = command("stages=[finetune,distill],[finetune,prune,quantize]", flags=("-m",))
     assert (done.code, done.err) == (0, "")
     assert [len(found) for found in rows(tmp_path / "outputs")] == [3, 4]
 
@@ -332,7 +347,7 @@ def test_users_can_add_their_own_configuration(command: Command, tmp_path: Path)
     (mine / "short.yaml").write_text(
         "# @package _global_\norder: {name: short, stages: [finetune, quantize], rows: null, controls: []}\n"
     )
-    done = command("--config-dir", str(tmp_path / "mine"), "order=short")
+    done = command("order=short", flags=("--config-dir", str(tmp_path / "mine")))
     assert (done.code, done.err) == (0, "")
     assert [row["stages"] for row in rows(tmp_path / "outputs")[0]][1:] == [["finetune"], ["finetune", "quantize"]]
 
@@ -355,13 +370,13 @@ def test_help_and_configuration_are_shown_without_loading_torch(flag: str, tmp_p
 
 # --- kill -9 ----------------------------------------------------------------------------------------------
 
-SWEEP = ("-m", "prune.ratio=0.25,0.5", "trainer.checkpoint_seconds=0", "finetune.steps=40", "prune.steps=40")
+SWEEP = ("prune.ratio=0.25,0.5", "trainer.checkpoint_seconds=0", "finetune.steps=40", "prune.steps=40")
 
 
 @pytest.mark.slow
 def test_a_sweep_killed_in_its_middle_ends_with_the_unbroken_table(tmp_path: Path) -> None:
     """SIGKILL while the third stage that trains is between two checkpoints, then the same command again."""
-    arguments = ("-m", "edgemin.train", *studies.TINY, *SWEEP)
+    arguments = ("-m", "edgemin.train", "-m", *studies.TINY, *SWEEP)
     (tmp_path / "unbroken").mkdir()
     (tmp_path / "killed").mkdir()
     done = shell(*arguments, cwd=tmp_path / "unbroken")
@@ -380,7 +395,9 @@ def test_a_sweep_killed_in_its_middle_ends_with_the_unbroken_table(tmp_path: Pat
     assert left <= seen and len(left) == 1
     again = shell(*arguments, cwd=tmp_path / "killed")
     assert (again.returncode, again.stderr) == (0, "")
-    (broken,) = [path for path in (tmp_path / "killed" / "outputs" / "main").iterdir() if (path / "report.md").is_file()]
+    (broken,) = [
+        path for path in (tmp_path / "killed" / "outputs" / "main").iterdir() if (path / "report.md").is_file()
+    ]
     (whole,) = (tmp_path / "unbroken" / "outputs" / "main").iterdir()
     assert rows(broken) == rows(whole)
     for table in ("stages.csv", "stages.md"):

@@ -16,6 +16,7 @@ import pytest
 import studies
 import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import edgemin
 from edgemin import pipeline, store, toy
@@ -108,7 +109,10 @@ def test_tables_figures_and_curves_lie_beside_it(paper: Run, place: Path) -> Non
     assert {f"tables/stages.{suffix}" for suffix in ("md", "csv", "tex")} <= written
     assert {"report.md", "figures/pipeline.svg", "training.csv", "run.json"} <= written
     lines = (place / "paper" / "training.csv").read_text().splitlines()
-    assert {line.split(",")[0] for line in lines[1:]} == {"teacher/finetune", "student/finetune"}  # of ten steps or more
+    assert {line.split(",")[0] for line in lines[1:]} == {
+        "teacher/finetune",
+        "student/finetune",
+    }  # of ten steps or more
 
 
 def test_rows_name_what_they_were_made_from(paper: Run) -> None:
@@ -280,7 +284,12 @@ def test_every_order_runs_and_can_be_quantised_at_the_end(stages: tuple[str, ...
     assert last["cost"]["params_visible"] < last["cost"]["params"]
     scored = {tuple(row["stages"]) for row in run["rows"] if row["model"] == "student"}
     trained = [end for end in range(1, len(order) + 1) if set(order[:end]) - {"distill"}]
-    if run["order"]["stages"] != ["finetune", "distill", "prune", "quantize"]:  # which is the paper's order, with its rows
+    if run["order"]["stages"] != [
+        "finetune",
+        "distill",
+        "prune",
+        "quantize",
+    ]:  # which is the paper's order, with its rows
         assert scored == {order[:end] for end in trained}
     assert sum("is not scored" in line for line in run["warnings"]) == len(order) - len(trained)
 
@@ -310,8 +319,6 @@ def test_a_fine_tuned_checkpoint_teaches_as_it_is(place: Path, tmp_path: Path) -
     text = toy.generate(40, 42)[0]
     model = edgemin.load(place / "store" / teacher["artifact"])[0]
     assert model.config.id2label == {0: "negative", 1: "positive"}
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     original = AutoModelForSequenceClassification.from_pretrained(tuned).eval()
     batch = AutoTokenizer.from_pretrained(tuned)(text, return_tensors="pt", padding=True)
     with torch.inference_mode():
@@ -390,7 +397,13 @@ def test_architectures_alone_need_no_data(tmp_path: Path) -> None:
 
 
 def test_early_stopping_looks_at_the_holdout_alone(tmp_path: Path) -> None:
-    asked = ("task.holdout=0.25", "finetune.steps=null", "finetune.epochs=4", "finetune.patience=1", "stages=[finetune]")
+    asked = (
+        "task.holdout=0.25",
+        "finetune.steps=null",
+        "finetune.epochs=4",
+        "finetune.patience=1",
+        "stages=[finetune]",
+    )
     run = studies.run(tmp_path / "run", *asked)
     assert run["task"]["train_examples"] == 72
     batches = -(-72 // 16)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ def source(model: str, directory: Path | str, *changes: str) -> list[str]:
     return [f"{model}.source={directory}", *family, *(f"{model}.{key}=null" for key in shape), *changes]
 
 
+@cache
 def keys(*overrides: str) -> dict[str, str]:
     return {node.path: node.key for node in studies.plan(*overrides).nodes}
 
@@ -236,9 +239,16 @@ def test_other_data_changes_what_was_trained_on_it() -> None:
     assert changed("task.max_length=40") == ALL - {"teacher", "student"}
 
 
+def test_local_data_in_the_hubs_layout_is_read_from_the_files_as_they_are_now(tmp_path: Path) -> None:
+    for directory, count in (("one", 48), ("other", 30)):
+        glue = studies.glue(tmp_path / directory / "glue", train=count)
+        splits = read_study(studies.settings("task=sst2", f"task.path={glue}")).splits
+        assert splits is not None and len(splits.train) == count
+
+
 def test_what_is_only_evaluated_changes_no_key(tmp_path: Path) -> None:
     files = own_copy_of_toy(tmp_path)
-    before = keys(*files)
+    before = dict(keys(*files))
     (tmp_path / "validation.jsonl").write_text((tmp_path / "train.jsonl").read_text())
     assert keys(*files, "task.max_evaluation_examples=20") == before
 
@@ -253,11 +263,11 @@ def test_precision_changes_what_is_trained() -> None:
 
 def test_code_changes_the_key_of_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
     digest = planning.code_digest
-    before = keys()
+    before = keys.__wrapped__()
     monkeypatch.setattr(
         planning, "code_digest", lambda *modules: digest(*modules) + ("+" if "edgemin.stages.prune" in modules else "")
     )
-    after = keys()
+    after = keys.__wrapped__()
     assert {path for path in ALL if before[path] != after[path]} == PRUNED
 
 
@@ -277,9 +287,6 @@ def test_a_students_own_tokenizer_is_in_its_key(base: Path, tmp_path: Path) -> N
     assert {path for path in first if first[path] != second[path]} == {"student", "student/finetune"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Start.content leaves out the tokenizer that a student of teacher.source takes from the teacher"
-)
 def test_the_tokenizer_a_student_takes_from_its_teacher_is_in_its_key(base: Path, tmp_path: Path) -> None:
     other = studies.tokenizer(tmp_path / "tokenizer")
     models = [*source("teacher", base), *source("student", "teacher.source"), "stages=[finetune]"]
@@ -367,15 +374,14 @@ def test_a_prefix_without_a_trained_head_is_left_out_with_a_note() -> None:
 @pytest.mark.parametrize(
     "stages", [["stages=[distill]"], ["stages=[]"], ["stages=[prune]", "prune.steps=0"], ["stages=[quantize]"]]
 )
-@pytest.mark.xfail(
-    strict=True, reason="the last row is found by the length of its path as text, which the teacher's may exceed"
-)
 def test_stages_that_never_train_the_head_are_refused(stages: list[str]) -> None:
     assert refusal(*stages).startswith("stages: expected a stage that trains the head")
 
 
 def test_a_long_path_that_never_trains_the_head_is_refused() -> None:
-    assert refusal("stages=[distill,prune]", "prune.steps=0").startswith("stages: expected a stage that trains the head")
+    assert refusal("stages=[distill,prune]", "prune.steps=0").startswith(
+        "stages: expected a stage that trains the head"
+    )
 
 
 def test_without_data_rows_need_no_head() -> None:
@@ -401,9 +407,6 @@ def test_a_head_for_other_labels_does_not_count(tmp_path: Path) -> None:
     assert refusal(*source("teacher", other), "teacher.stages=[]").startswith("teacher.stages: ")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="read_facts looks for architectures in config.json, which an EdgeMIN artifact leaves null"
-)
 def test_an_artifact_of_edgemin_is_a_fine_tuned_teacher(tmp_path: Path) -> None:
     run = studies.run(tmp_path / "run", "stages=[finetune]", store=tmp_path / "store")
     artifact = tmp_path / "store" / run["rows"][0]["artifact"]
@@ -436,12 +439,10 @@ def test_a_teacher_with_another_tokenizer_cannot_teach(base: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("stages", ["[distill]", "[finetune,distill]"])
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="a teacher that learns from itself is not refused")
 def test_a_teacher_cannot_learn_from_itself(stages: str) -> None:
     assert refusal(f"teacher.stages={stages}").startswith("teacher.stages: ")
 
 
-@pytest.mark.xfail(strict=True, reason="unknown stages of the teacher are reported under the key stages")
 def test_an_unknown_stage_of_the_teacher_is_reported_under_its_key() -> None:
     assert refusal("teacher.stages=[nosuch]").startswith("teacher.stages: ")
 
@@ -461,7 +462,6 @@ def test_only_stages_can_be_stages(name: str) -> None:
     assert line.startswith("stages: expected names of stages") and line.endswith(f"given {name!r}")
 
 
-@pytest.mark.xfail(strict=True, reason="the trainer's class lies in edgemin.stages too, and is listed as a stage")
 def test_the_stages_that_there_are_do_not_include_the_trainer() -> None:
     assert "(distill, finetune, prune, quantize)" in refusal("stages=[foo]")
 
@@ -537,7 +537,6 @@ def test_a_shape_that_cannot_be_cut_is_refused(changes: list[str], key: str, bas
     ],
     ids=["intermediate", "wider intermediate", "wider hidden", "heads"],
 )
-@pytest.mark.xfail(strict=True, reason="Start.shape leaves it to roots.reshape, which runs after the teacher is trained")
 def test_a_width_that_cannot_be_cut_is_refused_in_planning(changes: list[str], key: str, base: Path) -> None:
     assert refusal(*source("student", base), *changes, "stages=[finetune]").startswith(key)
 
@@ -552,9 +551,22 @@ def test_a_width_that_cannot_be_cut_is_refused_in_planning(changes: list[str], k
     ],
     ids=["heads", "vocabulary", "family", "layers"],
 )
-@pytest.mark.xfail(strict=True, reason="a random start's shape is checked when it is built, after the teacher is trained")
 def test_a_random_shape_that_cannot_be_built_is_refused_in_planning(changes: list[str], key: str) -> None:
     assert refusal(*changes).startswith(key)
+
+
+def test_more_tokens_than_the_tokenizer_takes_are_refused_in_planning() -> None:
+    assert refusal("task.max_length=999").startswith("task.max_length: ")
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused_in_planning(base: Path, tmp_path: Path) -> None:
+    endless = shutil.copytree(base, tmp_path / "endless")
+    content = json.loads((endless / "tokenizer_config.json").read_text())
+    content["model_max_length"] = 10**30  # as many tokenizers on the Hub have it
+    (endless / "tokenizer_config.json").write_text(json.dumps(content))
+    positions = json.loads((endless / "config.json").read_text())["max_position_embeddings"]
+    line = refusal(*source("teacher", endless), f"task.max_length={positions + 1}", "stages=[finetune]")
+    assert line.startswith("task.max_length: ") and str(positions) in line
 
 
 def test_a_plan_trains_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ LAYERS = (
     ("edgemin", "config", "digest", "errors"),
     ("encoder",),
     ("data", "distillation", "pruning", "quantization", "toy"),
-    ("artifact", "evaluate", "roots", "store"),
+    ("artifact", "checkpoint", "evaluate", "roots", "store"),
     ("measure", "progress", "tracking"),
     ("stages", "stages.base"),
     ("stages.*",),

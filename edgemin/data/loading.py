@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import re
@@ -176,7 +177,7 @@ def _data_set(task: Task, path: str, wanted: Sequence[str]) -> dict[str, Table]:
 def _load_data_set(task: Task, path: str) -> datasets.DatasetDict:
     try:
         with _quiet_unless_terminal():
-            return datasets.load_dataset(path, task.subset)
+            return datasets.load_dataset(path, task.subset, cache_dir=_cache_directory(path))
     except ConnectionError as error:
         expected = "an existing directory or file, or a data set that is cached or can be downloaded"
         raise refusal("path", expected, f"{path} ({error}); offline give task.path=<local copy>") from error
@@ -188,6 +189,21 @@ def _load_data_set(task: Task, path: str) -> datasets.DatasetDict:
             raise refusal("path", "a data set that can be read", f"{path} ({error})") from error
         names = configurations[1].replace("'", "").split(", ")
         raise refusal("subset", f"one of {listed(names)}", task.subset) from error
+
+
+def _cache_directory(path: str) -> str | None:
+    """Where ``datasets`` keeps the tables of a local directory.
+
+    Its own cache knows the directory's name alone, and would serve the rows of files that have changed since.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return None
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return str(
+        Path(datasets.config.HF_DATASETS_CACHE) / f"local-{hashlib.sha256(repr(states).encode()).hexdigest()[:20]}"
+    )
 
 
 @contextmanager

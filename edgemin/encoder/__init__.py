@@ -6,9 +6,9 @@ distilbert, roberta (XLM-R too) and modernbert. Layers, heads and units are coun
 
 from __future__ import annotations
 
-from edgemin.encoder.building import attach_head, build, structure
+from edgemin.encoder.building import attach_head, build, max_tokens, structure
 from edgemin.encoder.families import family
-from edgemin.encoder.parts import classifier_prefix, head_prefixes, heads, label_names, num_layers
+from edgemin.encoder.parts import classifier_prefix, head_parts, head_prefixes, heads, label_names, num_layers
 from edgemin.encoder.shapes import configure
 from edgemin.encoder.slicing import (
     slice_ffn,
@@ -30,10 +30,12 @@ __all__ = [
     "configure",
     "family",
     "head_contexts",
+    "head_parts",
     "head_prefixes",
     "heads",
     "label_names",
     "logits",
+    "max_tokens",
     "num_layers",
     "read",
     "slice_ffn",

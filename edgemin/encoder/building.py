@@ -131,6 +131,15 @@ def attach_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bo
     model.config.problem_type = "regression" if regression else "single_label_classification"
 
 
+def max_tokens(model: PreTrainedModel) -> int:
+    """The longest input the position embedding (or, with rotary ones, the configuration) allows."""
+    family = table(model)
+    if family.positions is None:
+        return cast(int, model.config.max_position_embeddings)
+    rows = cast(int, model.get_submodule(family.positions).num_embeddings)
+    return rows - (model.config.pad_token_id + 1) if family.positions_follow_padding else rows
+
+
 def sync_config(model: PreTrainedModel) -> None:
     """Write into the configuration what it can say of the model; for uneven layers it has no words."""
     family, config, found = table(model), model.config, layers(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin.encoder.families import Family, table
 from edgemin.errors import UserError
@@ -140,6 +140,11 @@ def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
 def classifier_prefix(model: PreTrainedModel) -> str:
     """Name of the final Linear, e.g. ``classifier`` or ``classifier.out_proj``."""
     return table(model).classifier
+
+
+def head_parts(config: PretrainedConfig) -> tuple[str, ...]:
+    """How the names of the head's modules end, the final Linear apart: what a bare encoder's checkpoint may lack."""
+    return tuple(".".join(path.split(".")[-2:]) for path in table(config).head[:-1])
 
 
 def label_names(model: PreTrainedModel) -> tuple[str, ...]:

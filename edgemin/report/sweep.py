@@ -30,4 +30,6 @@ class SweepTables(Callback):
         except UserError as error:
             print(f"No table over the sweep: {error}", file=sys.stderr)
             return
-        print(f"The sweep's tables and figures: {written['report.md']}")
+        print("The sweep's page, tables and figures:")
+        for name in ("report.md", *(name for name in written if name.endswith(".png"))):
+            print(f"  {written[name]}")

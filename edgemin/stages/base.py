@@ -97,7 +97,8 @@ class Fit:
         if self.steps is not None:
             return self.steps * self.accumulate
         assert self.epochs is not None
-        return math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+        # rounded first: 0.07 of 100 batches are 7, and 0.07 * 100 is a little more
+        return math.ceil(round(self.epochs * math.ceil(examples / self.batch_size), 6))
 
     def optimiser_steps(self, examples: int) -> int:
         """Optimiser steps of the whole fit; a last incomplete accumulation counts as one."""
@@ -148,6 +149,16 @@ class Stage(pl.LightningModule):
     @property
     def trains_head(self) -> bool:
         """Whether the classification head has been trained on the task when the stage is over."""
+        return False
+
+    @property
+    def leaves_head_stale(self) -> bool:
+        """Whether it trains the encoder and not the head."""
+        return False
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether what it does depends on what the head has learnt."""
         return False
 
     @property

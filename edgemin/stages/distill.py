@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack
 
@@ -63,7 +64,7 @@ class RelationDistillation(Stage):
         if layer_map is not None and (teacher_layer is not None or student_layer is not None):
             raise UserError("layer_map: expected either layer_map or teacher_layer and student_layer, given both")
         check_weights(relations)
-        if task_weight != "auto" and task_weight < 0:
+        if task_weight != "auto" and not 0 <= task_weight < math.inf:
             raise UserError(f"task_weight: expected auto or a number of at least 0, given {task_weight}")
         self.settings = Fit(**settings)
         self.teacher = teacher
@@ -81,6 +82,11 @@ class RelationDistillation(Stage):
     def trains_head(self) -> bool:
         """Where the task loss is on."""
         return self.task_weight != "auto" and self.task_weight > 0 and self.settings.trains
+
+    @property
+    def leaves_head_stale(self) -> bool:
+        """Without the task loss."""
+        return self.settings.trains and not self.trains_head
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -145,10 +151,11 @@ class RelationDistillation(Stage):
         for student, teacher in self._pairs.items():
             widths = [_width(mine, student), _width(theirs, teacher)]
             self._heads[student] = common_relation_heads(asked, *widths)
-            if self.relation_heads is not None and self._heads[student] != asked:
+            whole = asked if self.relation_heads else common_relation_heads(asked, mine["hidden"], theirs["hidden"])
+            if self._heads[student] != whole:
                 self.notes.append(
                     f"relation heads of student layer {student} and teacher layer {teacher}: {self._heads[student]} "
-                    f"instead of {asked}, the largest common divisor of the widths {widths[0]} and {widths[1]}"
+                    f"instead of {whole}, the largest common divisor of the widths {widths[0]} and {widths[1]}"
                 )
 
     def phases(self) -> list[Fit]:

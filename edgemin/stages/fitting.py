@@ -7,6 +7,7 @@ is all that a resumed run needs to end with the same weights as an unbroken one.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import time
@@ -26,6 +27,7 @@ from edgemin.data import DataModule, TrainBatches
 from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, primary_metric
 from edgemin.stages.base import Fit, Stage
+from edgemin.store import write_atomically
 
 CHECKPOINT = "last.ckpt"
 
@@ -116,12 +118,15 @@ def run(
         callbacks: progress, for example.
         logger: gives for each phase where its losses go.
     """
-    began, steps = time.monotonic(), 0
+    began = time.monotonic()
     stage.seed = seed
     torch.manual_seed(seed)
     nn.Module.to(model, trainer.device)
     stage.prepare(model, data, teachers)
     saved = _read_checkpoint(work / CHECKPOINT)
+    spent = _Spent(began)
+    if saved is not None:  # what was spent before the kill counts
+        spent = _Spent(began - saved["edgemin"]["seconds"], saved["edgemin"]["steps_before"])
     for phase, fit in enumerate(stage.phases()):
         resumed = saved["edgemin"] if saved is not None else None
         if resumed is not None and phase < resumed["phase"]:
@@ -130,6 +135,7 @@ def run(
             assert saved is not None
             stage.on_load_checkpoint(saved)
             stage.load_state_dict(saved["state_dict"])
+            spent.steps = resumed["steps"]
             continue
         start = 0
         if resumed is not None and phase == resumed["phase"]:
@@ -138,11 +144,20 @@ def run(
         else:
             saved = None
             stage.phase = phase
+            nn.Module.to(stage, trainer.device)  # Lightning leaves it on the CPU after a fit
             stage.begin(phase)
         if fit.trains:
-            steps += _fit(stage, fit, start, trainer, work, callbacks, logger(phase) if logger is not None else None)
+            _fit(stage, fit, start, trainer, work, spent, callbacks, logger(phase) if logger is not None else None)
     finished = stage.finish().cpu().eval()
-    return Fitted(finished, steps, time.monotonic() - began, list(stage.notes))
+    return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes))
+
+
+@dataclass
+class _Spent:
+    """What a stage has cost so far, kills included: its beginning on a clock moved back, its earlier fits' steps."""
+
+    began: float
+    steps: int = 0
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -164,20 +179,22 @@ def _fit(
     start: int,
     trainer: Trainer,
     work: Path,
+    spent: _Spent,
     callbacks: Sequence[pl.Callback],
     logger: Logger | None,
-) -> int:
-    """One Lightning fit; gives the optimiser steps made now."""
+) -> None:
+    """One Lightning fit, from batch ``start`` on."""
     data = stage.data
     total = fit.batches(len(data.train))
     batches = TrainBatches(data.train, fit.batch_size, seed=stage.seed + stage.phase, steps=total)
     batches.start = start
-    checkpoint = _Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, total)
+    checkpoint = _Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, total, spent)
     own: list[pl.Callback] = [checkpoint]
     if fit.patience is not None:
         if data.holdout is None:
             raise UserError("patience: expected task.holdout above 0, on which to stop early, given 0")
-        own.append(_EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))
+        # before the checkpoint, which holds the score of the epoch that its batch ends
+        own.insert(0, _EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))
     _quiet_lightning()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")
@@ -197,7 +214,6 @@ def _fit(
             num_sanity_val_steps=0,
         )
         stage.train()
-        before = start // fit.accumulate
         runner.fit(
             stage, train_dataloaders=batches, ckpt_path=str(work / CHECKPOINT) if start else None, weights_only=True
         )
@@ -205,14 +221,14 @@ def _fit(
         if isinstance(callback, _EarlyStop):
             callback.restore(stage)
     checkpoint.save(runner, stage, done=True)
-    return int(runner.global_step) - before
+    spent.steps += int(runner.global_step)
 
 
 class _Checkpoint(pl.Callback):
     """Saves between optimiser steps, never inside an accumulation, replacing the file atomically."""
 
-    def __init__(self, path: Path, seconds: float, total: int) -> None:
-        self.path, self.seconds, self.total = path, seconds, total
+    def __init__(self, path: Path, seconds: float, total: int, spent: _Spent) -> None:
+        self.path, self.seconds, self.total, self.spent = path, seconds, total, spent
         self.batch = 0
         self.done = False
         self._last = time.monotonic()
@@ -236,7 +252,13 @@ class _Checkpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint.setdefault("edgemin", {}).update(batch=self.batch, done=self.done)
+        checkpoint.setdefault("edgemin", {}).update(
+            batch=self.batch,
+            done=self.done,
+            seconds=time.monotonic() - self.spent.began,
+            steps_before=self.spent.steps,
+            steps=self.spent.steps + int(trainer.global_step),
+        )
 
 
 class _EarlyStop(pl.Callback):
@@ -245,6 +267,9 @@ class _EarlyStop(pl.Callback):
     def __init__(self, every: int, patience: int, device: str, path: Path) -> None:
         self.every, self.patience, self.device, self.path = every, patience, device, path
         self.best, self.bad = float("-inf"), 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.bad >= self.patience  # decided before a kill
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -261,7 +286,9 @@ class _EarlyStop(pl.Callback):
         pl_module.log(f"holdout_{name}", scores[name])
         if scores[name] > self.best:
             self.best, self.bad = scores[name], 0
-            torch.save(pl_module.state_dict(), self.path)
+            content = io.BytesIO()  # torch.save to a full disk raises RuntimeError, a write OSError
+            torch.save(pl_module.state_dict(), content)
+            write_atomically(self.path, content.getvalue())
         else:
             self.bad += 1
             trainer.should_stop = self.bad >= self.patience

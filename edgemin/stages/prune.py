@@ -98,8 +98,13 @@ class HeadPruning(Stage):
 
     @property
     def trains_head(self) -> bool:
-        """Recovery is fine-tuning."""
-        return self.recovery.trains
+        """Recovery is fine-tuning, and so is ranking during training."""
+        return self.recovery.trains or self.importance == "training"
+
+    @property
+    def reads_head(self) -> bool:
+        """The gradient of the task loss comes through the head."""
+        return self.criterion in ("gradient_norm", "taylor") and self.importance == "calibration"
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
