@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from edgemin.store import Store, disk_errors, write_atomically
 from edgemin.tracking import Tracker
 
 PLAN_FILE = "plan.json"
+PUBLISHED_FILE = "published.yaml"
 _planned: list[tuple[str, str, str]] = []
 
 
@@ -97,6 +99,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
         tracker = config.construct(settings.get("logger"), "logger")
         assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
         others = _other_tasks(study, transfer)
+        published = _published(settings["published"])
         store = Store(settings["paths"]["store"])
         plan = build(study)
         for note in plan.notes:
@@ -115,6 +118,8 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
             primary = _primary(study)
             rows = results.rows(plan, scored, run_dir, primary, list(others))
             content = _content(settings, job, study, started, done, [*plan.notes, *warned], primary)
+            if published is not None:
+                shutil.copyfile(published, run_dir / PUBLISHED_FILE)
             results.write(run_dir, {**content, "rows": rows})
             paths = write_job(run_dir)
             tracker.rows(rows)
@@ -123,6 +128,17 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
         finally:
             tracker.close(failed)
     print_job(run_dir)
+
+
+def _published(path: str | None) -> Path | None:
+    """A file of published numbers: from the working directory, from the clone, or from the installed package."""
+    if path is None:
+        return None
+    package = Path(__file__).parent
+    for place in (Path(path).expanduser(), package.parent / path, package / path):
+        if place.is_file():
+            return place
+    raise UserError(f"published: expected a file of published numbers, given {path}, which does not exist")
 
 
 def _name(job: Mapping[str, Any]) -> str:
@@ -209,7 +225,7 @@ def _content(
         "git": git_revision(),
         "precision": study.trainer.lightning_precision,
         "device": study.trainer.device,
-        "published": settings["published"],
+        "published": PUBLISHED_FILE if settings["published"] is not None else None,
         "nodes": [vars(entry) for entry in done],
         "warnings": warnings,
     }

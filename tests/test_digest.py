@@ -59,7 +59,6 @@ def test_a_docstring_that_is_added_or_taken_away_changes_nothing(package: Path) 
     assert fresh("edgemin.mine") == before
 
 
-@pytest.mark.xfail(reason="a string below an assignment, which documents it, counts as code")
 def test_a_docstring_of_an_attribute_changes_nothing(package: Path) -> None:
     path = package / "mine.py"
     path.write_text('RATE = 1.0\n"""Per second."""\n')

@@ -309,7 +309,6 @@ def test_relation_heads_shrink_where_the_matched_layer_was_pruned_and_it_says_so
     torch.testing.assert_close(stage.loss(batch).detach(), torch.stack(expected).mean(), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.xfail(reason="with relation_heads=null, conf's default, the preset shrinks to a pruned layer in silence")
 def test_relation_heads_of_the_preset_say_so_too_where_the_layer_was_pruned(data: DataModule) -> None:
     student, teacher = tiny.model(), tiny.model(layers=4, hidden=64, seed=5)
     encoder.slice_heads(student, 2, [0, 1, 3])

@@ -290,9 +290,6 @@ class KillAtTheEnd(tiny.pl.Callback):
         raise tiny.KilledError
 
 
-@pytest.mark.xfail(
-    reason="the checkpoint of an epoch's last batch is written before that epoch is scored: its score is lost"
-)
 @pytest.mark.parametrize("deaths", [[7], [4, 7, 10], []], ids=["best", "every", "end"])
 def test_early_stopping_remembers_its_best_through_a_death_after_an_epochs_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: list[int]

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from edgemin.errors import UserError
-from edgemin.order import RowSpec, row_specs
+from edgemin.order import RowSpec, order_name, row_specs
 
 TEACHER = ["finetune"]
+STAGES = ["finetune", "distill", "quantize"]
 
 
 def order(**changes: Any) -> dict[str, Any]:
-    return {"name": "mine", "stages": ["finetune", "distill", "quantize"], "rows": None, "controls": []} | changes
+    return {"name": "mine", "stages": STAGES, "rows": None, "controls": []} | changes
 
 
 def refusal(**changes: Any) -> str:
@@ -45,25 +46,25 @@ def test_no_stages_at_all_is_the_student_as_it_comes() -> None:
 
 
 def test_rows_and_controls_come_as_they_are_named() -> None:
-    rows = [{"name": "Teacher", "model": "teacher"}, {"name": "Student", "stages": ["finetune"]}]
+    rows = [{"name": "Teacher", "model": "teacher"}, {"name": "All", "stages": STAGES}]
     controls = [{"name": "Longer", "stages": ["finetune", "longer"]}]
     specs = row_specs(order(rows=rows, controls=controls), order()["stages"], ["finetune", "longer"])
     assert specs == [
         RowSpec("Teacher", "teacher", ("finetune", "longer")),
-        RowSpec("Student", "student", ("finetune",)),
+        RowSpec("All", "student", tuple(STAGES)),
         RowSpec("Longer", "student", ("finetune", "longer"), control=True),
     ]
 
 
 def test_the_orders_own_stages_by_hand_say_the_same_as_its_name() -> None:
-    rows = [{"name": "Student", "stages": ["finetune"]}]
-    assert row_specs(order(rows=rows), ["finetune", "distill", "quantize"], TEACHER) == row_specs(
-        order(rows=rows), order()["stages"], TEACHER
-    )
+    made = order(rows=[{"name": "All", "stages": STAGES}])
+    assert [spec.name for spec in row_specs(made, list(STAGES), TEACHER)] == ["All"]
+    assert order_name(made, list(STAGES)) == "mine"
+    assert order_name(made, ["finetune"]) == "by hand"
 
 
 def test_other_stages_by_hand_leave_the_orders_rows_and_controls_out() -> None:
-    rows = [{"name": "Student", "stages": ["finetune"]}]
+    rows = [{"name": "All", "stages": STAGES}]
     controls = [{"name": "Longer", "stages": ["finetune", "longer"]}]
     specs = row_specs(order(rows=rows, controls=controls), ["finetune", "quantize"], TEACHER)
     assert [spec.path for spec in specs] == ["teacher/finetune", "student/finetune", "student/finetune/quantize"]
@@ -72,7 +73,9 @@ def test_other_stages_by_hand_leave_the_orders_rows_and_controls_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"rows": [{"name": "a", "stages": []}, {"name": "a", "stages": []}]}, "order.rows: "),
+        ({"rows": [{"name": "a", "stages": STAGES}, {"name": "a", "stages": []}]}, "order.rows: "),
+        ({"rows": []}, "order.rows: "),
+        ({"rows": [{"name": "a", "stages": ["finetune"]}]}, "order.stages: "),
         ({"rows": [{"name": "a", "stagse": []}]}, "order.rows[0].stagse: "),
         ({"rows": [{"name": "a", "stages": [], "model": "assistant"}]}, "order.rows[0].model: "),
         ({"rows": [{"name": "a"}]}, "order.rows[0].stages: "),

@@ -357,8 +357,15 @@ def test_a_task_weight_that_is_given_is_taken() -> None:
 
 
 def test_a_row_without_a_trained_head_is_refused_when_it_is_named() -> None:
-    line = refusal("order.rows=[{name: Bare, stages: [distill]}]")
+    line = refusal("order.rows=[{name: Bare, stages: [distill]}, {name: All, stages: ${order.stages}}]")
     assert line.startswith("stages: expected a stage that trains the head on toy") and "'Bare'" in line
+
+
+def test_a_prefix_with_a_stale_head_is_left_out_with_a_note() -> None:
+    plan = studies.plan("stages=[finetune,distill,finetune]")
+    assert [row.spec.path for row in plan.rows][1:] == ["student/finetune", "student/finetune/distill/finetune"]
+    (note,) = plan.notes
+    assert note.startswith("row '+ distill' is not scored: ")
 
 
 def test_a_prefix_without_a_trained_head_is_left_out_with_a_note() -> None:
@@ -565,7 +572,9 @@ def test_more_tokens_than_the_model_has_positions_are_refused_in_planning(base: 
     content["model_max_length"] = 10**30  # as many tokenizers on the Hub have it
     (endless / "tokenizer_config.json").write_text(json.dumps(content))
     positions = json.loads((endless / "config.json").read_text())["max_position_embeddings"]
-    line = refusal(*source("teacher", endless), f"task.max_length={positions + 1}", "stages=[finetune]")
+    line = refusal(
+        *source("teacher", endless, "teacher.tokenizer=null"), f"task.max_length={positions + 1}", "stages=[finetune]"
+    )
     assert line.startswith("task.max_length: ") and str(positions) in line
 
 

@@ -112,7 +112,6 @@ def test_steps_are_optimiser_steps_and_a_last_incomplete_accumulation_is_one() -
     assert not Fit(epochs=0.0).trains and not Fit(steps=0).trains and Fit(steps=1).trains
 
 
-@pytest.mark.xfail(reason="0.07 * 100 is 7.000000000000001; data.TrainBatches rounds it, Fit.batches does not")
 def test_a_fraction_of_an_epoch_is_not_one_batch_longer_than_it_says() -> None:
     assert Fit(epochs=0.07, batch_size=1).batches(100) == 7
 

@@ -229,7 +229,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.xfail(reason="safetensors raises SafetensorError, no OSError, on a full disk; disk_errors lets it through")
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_model_that_does_not_fit_on_the_disk_is_one_line(small_disk: Path) -> None:
     store = Store(small_disk)
