@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from edgemin.errors import UserError
 
@@ -67,7 +67,8 @@ def main() -> None:
 
 def _null_group() -> str:
     """The group that the command line sets to null; Hydra's error does not name it."""
-    return next((word.partition("=")[0] for word in sys.argv[1:] if word.endswith("=null")), "a group")
+    nulls = (word.partition("=")[0] for word in sys.argv[1:] if word.endswith("=null"))
+    return next((key for key in nulls if "." not in key), "a group")
 
 
 def _report(error: Exception) -> None:
@@ -81,13 +82,9 @@ def _report(error: Exception) -> None:
 def one_line(error: Exception) -> str:
     """A mistake of the user's as one line: the key, what was expected, what was given."""
     text = " ".join(str(error).split())
-    inner = error.__cause__
-    if isinstance(inner, ConfigAttributeError | ConfigKeyError) and "Could not override" not in text:
-        missing = re.search(r"Key '([^']+)' is not in struct", str(inner))
-        key = ".".join(part for part in (inner.full_key, missing[1] if missing else None) if part)
-        return f"{key}: unknown key (to add one of your own write +{key}=...)"
     if unknown := re.search(r"Could not override '([^']*)'", text):
-        return f"{unknown[1]}: unknown key (to add one of your own write +{unknown[1]}=...)"
+        key = getattr(error.__cause__, "full_key", None) or unknown[1]
+        return f"{key}: unknown key (to add one of your own write +{key}=...)"
     if choice := re.search(
         r"Could not find '([^']*)' Available options in '([^']*)': (.*?)(?: Config search path|$)", text
     ):
