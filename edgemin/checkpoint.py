@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -76,13 +77,13 @@ def read_facts(source: str, key: str) -> Facts:
         ) from error
     encoder.family(config)
     labels = tuple(config.id2label[index] for index in sorted(config.id2label)) if classifier else None
-    names = _tensor_names(directory)
+    names = _tensor_names(directory, key)
     quantised = any(name.endswith(f".{artifact.PACKED}") for name in names)
     draws_head = not all(any(part in name for name in names) for part in encoder.head_parts(config))
     return Facts(directory, config, structure, labels, quantised, draws_head)
 
 
-def _tensor_names(directory: Path) -> list[str]:
+def _tensor_names(directory: Path, key: str) -> list[str]:
     """What is in a checkpoint's safetensors; nothing is known of other files before they are loaded."""
     names: list[str] = []
     for path in sorted(directory.glob("model*.safetensors")):
@@ -90,7 +91,7 @@ def _tensor_names(directory: Path) -> list[str]:
             with safe_open(path, framework="pt") as file:
                 names += file.keys()
         except (SafetensorError, OSError) as error:
-            raise UserError(f"source: the weights in {path} cannot be read ({_first_line(error)})") from error
+            raise UserError(f"{key}: the weights in {path} cannot be read ({_first_line(error)})") from error
     return names
 
 
@@ -161,7 +162,7 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(f"source: the weights in {facts.directory} cannot be loaded ({_first_line(error)})") from error
     absent = sorted(key for key in report["missing_keys"] if not key.startswith(encoder.head_prefixes(model)))
     if absent:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from edgemin import __version__, config, data, results
+from edgemin import __version__, config, data, results, tree
 from edgemin.data import Splits, Task
 from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
@@ -22,7 +22,7 @@ from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
 from edgemin.order import order_name, row_specs
 from edgemin.pipeline import Done, Pipeline, git_revision, versions
-from edgemin.plan import Study, build, summary
+from edgemin.plan import Study, build
 from edgemin.progress import node_line
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root
@@ -32,7 +32,7 @@ from edgemin.tracking import Tracker
 
 PLAN_FILE = "plan.json"
 PUBLISHED_FILE = "published.yaml"
-_planned: list[tuple[str, str, str]] = []
+_planned: list[tree.State] = []
 
 
 def read_study(settings: Mapping[str, Any]) -> Study:
@@ -68,17 +68,17 @@ def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapp
     store = Store(settings["paths"]["store"])
     plan = build(study)
     print(f"plan of job {job['number']}: {' '.join(job['overrides']) or 'defaults'}")
-    print("\n".join(plan.lines(store)), flush=True)
+    nodes = tree.states(plan, store)
+    print("\n".join(tree.lines(nodes)), flush=True)
     for note in plan.notes:
         print(f"note: {note}")
-    nodes = plan.states(store)
     write_atomically(
         job["run_dir"] / PLAN_FILE,
         (json.dumps({"nodes": nodes, "overrides": job["overrides"]}, indent=1) + "\n").encode(),
     )
-    _planned.extend((node["path"], node["key"], node["state"]) for node in nodes)
+    _planned.extend(nodes)
     if job["number"] > 0:
-        print(f"all {job['number'] + 1} jobs so far: {summary(_planned)[0]}", flush=True)
+        print(f"all {job['number'] + 1} jobs so far: {tree.summary(_planned)}", flush=True)
 
 
 def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:

@@ -6,7 +6,6 @@ Equal prefixes are one node. Everything that can be refused is refused here, bef
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +22,9 @@ from edgemin.order import RowSpec
 from edgemin.roots import Root
 from edgemin.stages.base import Shape, Stage
 from edgemin.stages.finetune import Finetune
-from edgemin.stages.fitting import CHECKPOINT, Trainer
+from edgemin.stages.fitting import Trainer
 from edgemin.starts import Start, check_same_tokens, read_starts
-from edgemin.store import Store, content_key
+from edgemin.store import content_key
 
 #: Nodes of the configuration that name a class but no stage.
 _NO_STAGES = ("task", "teacher", "student", "trainer", "measure", "logger")
@@ -105,41 +104,6 @@ class Plan:
     nodes: list[Node]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
-
-    def lines(self, store: Store) -> list[str]:
-        """The tree as text: every node, whether it is stored, started or to do; then the counts."""
-        state = {node.key: _state(node, store) for node in self.nodes}
-        lines = [
-            f"{'  ' * node.path.count('/')}{node.path.rpartition('/')[2]:<24} {state[node.key]:<8} {node.key}"
-            for node in self.nodes
-        ]
-        return [*lines, *summary([(node.path, node.key, state[node.key]) for node in self.nodes])]
-
-    def states(self, store: Store) -> list[dict[str, str]]:
-        """The same as data: path, key and state of every node."""
-        return [{"path": node.path, "key": node.key, "state": _state(node, store)} for node in self.nodes]
-
-
-def _state(node: Node, store: Store) -> str:
-    if store.has(node.key):
-        return "cached"
-    return "resumes" if (store.root / ".work" / node.key / CHECKPOINT).is_file() else "to run"
-
-
-def summary(nodes: Sequence[tuple[str, str, str]]) -> list[str]:
-    """How many different nodes of each kind there are, over one plan or many.
-
-    Args:
-        nodes: (path, key, state) of every node; a key that comes twice counts once.
-    """
-    distinct = {key: (path, state) for path, key, state in nodes}
-    kinds = Counter(
-        f"{path.partition('/')[0]} {path.rpartition('/')[2] if '/' in path else 'weights'}"
-        for path, _ in distinct.values()
-    )
-    states = Counter(state for _, state in distinct.values())
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return [f"{len(distinct)} nodes ({', '.join(f'{count} {state}' for state, count in states.items())}): {counts}"]
 
 
 def build(study: Study) -> Plan:

@@ -23,8 +23,8 @@ class Root:
     Attributes:
         name: how tables and logs call it.
         source: a Hub id or a local directory with weights, an EdgeMIN artifact included; for a student also
-            ``teacher.source`` (the teacher's weights as they came) or ``teacher`` (its trained ones). ``None`` starts at
-            random.
+            ``teacher.source`` (the teacher's weights as they came) or ``teacher`` (its trained ones). ``None`` starts
+            at random.
         family: only for a random start: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert``; ``None``
             is the teacher's.
         layers: how many layers, or which (a list); ``None`` keeps all of the source.

@@ -109,9 +109,13 @@ class Store:
         finally:
             lock.release()
 
+    def work_path(self, key: str) -> Path:
+        """Where an unfinished stage keeps its checkpoints, or would."""
+        return self.root / ".work" / key
+
     def work(self, key: str) -> Path:
         """The directory in which an unfinished stage keeps its checkpoints."""
-        directory = self.root / ".work" / key
+        directory = self.work_path(key)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
@@ -142,7 +146,7 @@ class Store:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        shutil.rmtree(self.root / ".work" / key, ignore_errors=True)
+        shutil.rmtree(self.work_path(key), ignore_errors=True)
 
     def result(self, kind: str, key: str) -> dict[str, Any] | None:
         """A result kept earlier, or ``None``. A damaged one counts as absent: it is cheap to make again."""

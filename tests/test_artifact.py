@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -13,19 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edgemin
-from edgemin import artifact, encoder, roots, toy
+from edgemin import artifact, checkpoint, encoder, toy
 from edgemin.errors import UserError
 from edgemin.quantization import dynamic
 
 
-def saved(folder: Path, family: str = "bert", *, quantised: bool = False) -> Path:
+def saved(folder: Path, family: str = "bert", *, quantised: bool = False, head_trained: bool = True) -> Path:
     model = tiny.model(family)
     encoder.slice_heads(model, 0, [1, 2])
     encoder.slice_ffn(model, 1, range(7))
     if quantised:
         dynamic.quantise(model)
     folder.mkdir(parents=True)
-    artifact.save(folder, model, toy.tokenizer(), {"seed": 7})
+    artifact.save(folder, model, toy.tokenizer(), {"seed": 7, "head_trained": head_trained})
     return folder
 
 
@@ -46,7 +45,7 @@ def test_an_uneven_encoder_comes_back_with_equal_logits(family: str, quantised: 
     assert encoder.label_names(loaded) == toy.LABELS
     assert not loaded.training
     assert tokenizer is not None and tokenizer("the plot was good")["input_ids"][0] == 2
-    assert artifact.read_provenance(folder) == {"seed": 7}
+    assert artifact.read_provenance(folder) == {"seed": 7, "head_trained": True}
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -82,12 +81,33 @@ def test_loading_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_the_labels_of_an_artifact_are_known_before_its_weights_are_read(tmp_path: Path) -> None:
-    """An artifact is a checkpoint too: ``teacher.source=<artifact> teacher.stages=[]``."""
-    folder = saved(tmp_path / "artifact")
+# An artifact is a checkpoint too: ``teacher.source=<artifact> teacher.stages=[]``
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_what_planning_needs_of_an_artifact_is_known_before_its_weights_are_read(
+    quantised: bool, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "artifact", quantised=quantised)
     facts = checkpoint.read_facts(str(folder), "teacher.source")
-    assert (facts.family, facts.layers, facts.hidden) == ("bert", 3, 32)
+    assert facts.structure == encoder.structure(artifact.load(folder)[0])
     assert facts.labels == toy.LABELS
+    assert (facts.quantised, facts.draws_head) == (quantised, False)
+
+
+def test_an_artifact_is_fine_tuned_only_where_its_provenance_says_so(tmp_path: Path) -> None:
+    """Its class is one with a classifier and its labels are the task's, trained or not."""
+    folder = saved(tmp_path / "artifact", head_trained=False)
+    assert encoder.label_names(artifact.load(folder)[0]) == toy.LABELS
+    assert checkpoint.read_facts(str(folder), "teacher.source").labels is None
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_an_artifact_that_does_not_say_where_it_came_from_is_no_source(content: str | None, tmp_path: Path) -> None:
+    path = saved(tmp_path / "artifact") / artifact.PROVENANCE
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=r"^teacher\.source: expected a checkpoint [^\n]*$"):
+        checkpoint.read_facts(str(path.parent), "teacher.source")
 
 
 # Damage

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from edgemin.data import Examples, Task, load
+from edgemin.data import Examples, Task, load, loading
 from edgemin.errors import UserError
 
 GLUE = Path(os.environ.get("EDGEMIN_GLUE", Path(__file__).parents[2] / "shared" / "glue"))
@@ -209,8 +210,25 @@ def test_what_a_data_set_does_not_hold_is_refused(hub: Path, changes: dict[str, 
     assert message in refused(hub_task(hub, **changes))
 
 
+def test_files_that_changed_are_read_anew(hub: Path) -> None:
+    cached = loading._cache_directory(str(hub))
+    assert load(hub_task(hub)).train.labels.tolist() == [0, 1, 1]
+    assert loading._cache_directory(str(hub)) == cached, "reading changes nothing"
+    shutil.rmtree(hub)
+    hub_layout(hub, {"train": [1, 0, 0, 1], "validation": [1, 0]}, ["negative", "positive"])
+    assert load(hub_task(hub)).train.labels.tolist() == [1, 0, 0, 1]
+    assert loading._cache_directory(str(hub)) != cached
+    assert loading._cache_directory("nyu-mll/glue") is None, "the Hub's have versions of their own"
+
+
+def test_two_directories_of_one_name_are_two_data_sets(tmp_path: Path) -> None:
+    for parent, labels in (("one", [0, 1, 1]), ("two", [1, 1, 0, 0])):
+        path = hub_layout(tmp_path / parent / "data", {"train": labels, "validation": [1, 0]}, ["negative", "positive"])
+        assert load(hub_task(path)).train.labels.tolist() == labels
+
+
 def test_no_network_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object) -> None:
+    def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)

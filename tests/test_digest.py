@@ -99,9 +99,25 @@ def test_several_modules_are_one_digest_in_any_order(package: Path) -> None:
     assert fresh("edgemin.stages.prune", "edgemin.artifact") != fresh("edgemin.stages.prune")
 
 
-def test_a_users_own_class_stands_by_its_name() -> None:
-    assert fresh("mine.stages") == fresh("mine.stages") != fresh("yours.stages")
-    assert fresh("edgemines.stages") != fresh("edgemin.stages")
+def test_a_users_own_class_counts_by_its_file_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("my_stages", "your_stages", "edgemines"):
+        (tmp_path / f"{name}.py").write_text("RATE = 1\n")
+    before = fresh("my_stages", STAGE)
+    assert before == fresh("my_stages", STAGE)
+    assert len({before, fresh("your_stages", STAGE), fresh("edgemines", STAGE), fresh(STAGE)}) == 4
+    (tmp_path / "my_stages.py").write_text("RATE = 2\n")
+    assert fresh("my_stages", STAGE) != before
+
+
+def test_a_users_own_class_in_a_package_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("")
+    (tmp_path / "my_package" / "stages.py").write_text("RATE = 1\n")
+    before = fresh("my_package.stages")
+    (tmp_path / "my_package" / "stages.py").write_text("RATE = 2\n")
+    assert fresh("my_package.stages") != before
 
 
 def test_imports_that_go_in_a_circle_end(package: Path) -> None:

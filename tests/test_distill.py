@@ -216,7 +216,8 @@ def test_pitfall_h_the_published_student_shape_has_an_ffn_of_four_times_its_widt
     node = tiny.node("student", "shape") | {"seed": 1}
     root = config.construct(node, "student")
     assert isinstance(root, Root)
-    found = encoder.structure(roots.random_model(root, "bert", vocabulary=100, padding_id=0))
+    shape = roots.random_config(root, "bert", vocabulary=100, padding_id=0)
+    found = roots.outline(shape, None, root).structure
     assert (found["hidden"], len(found["layers"])) == (384, 6)
     assert {layer["ffn"] for layer in found["layers"]} == {1536}
     assert {(layer["heads"], layer["head_size"]) for layer in found["layers"]} == {(12, 32)}

@@ -28,7 +28,6 @@ STAGES: dict[str, Callable[[], Stage]] = {
     "finetune, two epochs": lambda: Finetune(epochs=2, **FIT | {"batch_size": 16}),
     "finetune, accumulated": lambda: Finetune(steps=4, accumulate=3, **FIT),
     "finetune, last accumulation incomplete": lambda: Finetune(epochs=1, accumulate=4, **FIT),
-    "distill": lambda: RelationDistillation(steps=5, relations=QKV, task_weight=0.0, **FIT),
     "distill with the task": lambda: RelationDistillation(
         steps=5, relations=QKV, task_weight=0.5, layer_map="layer_to_layer", **FIT
     ),
@@ -44,20 +43,18 @@ STAGES: dict[str, Callable[[], Stage]] = {
 }
 # (stage, phase, batch after which the process dies, where it goes on)
 DEATHS = [
-    ("finetune", 0, 1, 0),
-    ("finetune", 0, 4, 3),
-    ("finetune, two epochs", 0, 4, 3),
-    ("finetune, accumulated", 0, 6, 3),
+    ("finetune", 0, 1, 0),  # before the first checkpoint
+    ("finetune, two epochs", 0, 4, 3),  # at the border of two epochs
     ("finetune, accumulated", 0, 8, 6),
     ("finetune, accumulated", 0, 12, 9),
     ("finetune, last accumulation incomplete", 0, 6, 4),
-    ("distill", 0, 3, 2),
     ("distill with the task", 0, 3, 2),
-    ("prune on calibration", 0, 2, 1),
-    ("prune on calibration", 1, 1, None),
+    ("prune on calibration", 1, 1, None),  # heads went, no checkpoint since
     ("prune on calibration", 1, 3, 2),
-    *(("prune during training", phase, batch, batch - 1 or None) for phase in range(4) for batch in (1, 3)),
-    *(("prune by Michel's criterion, accumulated", phase, 3, 2) for phase in range(4)),
+    ("prune during training", 0, 3, 2),  # sums of the ranking so far
+    ("prune during training", 1, 1, None),
+    ("prune during training", 3, 3, 2),
+    ("prune by Michel's criterion, accumulated", 2, 3, 2),
 ]
 
 
@@ -110,7 +107,7 @@ def test_a_killed_stage_ends_with_the_weights_of_an_unbroken_one(
     assert encoder.structure(resumed.model) == encoder.structure(expected.model)
     assert tiny.same_weights(resumed.model, expected.model)
     assert resumed.notes == expected.notes
-    assert 0 < resumed.steps <= expected.steps
+    assert resumed.steps == expected.steps
 
 
 def test_a_stage_killed_three_times_still_ends_with_the_same_weights(
@@ -120,7 +117,40 @@ def test_a_stage_killed_three_times_still_ends_with_the_same_weights(
     for phase, batch in ((0, 2), (1, 2), (3, 3)):
         with pytest.raises(tiny.KilledError):
             one_run(name, tmp_path / "work", data, [tiny.Kill(batch, phase)])
-    assert tiny.same_weights(one_run(name, tmp_path / "work", data).model, unbroken(name).model)
+    resumed = one_run(name, tmp_path / "work", data)
+    assert tiny.same_weights(resumed.model, unbroken(name).model)
+    assert resumed.steps == unbroken(name).steps
+
+
+class Clock(tiny.pl.Callback):
+    """A second for every batch that is begun, on a clock that reads anything when a process starts."""
+
+    def __init__(self, reading: float) -> None:
+        self.reading = reading
+
+    def monotonic(self) -> float:
+        return self.reading
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.reading += 1
+
+
+def test_the_seconds_of_a_resumed_stage_are_those_of_all_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(folder: Path, reading: float, *deaths: tiny.pl.Callback) -> fitting.Fitted:
+        clock = Clock(reading)
+        monkeypatch.setattr(fitting, "time", clock)
+        return one_run("prune during training", folder, data, [clock, *deaths])
+
+    data = tiny.data(tmp_path)
+    whole = timed(tmp_path / "whole", 100)
+    assert whole.seconds == sum(fit.batches(48) for fit in STAGES["prune during training"]().phases()) == 12
+    for number, (phase, batch) in enumerate(((0, 2), (1, 2), (1, 3), (3, 1))):
+        with pytest.raises(tiny.KilledError):
+            timed(tmp_path / "killed", 1000 * number, tiny.Kill(batch, phase))
+    assert timed(tmp_path / "killed", 7).seconds == whole.seconds, "what came after a checkpoint is run again"
+    assert timed(tmp_path / "whole", 3).seconds == whole.seconds, "trained, but not committed"
 
 
 def test_a_stage_that_was_trained_but_not_committed_trains_no_further(
@@ -130,8 +160,8 @@ def test_a_stage_that_was_trained_but_not_committed_trains_no_further(
         data = tiny.data(tmp_path)
         one_run(name, tmp_path / name, data)
         again = one_run(name, tmp_path / name, data, [tiny.Kill(1, phase) for phase in range(4)])
-        assert again.steps == 0 and tiny.same_weights(again.model, unbroken(name).model)
-        assert again.notes == unbroken(name).notes
+        assert tiny.same_weights(again.model, unbroken(name).model)
+        assert (again.steps, again.notes) == (unbroken(name).steps, unbroken(name).notes)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_other_ones(tmp_path: Path) -> None:
@@ -247,9 +277,9 @@ def test_patience_without_a_hold_out_is_refused(tmp_path: Path) -> None:
         tiny.fit(stopping(), tiny.model(), tiny.data(tmp_path), work=tmp_path / "work")
 
 
-def weights_after(
+def stopped_early(
     folder: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], deaths: Sequence[tiny.pl.Callback]
-) -> dict[str, torch.Tensor]:
+) -> fitting.Fitted:
     """Early stopping with these scores of epochs 1, 2, ..., each given to the weights of that epoch, through deaths."""
     known: dict[str, float] = {}
     fresh = iter(scores)
@@ -265,22 +295,16 @@ def weights_after(
     for death in deaths:
         with pytest.raises(tiny.KilledError):
             tiny.fit(stopping(), tiny.model(), data, work=folder / "w", seconds=0, callbacks=[death])
-    fitted = tiny.fit(stopping(), tiny.model(), data, work=folder / "w", seconds=0)
-    return tiny.weights(fitted.model)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    return tiny.fit(stopping(), tiny.model(), data, work=folder / "w", seconds=0)
 
 
 def test_early_stopping_remembers_its_best_through_a_death_inside_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = [0.5, 0.8, 0.7, 0.6, 0.9]
-    expected = weights_after(tmp_path / "whole", monkeypatch, scores, [])
-    assert same(
-        weights_after(tmp_path / "killed", monkeypatch, scores, [tiny.Kill(batch) for batch in (2, 5, 9)]), expected
-    )
+    expected = stopped_early(tmp_path / "whole", monkeypatch, scores, [])
+    resumed = stopped_early(tmp_path / "killed", monkeypatch, scores, [tiny.Kill(batch) for batch in (2, 5, 9)])
+    assert tiny.same_weights(resumed.model, expected.model) and resumed.steps == expected.steps == 12
 
 
 class KillAtTheEnd(tiny.pl.Callback):
@@ -290,14 +314,15 @@ class KillAtTheEnd(tiny.pl.Callback):
         raise tiny.KilledError
 
 
-@pytest.mark.parametrize("deaths", [[7], [4, 7, 10], []], ids=["best", "every", "end"])
+@pytest.mark.parametrize("deaths", [[4, 7, 10], []], ids=["every", "end"])
 def test_early_stopping_remembers_its_best_through_a_death_after_an_epochs_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: list[int]
 ) -> None:
     scores = [0.5, 0.8, 0.7, 0.75, 0.9 if not deaths else 0.78, 0.77, 0.76, 0.9, 0.91, 0.92]
-    expected = weights_after(tmp_path / "whole", monkeypatch, scores, [])
+    expected = stopped_early(tmp_path / "whole", monkeypatch, scores, [])
     killers = [tiny.Kill(batch) for batch in deaths] or [KillAtTheEnd()]
-    assert same(weights_after(tmp_path / "killed", monkeypatch, scores, killers), expected)
+    resumed = stopped_early(tmp_path / "killed", monkeypatch, scores, killers)
+    assert tiny.same_weights(resumed.model, expected.model) and resumed.steps == expected.steps
 
 
 # The trainer

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,11 +156,11 @@ print(os.geteuid(), len(descriptors))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may become another user")
-def test_another_user_takes_the_same_lock(tmp_path: Path) -> None:
-    with machine_lock("training", None, tmp_path):
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
-        command = [sys.executable, "-c", STRANGER, str(tmp_path)]
+def test_another_user_takes_the_same_lock() -> None:
+    # Not pytest's own directory, which lies in one that only its owner may enter.
+    with tempfile.TemporaryDirectory() as folder, machine_lock("training", None, Path(folder)):
+        Path(folder).chmod(0o755)
+        command = [sys.executable, "-c", STRANGER, folder]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout.split()) == (0, ["65534", "2"]), ended.stderr
 

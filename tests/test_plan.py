@@ -15,9 +15,10 @@ import pytest
 import studies
 
 from edgemin import plan as planning
+from edgemin import tree
 from edgemin.errors import UserError
 from edgemin.job import read_study
-from edgemin.plan import Node, Plan, build, summary
+from edgemin.plan import Node, Plan, build
 from edgemin.store import Store
 
 CONTROLS = "order=distill_prune_quantize"
@@ -120,16 +121,17 @@ def test_a_source_teacher_does_not_bring_the_trained_one_into_the_key(base: Path
     assert first["student/distill/finetune"] != other["student/distill/finetune"]
 
 
-def test_nine_jobs_share_what_they_can(glue: Path, base: Path) -> None:
-    entries = []
+def test_nine_jobs_share_what_they_can(glue: Path, base: Path, tmp_path: Path) -> None:
+    entries: list[tree.State] = []
+    store = Store(tmp_path)
     for task in ("sst2", "mnli", "qqp"):
         for ratio in (0.1, 0.25, 0.5):
             local = [f"task={task}", f"task.path={glue}", f"prune.ratio={ratio}", "task.max_length=48"]
             models = [*source("teacher", base), *source("student", "teacher.source", "student.layers=2")]
             plan = studies.plan(*local, *models)
             assert len(plan.rows) == 6
-            entries += [(found.path, found.key, "to run") for found in plan.nodes]
-    distinct = {key: path for path, key, _ in entries}
+            entries += tree.states(plan, store)
+    distinct = {entry["key"]: entry["path"] for entry in entries}
     counts = Counter((path.split("/")[0], path.split("/")[-1]) for path in distinct.values())
     assert counts == {
         ("teacher", "teacher"): 1,
@@ -140,7 +142,7 @@ def test_nine_jobs_share_what_they_can(glue: Path, base: Path) -> None:
         ("student", "prune"): 9,
         ("student", "quantize"): 12,
     }
-    line = summary(entries)[0]
+    line = tree.summary(entries)
     assert line.startswith("32 nodes (32 to run): ")
     for words in ("3 teacher finetune", "3 student finetune", "3 student distill", "9 student prune"):
         assert words in line
@@ -152,11 +154,12 @@ def test_a_plan_says_what_is_stored_and_what_will_run(tmp_path: Path) -> None:
     with store.commit(node(plan, "teacher").key) as directory:
         (directory / "model.safetensors").write_text("x")
     (store.work(node(plan, "teacher/finetune").key) / "last.ckpt").write_text("x")
-    states = {entry["path"]: entry["state"] for entry in plan.states(store)}
+    found = tree.states(plan, store)
+    states = {entry["path"]: entry["state"] for entry in found}
     assert states["teacher"] == "cached"
     assert states["teacher/finetune"] == "resumes"
     assert states["student"] == "to run"
-    lines = plan.lines(store)
+    lines = tree.lines(found)
     assert lines[1].startswith("  finetune") and "resumes" in lines[1]
     assert lines[-1].startswith("8 nodes (1 cached, 1 resumes, 6 to run): 1 teacher weights, 1 teacher finetune")
 

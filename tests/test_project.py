@@ -34,12 +34,12 @@ LAYERS = (
     ("measure", "progress", "tracking"),
     ("stages", "stages.base"),
     ("stages.*",),
-    ("job", "order", "pipeline", "plan", "results", "starts"),
+    ("job", "order", "pipeline", "plan", "results", "starts", "tree"),
     ("train",),
 )
 # Rows of finished runs need none of what made them.
 ALONE, ALONE_MAY_IMPORT = "report", ("errors", "report")
-FROM_WHERE_ALONE_IS_SEEN = LAYERS.index(("job", "order", "pipeline", "plan", "results", "starts"))
+FROM_WHERE_ALONE_IS_SEEN = LAYERS.index(("job", "order", "pipeline", "plan", "results", "starts", "tree"))
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.
 MAY_IMPORT_LATE = {
     "edgemin": None,

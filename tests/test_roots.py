@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgemin import artifact, config, encoder, roots, toy
+from edgemin import artifact, checkpoint, config, encoder, roots, toy
 from edgemin.errors import UserError
 from edgemin.roots import Root
 
@@ -20,15 +21,24 @@ LAYERS = {"bert": "bert.encoder.layer", "roberta": "roberta.encoder.layer"}
 LAYERS |= {"distilbert": "distilbert.transformer.layer", "modernbert": "model.layers"}
 
 
-def checkpoint(folder: Path, family: str = "bert", *, layers: int = 6, tokenizer: Any = None) -> Path:
+def written(folder: Path, family: str = "bert", *, layers: int = 6) -> Path:
     """A Hugging Face checkpoint with the toy tokenizer and a head."""
     tiny.model(family, layers=layers).save_pretrained(folder)
-    (tokenizer or toy.tokenizer()).save_pretrained(folder)
+    toy.tokenizer().save_pretrained(folder)
     return folder
 
 
-def loaded(folder: Path) -> PreTrainedModel:
-    return checkpoint.load_checkpoint(checkpoint.read_facts(str(folder), "teacher.source"), seed=0).eval()
+def without(folder: Path, *parts: str) -> Path:
+    """Take tensors out of a checkpoint: those whose names begin with a part or have it after a dot."""
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not any(f".{part}" in f".{name}" for part in parts)}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def loaded(folder: Path, seed: int = 0) -> PreTrainedModel:
+    return checkpoint.load_checkpoint(checkpoint.read_facts(str(folder), "teacher.source"), seed).eval()
 
 
 @pytest.fixture
@@ -78,7 +88,7 @@ class Skipped(nn.Module):
 def test_a_student_of_chosen_layers_is_its_source_without_the_others(
     family: str, layers: Any, choice: Any, kept: list[int], tmp_path: Path, batch: Any
 ) -> None:
-    folder = checkpoint(tmp_path / "source", family)
+    folder = written(tmp_path / "source", family)
     student = roots.reshape(loaded(folder), Root("s", source=str(folder), layers=layers, layer_choice=choice))
     assert encoder.num_layers(student) == student.config.num_hidden_layers == len(kept)
     whole = loaded(folder)
@@ -94,7 +104,7 @@ def test_a_student_of_chosen_layers_is_its_source_without_the_others(
 
 
 def test_truncated_widths_keep_the_first_units_of_everything(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "source", layers=2)
+    folder = written(tmp_path / "source", layers=2)
     source = loaded(folder).state_dict()
     root = Root("s", source=str(folder), hidden=16, heads=2, intermediate=20, layers=[2], truncate_width=True)
     student = roots.reshape(loaded(folder), root)
@@ -116,7 +126,7 @@ def test_truncated_widths_keep_the_first_units_of_everything(tmp_path: Path) -> 
 
 
 def test_a_width_that_stays_changes_nothing(tmp_path: Path, batch: Any) -> None:
-    folder = checkpoint(tmp_path / "source", layers=2)
+    folder = written(tmp_path / "source", layers=2)
     root = Root("s", source=str(folder), hidden=32, heads=4, intermediate=48)
     student = roots.reshape(loaded(folder), root)
     assert torch.equal(tiny.logits(student, batch), tiny.logits(loaded(folder), batch))
@@ -135,34 +145,109 @@ def test_a_width_that_stays_changes_nothing(tmp_path: Path, batch: Any) -> None:
     ],
 )
 def test_a_shape_the_weights_cannot_be_cut_to_is_refused_in_one_line(settings: Any, key: str, tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "source", layers=1)
+    folder = written(tmp_path / "source", layers=1)
     with pytest.raises(UserError, match=f"^{key}: expected [^\n]* given {settings[key]}$"):
         roots.reshape(loaded(folder), Root("s", source=str(folder), **settings))
+
+
+# The shape before there are weights
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"layers": [2, 3]},
+        {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 20, "truncate_width": True},
+        {"hidden": 24, "heads": 3, "layers": [3], "truncate_width": True},
+    ],
+    ids=["whole", "layers", "widths", "widths of one layer"],
+)
+def test_the_outline_of_a_cut_checkpoint_is_the_structure_of_its_weights(
+    family: str, settings: Any, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "source", family, layers=3)
+    facts, root = checkpoint.read_facts(str(folder), "student.source"), Root("s", source=str(folder), **settings)
+    student = roots.reshape(loaded(folder), root)
+    before = torch.get_rng_state()
+    outline = roots.outline(facts.config, facts.structure, root)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert outline.structure == encoder.structure(student)
+    assert outline.max_tokens == encoder.max_tokens(student)
+    assert facts.config.num_hidden_layers == 3, "the checkpoint's configuration stays as it is"
+
+
+def test_smaller_heads_are_outlined_too_and_refused_where_they_cannot_be_cut(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"hidden": 16, "heads": 4, "truncate_width": True}
+    for family in tiny.FAMILIES:
+        folder = written(tmp_path / family, family, layers=1)
+        facts, root = checkpoint.read_facts(str(folder), "student.source"), Root("s", source=str(folder), **settings)
+        if family == "modernbert":
+            with pytest.raises(UserError, match=r"^[^\n]*rotary[^\n]*$"):
+                roots.outline(facts.config, None, root)
+        else:
+            student = encoder.structure(roots.reshape(loaded(folder), root))
+            assert roots.outline(facts.config, None, root).structure == student
+            assert {layer["head_size"] for layer in student["layers"]} == {4}
+
+
+def test_the_outline_of_an_uneven_artifact_has_its_widths(tmp_path: Path) -> None:
+    model = tiny.model(layers=3)
+    encoder.slice_heads(model, 1, [0, 3])
+    artifact.save(tmp_path, model, toy.tokenizer(), {"head_trained": True})
+    facts = checkpoint.read_facts(str(tmp_path), "student.source")
+    outline = roots.outline(facts.config, facts.structure, Root("s", source=str(tmp_path), layers=[2, 3]))
+    assert [layer["heads"] for layer in outline.structure["layers"]] == [2, 4]
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+def test_the_longest_input_is_what_the_positions_hold(family: str, padding: int) -> None:
+    root = Root("s", layers=1, hidden=16, heads=2, intermediate=20)
+    settings = roots.random_config(root, family, vocabulary=50, padding_id=padding)
+    settings.max_position_embeddings = 40
+    longest = roots.outline(settings, None, root).max_tokens
+    # RoBERTa counts positions from the one after its padding token's
+    assert longest == (40 - padding - 1 if family == "roberta" else 40)
+    if family == "modernbert":  # rotary positions have no table that could end
+        return
+    model = encoder.build(settings).eval()
+
+    def run(tokens: int) -> torch.Tensor:
+        ids = torch.full((1, tokens), 5)
+        return tiny.logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    assert torch.isfinite(run(longest)).all()
+    with pytest.raises((IndexError, RuntimeError)):
+        run(longest + 1)
 
 
 # Random weights
 
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
-def test_random_weights_have_the_shape_and_depend_on_the_seed_alone(family: str) -> None:
-    def draw(seed: int) -> PreTrainedModel:
-        root = Root("s", layers=2, hidden=32, heads=4, intermediate=40, seed=seed)
-        torch.manual_seed(seed * 7 + 1)
-        return roots.random_model(root, family, vocabulary=90, padding_id=3)
-
-    first = draw(1)
-    assert tiny.same_weights(first, draw(1)) and not tiny.same_weights(first, draw(2))
-    found = encoder.structure(first)
+def test_random_weights_have_the_shape_that_was_asked_for(family: str) -> None:
+    root = Root("s", layers=2, hidden=32, heads=4, intermediate=40)
+    model = encoder.build(roots.random_config(root, family, vocabulary=90, padding_id=3))
+    found = encoder.structure(model)
     assert (found["family"], found["hidden"], found["vocabulary"]) == (family, 32, 90)
     assert [(layer["heads"], layer["ffn"]) for layer in found["layers"]] == [(4, 40)] * 2
-    assert first.config.pad_token_id == 3
+    assert model.config.pad_token_id == 3
+
+
+def test_a_vocabulary_may_be_larger_than_the_tokenizers_and_not_smaller() -> None:
+    shape: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "intermediate": 40}
+    assert roots.random_config(Root("s", vocabulary=96, **shape), "bert", 90, 0).vocab_size == 96
+    with pytest.raises(UserError, match=r"^vocabulary: expected at least the tokenizer's 90, given 80$"):
+        roots.random_config(Root("s", vocabulary=80, **shape), "bert", 90, 0)
 
 
 @pytest.mark.parametrize("key", ["layers", "hidden", "heads", "intermediate"])
 def test_a_shape_that_is_incomplete_is_refused_with_what_is_missing(key: str) -> None:
     shape: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "intermediate": 40} | {key: None}
     with pytest.raises(UserError, match=f"^{key}: expected a whole number, [^\n]* given None$"):
-        roots.random_model(Root("s", **shape), "bert", 90, 0)
+        roots.random_config(Root("s", **shape), "bert", 90, 0)
 
 
 @pytest.mark.parametrize(
@@ -238,30 +323,74 @@ def test_a_head_of_other_labels_is_left_as_it_is(batch: Any) -> None:
 
 
 def test_the_facts_of_a_checkpoint_are_read_without_its_weights(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "source")
-    (folder / "model.safetensors").write_bytes(b"")
+    folder = written(tmp_path / "source")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: torch.zeros(1) for name in tensors}, folder / "model.safetensors")
     facts = checkpoint.read_facts(str(folder), "teacher.source")
-    assert (facts.family, facts.layers, facts.hidden, facts.heads) == ("bert", 6, 32, 4)
-    assert facts.labels == toy.LABELS
-    bare = tiny.model(layers=1).get_submodule("bert")
-    bare.save_pretrained(tmp_path / "bare")  # type: ignore[operator]
+    assert (facts.directory, facts.structure, facts.labels) == (folder, None, toy.LABELS)
+    assert (encoder.family(facts.config), facts.config.num_hidden_layers) == ("bert", 6)
+    assert not facts.quantised and not facts.draws_head
+    tiny.model(layers=1).base_model.save_pretrained(tmp_path / "bare")
     assert checkpoint.read_facts(str(tmp_path / "bare"), "teacher.source").labels is None
 
 
-def test_a_missing_head_is_always_the_same_one(tmp_path: Path) -> None:
-    tiny.model(layers=1).get_submodule("bert").save_pretrained(tmp_path)  # type: ignore[operator]
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+def test_what_a_head_lacks_is_drawn_from_the_seed_and_nothing_else_is(family: str, tmp_path: Path) -> None:
+    folder = written(tmp_path / "source", family, layers=1)
+    whole = loaded(folder)
+    head = encoder.head_prefixes(whole)
+    assert not checkpoint.read_facts(str(folder), "teacher.source").draws_head
+    without(folder, *(f"{prefix}." for prefix in head))
+    assert checkpoint.read_facts(str(folder), "teacher.source").draws_head
     torch.manual_seed(1)
-    first = loaded(tmp_path)
+    first = loaded(folder, seed=5)
     torch.manual_seed(2)
-    assert tiny.same_weights(first, loaded(tmp_path))
+    assert tiny.same_weights(first, loaded(folder, seed=5))
+    one, two, before = first.state_dict(), loaded(folder, seed=6).state_dict(), whole.state_dict()
+    drawn = {name for name in one if not torch.equal(one[name], two[name])}
+    assert drawn and all(name.startswith(head) for name in drawn)
+    assert {name for name in one if not torch.equal(one[name], before[name])} >= drawn
+    assert all(torch.equal(one[name], before[name]) for name in one if not name.startswith(head))
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+def test_a_head_without_its_classifier_has_all_that_is_not_replaced(family: str, tmp_path: Path) -> None:
+    """A classifier for the task's labels is attached anyway, by the stage that trains it."""
+    folder = written(tmp_path / "source", family, layers=1)
+    without(folder, encoder.classifier_prefix(tiny.model(family)) + ".")
+    assert not checkpoint.read_facts(str(folder), "teacher.source").draws_head
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+@pytest.mark.parametrize("what", ["embedding", "layer"])
+def test_a_checkpoint_without_all_weights_of_its_encoder_is_refused_in_one_line(
+    family: str, what: str, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "source", family, layers=2)
+    names = load_file(folder / "model.safetensors")
+    gone = "embeddings." if what == "embedding" else next(name for name in names if ".1." in name)
+    without(folder, gone)
+    with pytest.raises(UserError, match=r"^source: expected all weights of the encoder in [^\n]*$") as refused:
+        loaded(folder)
+    assert str(folder) in str(refused.value) and gone in str(refused.value)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+def test_weights_by_other_names_are_refused_instead_of_drawn(family: str, tmp_path: Path) -> None:
+    """As a checkpoint has them whose conversion went wrong."""
+    folder = written(tmp_path / "source", family, layers=1)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"old.{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"^source: expected all weights of the encoder [^\n]*$"):
+        loaded(folder)
 
 
 def test_an_uneven_artifact_is_a_checkpoint_too(tmp_path: Path, batch: Any) -> None:
     model = tiny.model(layers=4)
     encoder.slice_heads(model, 1, [0, 3])
     expected = tiny.logits(model, batch)
-    artifact.save(tmp_path, model, toy.tokenizer(), {})
-    assert checkpoint.read_facts(str(tmp_path), "student.source").layers == 4
+    artifact.save(tmp_path, model, toy.tokenizer(), {"head_trained": True})
+    assert checkpoint.read_facts(str(tmp_path), "student.source").structure == encoder.structure(model)
     assert torch.equal(tiny.logits(loaded(tmp_path), batch), expected)
     cut = roots.reshape(loaded(tmp_path), Root("s", source=str(tmp_path), layers=[2, 4]))
     assert encoder.heads(cut) == [2, 4]
@@ -277,7 +406,7 @@ def test_a_hub_id_that_cannot_be_had_is_refused_in_one_line(monkeypatch: pytest.
     def unreachable(*args: Any, **named: Any) -> str:
         raise ConnectionError("no\nnetwork")
 
-    monkeypatch.setattr(roots, "snapshot_download", unreachable)
+    monkeypatch.setattr(checkpoint, "snapshot_download", unreachable)
     with pytest.raises(
         UserError, match=r"^teacher\.source: expected [^\n]* given 'no-such/model' \(ConnectionError\)[^\n]*$"
     ):
@@ -293,17 +422,47 @@ def test_a_directory_without_a_known_configuration_is_refused_in_one_line(conten
     assert "\n" not in str(refused.value)
 
 
-def test_damaged_weights_are_refused_in_one_line(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "source", layers=1)
+def test_damaged_weights_are_refused_in_planning_in_one_line(tmp_path: Path) -> None:
+    folder = written(tmp_path / "source", layers=1)
     content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"^source: the weights in [^\n]* cannot be loaded[^\n]*$"):
+    for damaged in (content[: len(content) // 2], b""):
+        (folder / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"^teacher\.source: the weights in [^\n]* cannot be read [^\n]*$"):
+            checkpoint.read_facts(str(folder), "teacher.source")
+
+
+def test_damaged_weights_of_torchs_own_format_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder = written(tmp_path / "source", layers=1)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"no weights")
+    facts = checkpoint.read_facts(str(folder), "teacher.source")
+    assert facts.draws_head, "what is in the file is not known, so its head may be drawn"
+    with pytest.raises(UserError, match=r"^source: the weights in [^\n]* cannot be loaded [^\n]*$"):
         loaded(folder)
+
+
+def test_a_pickle_that_would_run_code_is_not_run(tmp_path: Path) -> None:
+    folder = written(tmp_path / "source", layers=1)
+    (folder / "model.safetensors").unlink()
+    torch.save({"weights": Touches(tmp_path / "was here")}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"^source: the weights in [^\n]* cannot be loaded [^\n]*$"):
+        loaded(folder)
+    assert not (tmp_path / "was here").exists()
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
 
 
 def test_a_missing_or_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     assert checkpoint.read_tokenizer("toy", "k").get_vocab() == toy.tokenizer().get_vocab()
-    folder = checkpoint(tmp_path / "source", layers=1)
+    folder = written(tmp_path / "source", layers=1)
     for content in ("{", None):
         file = folder / "tokenizer.json"
         file.write_text(content) if content else file.unlink()
@@ -312,7 +471,7 @@ def test_a_missing_or_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path) -
 
 
 def test_a_fingerprint_is_of_what_is_loaded_and_of_nothing_else(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "source", layers=1)
+    folder = written(tmp_path / "source", layers=1)
     before = checkpoint.fingerprint(folder)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(before)
     (folder / "README.md").write_text("more")

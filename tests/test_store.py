@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from safetensors import SafetensorError
 
 from edgemin import artifact, toy
 from edgemin.errors import UserError
@@ -87,6 +88,15 @@ with Store(sys.argv[1]).commit({KEY!r}) as folder:
     filled(store)
     assert left(store) == [".other-abc", KEY]
     assert sorted(json.loads((store.path(KEY) / MANIFEST).read_text())) == ["deeper/config.json", "model.safetensors"]
+
+
+def test_a_directory_without_a_manifest_is_not_stored_and_makes_way(store: Store) -> None:
+    store.path(KEY).mkdir()
+    (store.path(KEY) / "half").write_text("x")
+    assert not store.has(KEY)
+    filled(store)
+    store.verify(KEY)
+    assert not (store.path(KEY) / "half").exists()
 
 
 # Integrity
@@ -243,6 +253,8 @@ def test_a_model_that_does_not_fit_on_the_disk_is_one_line(small_disk: Path) -> 
         (errno.EROFS, "the file system is read-only"),
         (errno.EACCES, "no permission to write"),
         (errno.EDQUOT, "the disk quota is used up"),
+        (errno.ENOTDIR, "a file stands where a directory is needed"),
+        (errno.EEXIST, "a file stands where a directory is needed"),
     ],
 )
 def test_what_a_file_system_refuses_is_one_line_and_other_errors_pass(number: int, says: str, tmp_path: Path) -> None:
@@ -254,11 +266,20 @@ def test_what_a_file_system_refuses_is_one_line_and_other_errors_pass(number: in
         raise KeyError
 
 
+def test_a_full_disk_is_recognised_by_the_message_of_libraries_that_raise_errors_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^paths\.store: the disk is full [^\n]*$"), disk_errors(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError), disk_errors(tmp_path):
+        raise SafetensorError("Error while serializing: InvalidTensorView")
+
+
 def test_a_store_where_a_file_stands_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "store"):
-        with pytest.raises(UserError, match=r"^paths\.store: a file stands where a directory is needed"):
+        with pytest.raises(UserError) as refused:
             Store(path)
+        line = f"paths.store: expected a directory that can be made, given {path} (Not a directory)"
+        assert str(refused.value) == line
 
 
 # Results
