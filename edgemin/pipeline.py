@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edgemin import __version__, artifact, checkpoint, encoder, roots
 from edgemin.data import DataModule, Splits
 from edgemin.digest import code_digest
+from edgemin.errors import UserError
 from edgemin.evaluate import evaluate
 from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
@@ -100,7 +101,10 @@ class Pipeline:
         if node.parent is not None:
             model = artifact.load(self.store.path(node.parent.key))[0]
         elif start.facts is not None:
-            model = checkpoint.load_checkpoint(start.facts, root.seed)
+            try:
+                model = checkpoint.load_checkpoint(start.facts, root.seed)
+            except UserError as error:
+                raise UserError(f"{start.name}.{error}") from error
         else:
             torch.manual_seed(root.seed)
             return encoder.build(start.config), start.tokenizer

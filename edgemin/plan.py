@@ -190,7 +190,7 @@ class _Planner:
         stage = _construct(settings, name)
         if parent.final:
             raise UserError(
-                f"stages: expected nothing after {parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) "
+                f"{'teacher.' if model == 'teacher' else ''}stages: expected nothing after {parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) "
                 f"can neither be trained nor pruned, given {name}"
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))

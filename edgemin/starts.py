@@ -87,6 +87,8 @@ def _read(name: str, root: Root, teacher: Start | None, splits: Splits | None) -
         outline = roots.outline(config, facts.structure if facts is not None else None, root)
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
+    if facts is not None and facts.quantised and outline.structure != facts.structure:
+        raise UserError(f"{name}.source: expected weights that can be cut, given {root.source}, which is quantised")
     _check_tokenizer(name, outline, tokenizer, splits)
     labels = facts.labels if facts is not None and root.source != "teacher" else None
     own = (

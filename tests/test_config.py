@@ -111,11 +111,28 @@ def test_what_the_constructor_refuses_is_told_with_the_node_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [None, 3, "", "Thing", "edgemin.nowhere.Thing", "edgemin.roots.Nothing", "no_such.module.X"]
+    "path",
+    [
+        None,
+        3,
+        "",
+        "Thing",
+        "edgemin.nowhere.Thing",
+        "edgemin.roots.Nothing",
+        "no_such.module.X",
+        "edgemin.roots.outline",
+    ],
 )
 def test_a_target_that_is_no_class_is_refused_in_one_line(path: Any) -> None:
     with pytest.raises(UserError, match=r"^thing\._target_: expected the dotted path of a class, given [^\n]*$"):
         config.construct({"_target_": path}, "thing")
+
+
+@pytest.mark.parametrize("node", ["wandb", 3, None, ["a"]])
+def test_a_value_where_a_group_belongs_is_refused_with_what_was_given(node: Any) -> None:
+    with pytest.raises(UserError) as refused:
+        config.construct(node, "thing")
+    assert str(refused.value) == f"thing: expected a choice of the group thing, given {node!r}"
 
 
 def test_a_node_without_a_target_is_refused() -> None:

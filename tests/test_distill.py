@@ -340,5 +340,17 @@ def test_the_task_weight_auto_is_on_where_a_trained_head_would_go_stale(
     assert stage.resolve(by_hand, head_trained, finetuned_later) == by_hand
 
 
+def test_a_head_goes_stale_where_the_encoder_is_trained_without_it() -> None:
+    assert distillation(task_weight=0.0).leaves_head_stale and not distillation(task_weight=0.0).trains_head
+    assert not distillation(task_weight=0.5).leaves_head_stale and distillation(task_weight=0.5).trains_head
+    assert not distillation(task_weight=0.0, steps=0).leaves_head_stale, "nothing is trained at all"
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_task_weight_that_is_no_number_is_refused(weight: float) -> None:
+    with pytest.raises(UserError, match=r"^task_weight: expected auto or a number of at least 0, given [^\n]*$"):
+        distillation(task_weight=weight)
+
+
 def test_the_toy_head_of_these_tests_is_the_tasks(data: DataModule) -> None:
     assert encoder.label_names(tiny.model()) == LABELS and len(vocabulary()) < 200

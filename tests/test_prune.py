@@ -301,3 +301,19 @@ def test_recovery_changes_weights_and_no_shape(data: DataModule, tmp_path: Path)
     assert encoder.structure(bare.model) == encoder.structure(recovered.model)
     assert not tiny.same_weights(bare.model, recovered.model)
     assert pruning(steps=3).trains_head and not pruning().trains_head
+
+
+def test_planning_knows_who_trains_the_head_and_who_ranks_by_it() -> None:
+    by_loss = {
+        criterion: pruning(criterion=criterion) for criterion in ("gradient_norm", "taylor", "magnitude", "random")
+    }
+    assert {criterion: stage.reads_head for criterion, stage in by_loss.items()} == {
+        "gradient_norm": True,
+        "taylor": True,
+        "magnitude": False,
+        "random": False,
+    }
+    during_training = pruning(importance="training", training_steps=3)
+    assert during_training.trains_head, "ranking during training is training"
+    assert not during_training.reads_head, "what it ranks by, it learns"
+    assert not any(stage.trains_head for stage in by_loss.values())
