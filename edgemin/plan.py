@@ -190,8 +190,9 @@ class _Planner:
         stage = _construct(settings, name)
         if parent.final:
             raise UserError(
-                f"{'teacher.' if model == 'teacher' else ''}stages: expected nothing after {parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) "
-                f"can neither be trained nor pruned, given {name}"
+                f"{'teacher.' if model == 'teacher' else ''}stages: expected nothing after "
+                f"{parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) can neither be trained nor "
+                f"pruned, given {name}"
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
         stage = _construct(settings, name)
