@@ -167,6 +167,7 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
     absent = sorted(key for key in report["missing_keys"] if not key.startswith(encoder.head_prefixes(model)))
     if absent:
         raise UserError(f"source: expected all weights of the encoder in {facts.directory}, given none for {absent[0]}")
+    encoder.silence_padding(model)
     return cast(PreTrainedModel, model)
 
 

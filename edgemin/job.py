@@ -45,20 +45,23 @@ def read_study(settings: Mapping[str, Any]) -> Study:
         config.check_type(settings.get(key), annotation, key)
     if not 0 <= settings["seed"] < 2**63:
         raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {settings['seed']}")
-    task, teacher, student, trainer = (
-        config.construct(settings.get(key), key) for key in ("task", "teacher", "student", "trainer")
-    )
-    assert (
-        isinstance(task, Task)
-        and isinstance(teacher, Root)
-        and isinstance(student, Root)
-        and isinstance(trainer, Trainer)
-    )
+    task, trainer = (config.construct(settings.get(key), key) for key in ("task", "trainer"))
+    assert isinstance(task, Task) and isinstance(trainer, Trainer)
+    roots = {name: config.construct(settings.get(name), name) for name in _models(settings)}
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)
-    rows = row_specs(settings["order"], settings["stages"], teacher.stages)
+    rows = row_specs(settings["order"], settings["stages"], {name: root.stages for name, root in roots.items()})
     splits = None if task.name == "none" else data.load(task)
-    return Study(settings, task, splits, {"teacher": teacher, "student": student}, rows, trainer, settings["seed"])
+    return Study(settings, task, splits, roots, rows, trainer, settings["seed"])
+
+
+def _models(settings: Mapping[str, Any]) -> list[str]:
+    """The models of a study by name: teacher, student and every further node that describes one."""
+    described = f"{Root.__module__}.{Root.__qualname__}"
+    found = [
+        name for name, node in settings.items() if isinstance(node, Mapping) and node.get("_target_") == described
+    ]
+    return ["teacher", "student", *(name for name in found if name not in ("teacher", "student"))]
 
 
 def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:

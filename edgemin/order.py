@@ -26,7 +26,9 @@ class RowSpec:
         return "/".join((self.model, *self.stages))
 
 
-def row_specs(order: Mapping[str, Any], stages: Sequence[str], teacher_stages: Sequence[str]) -> list[RowSpec]:
+def row_specs(
+    order: Mapping[str, Any], stages: Sequence[str], own_stages: Mapping[str, Sequence[str]]
+) -> list[RowSpec]:
     """The rows of a study, in the order they are printed.
 
     Args:
@@ -35,7 +37,7 @@ def row_specs(order: Mapping[str, Any], stages: Sequence[str], teacher_stages: S
         stages: the student's stages as they will run. Where they are not the order's own, they were given by hand,
             and the order's rows
             and controls do not apply.
-        teacher_stages: the teacher's.
+        own_stages: for every model of the study the path of its own, by name; ``student``'s is empty.
 
     Raises:
         UserError: a row or control that is not of the form ``{name, model, stages}``, or two rows of one name.
@@ -51,12 +53,12 @@ def row_specs(order: Mapping[str, Any], stages: Sequence[str], teacher_stages: S
     if rows == []:
         raise UserError("order.rows: expected null or at least one row, given none")
     if rows is None:
-        specs = [RowSpec("Teacher", "teacher", tuple(teacher_stages), named=False), *_prefixes(stages)]
+        specs = [RowSpec("Teacher", "teacher", tuple(own_stages["teacher"]), named=False), *_prefixes(stages)]
     else:
-        specs = [_row(row, f"order.rows[{index}]", teacher_stages) for index, row in enumerate(rows)]
+        specs = [_row(row, f"order.rows[{index}]", own_stages) for index, row in enumerate(rows)]
         if tuple(stages) not in {spec.stages for spec in specs if spec.model == "student"}:
             raise UserError(f"order.stages: expected the stages of one of order.rows, given {list(stages)}")
-    specs += [_row(row, f"order.controls[{index}]", teacher_stages, control=True) for index, row in enumerate(controls)]
+    specs += [_row(row, f"order.controls[{index}]", own_stages, control=True) for index, row in enumerate(controls)]
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
@@ -78,15 +80,15 @@ def _prefixes(stages: Sequence[str]) -> list[RowSpec]:
     return specs or [RowSpec("Student", "student", (), named=False)]
 
 
-def _row(row: Any, key: str, teacher_stages: Sequence[str], *, control: bool = False) -> RowSpec:
+def _row(row: Any, key: str, own_stages: Mapping[str, Sequence[str]], *, control: bool = False) -> RowSpec:
     check_type(row, dict[str, Any], key)
     unknown = sorted(set(row) - {"name", "model", "stages"})
     if unknown:
         raise UserError(f"{key}.{unknown[0]}: unknown key (there are: name, model, stages)")
     check_type(row.get("name"), str, f"{key}.name")
     model = row.get("model", "student")
-    if model not in ("teacher", "student"):
-        raise UserError(f"{key}.model: expected teacher or student, given {model!r}")
-    stages = row.get("stages", list(teacher_stages) if model == "teacher" else None)
+    if model not in own_stages:
+        raise UserError(f"{key}.model: expected one of {', '.join(own_stages)}, given {model!r}")
+    stages = row.get("stages", list(own_stages[model]) if model != "student" else None)
     check_type(stages, list[str], f"{key}.stages")
     return RowSpec(row["name"], model, tuple(stages), control)

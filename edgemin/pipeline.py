@@ -28,6 +28,7 @@ from edgemin.measure.runtime import Measure, measure
 from edgemin.plan import Node, Plan, Study
 from edgemin.progress import NodeProgress, live_line, node_line
 from edgemin.stages import fitting
+from edgemin.stages.base import Stage
 from edgemin.starts import Start
 from edgemin.store import Store, content_key, disk_errors, write_atomically
 from edgemin.tracking import Tracker, TrackerLogger
@@ -98,7 +99,7 @@ class Pipeline:
     def _root(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         node_line(node.path, "loading", node.start.root.source or "random weights")
         start, root = node.start, node.start.root
-        if node.parent is not None:
+        if node.parent is not None:  # the model of the study that it is cut from
             model = artifact.load(self.store.path(node.parent.key))[0]
         elif start.facts is not None:
             try:
@@ -114,27 +115,40 @@ class Pipeline:
 
     def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
         stage = node.build_stage()
-        data = self.data(node.start) if stage.needs_task else None
         teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
-        several = len(stage.phases()) > 1
-        trains = any(fit.trains for fit in stage.phases())
         alone = (
-            machine_lock("training", lambda line: node_line(node.path, "waiting", line)) if trains else nullcontext()
+            machine_lock("training", lambda line: node_line(node.path, "waiting", line))
+            if stage.trains
+            else nullcontext()
         )
         with disk_errors(self.store.root), alone:
             return fitting.run(
                 stage,
                 model,
-                data,
+                self._stage_data(node, stage),
                 teachers,
                 seed=node.seed,
                 trainer=self.study.trainer,
                 work=self.store.work(node.key),
+                name=node.path,
                 callbacks=[NodeProgress(node.path)],
                 logger=lambda phase: TrackerLogger(
-                    self.tracker, f"{node.path}/phase {phase + 1}" if several else node.path
+                    self.tracker, f"{node.path}/phase {phase + 1}" if len(stage.phases()) > 1 else node.path
                 ),
             )
+
+    def _stage_data(self, node: Node, stage: Stage) -> DataModule | None:
+        """The data that a stage may see, in the tokens of its model and of its teachers."""
+        tokenizer = node.start.tokenizer
+        if tokenizer is None:
+            return None
+        if not stage.needs_task:
+            return DataModule(None, tokenizer, self.store.root / ".tokens")
+        own = self.data(node.start)
+        theirs = [self.data(teacher.start) for teacher in node.teachers]
+        if all(module is own for module in theirs) or stage.same_tokens:
+            return own
+        return DataModule(self.study.splits, tokenizer, own.cache, theirs)
 
     def data(self, start: Start) -> DataModule:
         """The task's data in the tokens of one root."""

@@ -23,11 +23,8 @@ from edgemin.roots import Root
 from edgemin.stages.base import Shape, Stage
 from edgemin.stages.finetune import Finetune
 from edgemin.stages.fitting import Trainer
-from edgemin.starts import Start, check_same_tokens, read_starts
+from edgemin.starts import SOURCE, Start, check_same_tokens, read_starts
 from edgemin.store import content_key
-
-#: Nodes of the configuration that name a class but no stage.
-_NO_STAGES = ("task", "teacher", "student", "trainer", "measure", "logger")
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Study:
         settings: the whole resolved configuration; a stage's name is a key of it.
         task: what is learnt.
         splits: its data; ``None`` for ``task=none``.
-        roots: the models that paths start at, by name: ``teacher`` and ``student``.
+        roots: the models that paths start at, by name: ``teacher``, ``student`` and those the study adds.
         rows: what is printed.
         trainer: device and precision.
         seed: the run's.
@@ -121,7 +118,9 @@ class _Planner:
         self.study = study
         self.nodes: dict[str, Node] = {}
         self.notes: list[str] = []
-        self.paths = [*(spec.path for spec in study.rows), "/".join(("teacher", *study.roots["teacher"].stages))]
+        self.making: list[str] = []
+        self.paths = [spec.path for spec in study.rows]
+        self.paths += ["/".join((name, *root.stages)) for name, root in study.roots.items()]
         self.starts = read_starts(study.roots, study.splits)
 
     def plan(self) -> Plan:
@@ -146,20 +145,26 @@ class _Planner:
 
     def node(self, model: str, stages: Sequence[str]) -> Node:
         path = "/".join((model, *stages))
+        if path in self.making:
+            chain = " <- ".join([*self.making[self.making.index(path) :], path])
+            raise UserError(f"{model}.stages: expected no model that learns from itself, given {chain}")
         if path not in self.nodes:
             # Parents and teachers enter first, so that the order of insertion is an order of execution.
+            self.making.append(path)
             made = self._stage(path, self.node(model, stages[:-1])) if stages else self._root(model)
-            self.nodes.setdefault(path, made)
+            self.making.pop()
+            self.nodes[path] = made
         return self.nodes[path]
 
     def _root(self, path: str) -> Node:
         start = self.starts[path]
         parent = None
-        if start.root.source == "teacher":
-            parent = self.node("teacher", self.study.roots["teacher"].stages)
+        if start.origin is not None:
+            parent = self._model(start.origin, start.from_trained)
             if parent.final:
                 raise UserError(
-                    f"{path}.source: expected a teacher that can be trained, given one that ends with {parent.stage}"
+                    f"{path}.source: expected a model that can be cut and trained, given {parent.path}, whose layers "
+                    "are quantised"
                 )
         content = start.content(self.study.splits, parent.key if parent else None)
         content |= {"code": code_digest("edgemin.roots", "edgemin.checkpoint"), "versions": _versions()}
@@ -186,46 +191,59 @@ class _Planner:
         study = self.study
         name = path.rpartition("/")[2]
         model = parent.path.partition("/")[0]
-        settings = self._settings(name, "teacher.stages" if model == "teacher" else "stages")
+        prefix = "" if model == "student" else f"{model}."
+        settings = self._settings(name, f"{prefix}stages")
         stage = _construct(settings, name)
         if parent.final:
             raise UserError(
-                f"{'teacher.' if model == 'teacher' else ''}stages: expected nothing after "
+                f"{prefix}stages: expected nothing after "
                 f"{parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) can neither be trained nor "
                 f"pruned, given {name}"
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
         stage = _construct(settings, name)
-        if model == "teacher" and "teacher" in stage.teacher_names:
-            raise UserError(f"teacher.stages: expected no stage that learns from the teacher itself, given {name}")
         teachers = tuple(self._teacher(teacher, name) for teacher in stage.teacher_names)
         try:
             stage.check(parent.shape, [teacher.shape for teacher in teachers])
+            reads = stage.data_content
         except UserError as error:
             raise UserError(f"{name}.{error}") from error
+        for read_by in (parent, *teachers):
+            if stage.input_length is not None and stage.input_length > read_by.start.max_tokens:
+                raise UserError(
+                    f"{name}.corpus_length: expected at most {read_by.start.max_tokens} tokens, what {read_by.path} "
+                    f"takes, given {stage.input_length}"
+                )
         if stage.needs_task and study.splits is None:
             raise UserError(f"stages: expected only stages that need no data with task=none, given {name}")
-        if study.splits is not None and study.splits.holdout is None and any(fit.patience for fit in stage.phases()):
+        if study.splits is not None and study.splits.holdout is None and stage.stops_early:
             raise UserError(
                 f"{name}.patience: expected null, or task.holdout above 0 to stop early on, given a patience alone"
             )
         if stage.reads_head and not parent.head_trained:
             self.notes.append(f"{path} ranks by the loss of a head that no stage before it trained")
-        if stage.same_tokens:
-            for teacher in teachers:
-                check_same_tokens(name, parent.start, teacher.start, study.splits)
-        seed = _seed(study.roots["teacher"].seed if model == "teacher" else study.seed, path)
+        for teacher in teachers:
+            if stage.same_tokens:
+                check_same_tokens(name, parent.start, teacher.start, study.splits if stage.needs_task else None)
+            if stage.needs_trained_teacher and not teacher.head_trained:
+                raise UserError(
+                    f"{name}.teacher: expected a model whose head was trained on {study.task.name}, as its logits are "
+                    f"learnt from, given {teacher.path}"
+                )
+        seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
         content = {
-            "stage": settings,
+            "stage": stage.key_settings(settings),
             "parent": parent.key,
             "teachers": [teacher.key for teacher in teachers],
-            "data": self._data(any(fit.patience for fit in stage.phases())) if stage.needs_task else None,
+            "data": self._data(stage.stops_early) if stage.needs_task else None,
             "seed": seed,
             "device": study.trainer.device,
             "precision": study.trainer.lightning_precision,
-            "code": code_digest(type(stage).__module__, "edgemin.stages.fitting", "edgemin.artifact"),
+            "code": code_digest(*stage.code_modules, "edgemin.stages.fitting", "edgemin.artifact"),
             "versions": _versions(),
         }
+        if reads is not None:
+            content["reads"] = reads
         shape = parent.shape._replace(pruned=parent.shape.pruned or stage.narrows)
         trained = parent.head_trained or stage.trains_head
         return Node(
@@ -244,22 +262,23 @@ class _Planner:
         )
 
     def _settings(self, name: str, key: str = "stages") -> Mapping[str, Any]:
-        stages = {
-            key: value
-            for key, value in self.study.settings.items()
-            if key not in _NO_STAGES and isinstance(value, dict) and "_target_" in value
-        }
-        if name not in stages:
-            known = ", ".join(sorted(stages))
+        nodes: dict[str, Mapping[str, Any]]
+        nodes = {key: node for key, node in self.study.settings.items() if _is_stage(node, key)}
+        if name not in nodes:
+            known = ", ".join(sorted(nodes))
             raise UserError(f"{key}: expected names of stages in the configuration ({known}), given {name!r}")
-        return stages[name]
+        return nodes[name]
 
     def _teacher(self, name: str, stage: str) -> Node:
-        if name == "teacher":
-            return self.node("teacher", self.study.roots["teacher"].stages)
-        if name == "teacher.source":
-            return self.node("teacher", ())
-        raise UserError(f"{stage}.teacher: expected teacher or teacher.source, given {name!r}")
+        model = name.removesuffix(SOURCE)
+        if model not in self.study.roots:
+            known = ", ".join(f"{known}, {known}{SOURCE}" for known in self.study.roots)
+            raise UserError(f"{stage}.teacher: expected one of {known}, given {name!r}")
+        return self._model(model, trained=not name.endswith(SOURCE))
+
+    def _model(self, name: str, trained: bool) -> Node:
+        """A model of the study at the end of its own path, or its weights as they came."""
+        return self.node(name, self.study.roots[name].stages if trained else ())
 
     def _finetuned_later(self, path: str) -> bool:
         """Whether any row goes on from this path to a fine-tuning."""
@@ -280,6 +299,16 @@ class _Planner:
             "regression": task.regression,
             "max_length": task.max_length,
         }
+
+
+def _is_stage(node: Any, key: str) -> bool:
+    """Whether a node of the configuration describes a stage, to the extent that its class can be found."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return False
+    try:
+        return issubclass(config.target(node, key), Stage)
+    except UserError:
+        return True  # using it says what is wrong
 
 
 def _construct(settings: Mapping[str, Any], name: str) -> Stage:

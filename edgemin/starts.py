@@ -18,6 +18,7 @@ from edgemin.roots import Outline, Root
 from edgemin.stages.base import Shape
 
 _PROBE = 256  # training texts on which two tokenizers must agree
+SOURCE = ".source"  #: after a model's name: its weights as they came
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +26,16 @@ class Start:
     """A named model, with what planning had to read of it.
 
     Attributes:
-        name: ``teacher``, ``student``.
+        name: ``teacher``, ``student``, or what the study calls it (``assistant``).
         root: its settings.
-        config: of its checkpoint, or of its random weights.
-        facts: of its checkpoint; ``None`` for random weights.
+        config: of its checkpoint, of the model it is cut from, or of its random weights.
+        facts: of its checkpoint; ``None`` for any other start.
         tokenizer: ``None`` only without data.
-        shape: what the stages find.
+        structure: of the model that starts here, as :func:`edgemin.encoder.structure` gives it.
+        max_tokens: the longest input it takes.
         own_labels: its checkpoint's head already speaks the task's labels.
+        origin: the model of the study that it is cut from, if any.
+        from_trained: it is cut from what that model's own path ends with, not from its weights as they came.
     """
 
     name: str
@@ -39,8 +43,25 @@ class Start:
     config: PretrainedConfig
     facts: Facts | None
     tokenizer: PreTrainedTokenizerBase | None
-    shape: Shape
+    structure: dict[str, Any]
+    max_tokens: int
     own_labels: bool
+    origin: str | None = None
+    from_trained: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """What the stages find."""
+        layers = self.structure["layers"]
+        widths = {layer["heads"] * layer["head_size"] for layer in layers}
+        width = layers[0]["heads"] * layers[0]["head_size"]
+        narrowed = len(widths) > 1 or (self.family != "mobilebert" and widths != {self.structure["hidden"]})
+        return Shape(self.family, len(layers), self.structure["hidden"], layers[0]["heads"], narrowed, width)
+
+    @property
+    def family(self) -> str:
+        """As :func:`edgemin.encoder.family` names it."""
+        return str(self.structure["family"])
 
     @property
     def generic_labels(self) -> bool:
@@ -55,7 +76,7 @@ class Start:
         elif self.facts is not None:
             content["files"] = checkpoint.fingerprint(self.facts.directory)
         else:
-            content |= {"family": self.shape.family, "vocabulary": self.config.vocab_size}
+            content |= {"family": self.family, "vocabulary": self.config.vocab_size}
         content["tokenizer"] = _tokenizer_digest(self.tokenizer)
         if self.own_labels and splits is not None:
             content["labels"] = list(splits.labels)
@@ -65,78 +86,97 @@ class Start:
 
 
 def read_starts(named: Mapping[str, Root], splits: Splits | None) -> dict[str, Start]:
-    """Find every named model's checkpoint and tokenizer; the teacher first, others may start from it.
+    """Find every named model's checkpoint and tokenizer, each after the model that it is cut from.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be had, or settings that contradict each other.
     """
     starts: dict[str, Start] = {}
-    for name in sorted(named, key=lambda name: name != "teacher"):
-        starts[name] = _read(name, named[name], starts.get("teacher"), splits)
+
+    def read(name: str, asking: tuple[str, ...]) -> Start:
+        if name in asking:
+            chain = " from ".join([*asking[asking.index(name) :], name])
+            raise UserError(f"{name}.source: expected models that do not start from one another, given {chain}")
+        if name not in starts:
+            origin = _origin(named[name].source, named)
+            source = read(origin, (*asking, name)) if origin is not None else None
+            teacher = source or (read("teacher", (*asking, name)) if name != "teacher" else None)
+            starts[name] = _read(name, named[name], source, teacher, splits)
+        return starts[name]
+
+    for name in named:
+        read(name, ())
     return starts
 
 
-def _read(name: str, root: Root, teacher: Start | None, splits: Splits | None) -> Start:
-    facts, config = _weights(name, root, teacher)
-    tokenizer = _tokenizer(name, root, teacher)
+def _origin(source: str | None, named: Mapping[str, Root]) -> str | None:
+    """The model of the study that a source names: ``teacher`` of ``teacher`` and of ``teacher.source``."""
+    name = source.removesuffix(SOURCE) if source is not None else None
+    return name if name in named else None
+
+
+def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, splits: Splits | None) -> Start:
+    if name == "student" and root.stages:
+        raise UserError(f"student.stages: expected none (the key stages has them), given {list(root.stages)}")
+    facts, config, structure = None, None, None
+    if origin is not None:
+        if origin.facts is None and origin.origin is None and root.source == f"{origin.name}{SOURCE}":
+            raise UserError(
+                f"{name}.source: expected a model with weights, given {root.source} while that starts at random"
+            )
+        config, structure = origin.config, origin.structure
+    elif root.source is not None:
+        facts = checkpoint.read_facts(root.source, f"{name}.source")
+        config, structure = facts.config, facts.structure
+    tokenizer = _tokenizer(name, root, origin, teacher)
     if tokenizer is None and splits is not None:
         raise UserError(f"{name}.tokenizer: expected a Hub id, a directory or toy, as there is no source, given null")
     try:
         if config is None:
             config = _random_config(root, teacher, tokenizer)
-        outline = roots.outline(config, facts.structure if facts is not None else None, root)
+        outline = roots.outline(config, structure, root)
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
     if facts is not None and facts.quantised and outline.structure != facts.structure:
         raise UserError(f"{name}.source: expected weights that can be cut, given {root.source}, which is quantised")
     _check_tokenizer(name, outline, tokenizer, splits)
-    labels = facts.labels if facts is not None and root.source != "teacher" else None
     own = (
-        labels is not None
+        facts is not None
+        and facts.labels is not None
         and splits is not None
         and not splits.task.regression
-        and checkpoint.head_order(labels, splits.labels) is not None
+        and checkpoint.head_order(facts.labels, splits.labels) is not None
     )
-    return Start(name, root, config, facts, tokenizer, _shape(outline.structure), own)
+    return Start(
+        name,
+        root,
+        config,
+        facts,
+        tokenizer,
+        outline.structure,
+        min(outline.max_tokens, tokenizer.model_max_length) if tokenizer is not None else outline.max_tokens,
+        own,
+        origin.name if origin is not None else None,
+        origin is not None and root.source == origin.name,
+    )
 
 
-def _weights(name: str, root: Root, teacher: Start | None) -> tuple[Facts | None, PretrainedConfig | None]:
-    if name == "teacher" and root.source in roots.FROM_TEACHER:
-        raise UserError(f"teacher.source: expected a Hub id, a directory or null, given {root.source}")
-    if name == "student" and root.stages:
-        raise UserError(f"student.stages: expected none (the key stages has them), given {list(root.stages)}")
-    if root.source in roots.FROM_TEACHER:
-        assert teacher is not None
-        if teacher.facts is None and root.source == "teacher.source":
-            raise UserError(f"{name}.source: expected a teacher with weights, given teacher.source while that is null")
-        return teacher.facts, teacher.config
-    if root.source is not None:
-        facts = checkpoint.read_facts(root.source, f"{name}.source")
-        return facts, facts.config
-    return None, None
-
-
-def _tokenizer(name: str, root: Root, teacher: Start | None) -> PreTrainedTokenizerBase | None:
-    source = root.tokenizer or (root.source if root.source not in roots.FROM_TEACHER else None)
+def _tokenizer(name: str, root: Root, origin: Start | None, teacher: Start | None) -> PreTrainedTokenizerBase | None:
+    source = root.tokenizer or (root.source if origin is None else None)
     if source is not None:
         return checkpoint.read_tokenizer(source, f"{name}.tokenizer")
-    return teacher.tokenizer if teacher is not None else None
+    giver = origin or teacher
+    return giver.tokenizer if giver is not None else None
 
 
 def _random_config(root: Root, teacher: Start | None, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
-    family = root.family or (teacher.shape.family if teacher is not None else None)
+    family = root.family or (teacher.family if teacher is not None else None)
     if family is None:
         raise UserError("family: expected a family, as there is no source to take it from, given null")
     if tokenizer is None and root.vocabulary is None:
         raise UserError("vocabulary: expected a whole number, as there is no tokenizer to take it from, given null")
     padding = tokenizer.pad_token_id if tokenizer is not None else None
     return roots.random_config(root, family, len(tokenizer) if tokenizer is not None else 1, padding or 0)
-
-
-def _shape(structure: Mapping[str, Any]) -> Shape:
-    layers = structure["layers"]
-    narrowed = any(layer["heads"] * layer["head_size"] != structure["hidden"] for layer in layers)
-    return Shape(structure["family"], len(layers), structure["hidden"], layers[0]["heads"], narrowed)
 
 
 def _check_tokenizer(
@@ -161,12 +201,18 @@ def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits
         UserError: vocabularies or tokens differ.
     """
     mine, theirs = student.tokenizer, teacher.tokenizer
-    if mine is theirs or mine is None or theirs is None or splits is None:
+    if mine is theirs or mine is None or theirs is None:
         return
-    texts = [text for pair in splits.train.texts[:_PROBE] for text in pair]
-    if mine.get_vocab() != theirs.get_vocab() or mine(texts)["input_ids"] != theirs(texts)["input_ids"]:
+    texts = [text for pair in splits.train.texts[:_PROBE] for text in pair] if splits is not None else []
+    # Where no texts are at hand (a corpus), the tokenizers themselves are compared.
+    same = (
+        mine.get_vocab() == theirs.get_vocab() and mine(texts)["input_ids"] == theirs(texts)["input_ids"]
+        if texts
+        else _tokenizer_digest(mine) == _tokenizer_digest(theirs)
+    )
+    if not same:
         raise UserError(
-            f"{stage}.teacher: expected a teacher with the student's tokenizer, as relations compare token by token, "
+            f"{stage}.teacher: expected a teacher with the student's tokenizer, as it is compared token by token, "
             f"given {teacher.root.name} and {student.root.name}, whose tokens differ"
         )
 

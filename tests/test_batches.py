@@ -148,6 +148,35 @@ def test_steps_and_epochs_count_batches(encoded: Encoded) -> None:
     assert len(list(TrainBatches(encoded, 16, seed=0, steps=30))) == 30
 
 
+def test_batches_say_which_examples_they_hold(encoded: Encoded) -> None:
+    batches = TrainBatches(encoded, 16, seed=0, epochs=1)
+    for batch, rows in zip(batches, batches.epoch(0), strict=True):
+        assert batch.keys() == {*encoded.batch(rows), "index"}
+        assert batch["index"].dtype == torch.int64 and batch["index"].tolist() == rows.tolist()
+        again = encoded.batch(batch["index"].numpy())
+        assert all(torch.equal(batch[name], again[name]) for name in again)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_processes_share_every_batch_and_their_means_average_to_its_mean(encoded: Encoded, world: int) -> None:
+    # 300 examples: of 37 batches of 8 and one of 4, which leaves three of seven processes without an example
+    whole = list(TrainBatches(encoded, 8, seed=1, epochs=1))
+    ranks = [list(TrainBatches(encoded, 8, seed=1, epochs=1, rank=rank, world=world)) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        index, parts = batch["index"], [rank[step] for rank in ranks]
+        own = [part["index"].tolist() for part in parts]
+        assert own == [index[rank::world].tolist() or index[:1].tolist() for rank in range(world)]
+        assert [part["share"].item() > 0 for part in parts] == [rank < len(index) for rank in range(world)]
+        assert all(part["share"].shape == () and part["share"].dtype == torch.float32 for part in parts)
+        assert all(torch.equal(part["labels"], encoded.batch(part["index"].numpy())["labels"]) for part in parts)
+        mean = sum(part["share"] * part["index"].double().mean() for part in parts) / world
+        assert mean.item() == pytest.approx(index.double().mean().item())
+
+
+def test_one_process_has_no_share(encoded: Encoded) -> None:
+    assert all("share" not in batch for batch in TrainBatches(encoded, 8, seed=1, steps=3))
+
+
 def test_evaluation_batches_cover_the_split_by_length(encoded: Encoded) -> None:
     seen = [indices for indices, batch in evaluation_batches(encoded, 32) if len(batch["labels"]) == len(indices)]
     order = np.concatenate(seen)

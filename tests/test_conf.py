@@ -36,6 +36,12 @@ def stage_names(settings: dict[str, Any]) -> set[str]:
     return {key for key, path in own.items() if path.startswith("edgemin.stages.") and key != "trainer"}
 
 
+def own_stages(settings: dict[str, Any]) -> dict[str, list[str]]:
+    """The path of its own of every model of a study."""
+    models = [key for key, node in nodes(settings).items() if node["_target_"] == "edgemin.roots.Root"]
+    return {key: settings[key].get("stages", []) for key in models}
+
+
 @cache
 def composed(path: Path) -> dict[str, Any]:
     return studies.settings(f"{path.parent.name}={path.stem}", tiny=False)
@@ -69,7 +75,7 @@ def test_the_bare_command_is_the_papers_setup() -> None:
     )
     assert settings["stages"] == ["finetune", "distill", "prune", "quantize"]
     assert (settings["prune"]["ratio"], settings["prune"]["scope"]) == (0.2, "layer")
-    specs = row_specs(settings["order"], settings["stages"], ["finetune"])
+    specs = row_specs(settings["order"], settings["stages"], own_stages(settings))
     assert [(spec.model, spec.stages) for spec in specs] == [
         ("teacher", ("finetune",)),
         ("student", ("finetune",)),
@@ -84,7 +90,7 @@ def test_the_bare_command_is_the_papers_setup() -> None:
 @pytest.mark.parametrize("order", ORDERS)
 def test_rows_and_controls_of_an_order_name_stages_that_exist(order: str) -> None:
     settings = composed(CONF / f"order/{order}.yaml")
-    specs = row_specs(settings["order"], settings["stages"], settings["teacher"]["stages"])
+    specs = row_specs(settings["order"], settings["stages"], own_stages(settings))
     assert settings["order"]["name"] == order
     assert {stage for spec in specs for stage in spec.stages} <= stage_names(settings)
     assert tuple(settings["stages"]) in {spec.stages for spec in specs if not spec.control}
@@ -109,7 +115,7 @@ def test_an_experiment_has_rows_and_sweeps_over_keys_that_exist(experiment: str)
         assert OmegaConf.select(cfg, key, default=missing) is not missing, key
     settings = composed(CONF / f"experiment/{experiment}.yaml")
     assert settings["study"] == experiment
-    specs = row_specs(settings["order"], settings["stages"], settings["teacher"]["stages"])
+    specs = row_specs(settings["order"], settings["stages"], own_stages(settings))
     assert {stage for spec in specs for stage in spec.stages} <= stage_names(settings)
     if settings["published"] is not None:
         assert (CONF.parent / settings["published"]).is_file()

@@ -18,6 +18,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
+    MobileBertConfig,
     ModernBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,6 +31,7 @@ from edgemin import encoder
 from edgemin.errors import UserError
 
 LAYERS, HEADS, HEAD_SIZE, HIDDEN, FFN, VOCABULARY = 3, 4, 8, 32, 48, 100
+FEATURES = 40  # MobileBERT's hidden size, while HIDDEN is the width of its bottlenecks
 COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -73,9 +75,28 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         **MODERNBERT_TOKENS,
         **COMMON,
     ),
+    # feature maps wider than the bottlenecks, in which the heads have the same widths as everywhere
+    "mobilebert": lambda: MobileBertConfig(
+        embedding_size=12, intra_bottleneck_size=HIDDEN, **COMMON | {"hidden_size": FEATURES}
+    ),
+    "mobilebert-norm": lambda: MobileBertConfig(
+        embedding_size=12,
+        intra_bottleneck_size=HIDDEN,
+        num_feedforward_networks=1,
+        normalization_type="layer_norm",
+        use_bottleneck_attention=True,
+        key_query_shared_bottleneck=False,
+        classifier_activation=False,
+        trigram_input=False,
+        hidden_act="gelu",
+        **COMMON | {"hidden_size": FEATURES},
+    ),
 }
 FAMILIES = list(CONFIGS)
-TYPED = ("bert", "electra", "electra-wide")  # those that tell token types apart
+MOBILE = [name for name in FAMILIES if name.startswith("mobilebert")]
+ONE_WIDTH = [name for name in FAMILIES if name not in MOBILE]  # through all layers: it can be cut
+ONE_FFN = [name for name in FAMILIES if name != "mobilebert"]  # in each layer: its units can be cut
+TYPED = ("bert", "electra", "electra-wide", *MOBILE)  # those that tell token types apart
 BERT_LAYER = {
     "projections": ["attention.self.query", "attention.self.key", "attention.self.value"],
     "output": "attention.output.dense",
@@ -85,6 +106,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "bert": {"layers": "bert.encoder.layer", "classifier": "classifier", **BERT_LAYER},
     "electra": {"layers": "electra.encoder.layer", "classifier": "classifier.out_proj", **BERT_LAYER},
     "roberta": {"layers": "roberta.encoder.layer", "classifier": "classifier.out_proj", **BERT_LAYER},
+    "mobilebert": {"layers": "mobilebert.encoder.layer", "classifier": "classifier", **BERT_LAYER},
     "distilbert": {
         "layers": "distilbert.transformer.layer",
         "classifier": "classifier",
@@ -111,7 +133,7 @@ def make(name: str, seed: int = 0) -> PreTrainedModel:
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
             else:
-                parameter.normal_(std=0.3)
+                parameter.normal_(std=0.1 if name == "mobilebert" else 0.3)  # without norms it would explode
     return model.eval()
 
 
@@ -133,6 +155,10 @@ def some_batch(model: PreTrainedModel, seed: int = 1) -> dict[str, Tensor]:
 def layer_part(model: PreTrainedModel, layer: int, path: str = "") -> nn.Module:
     """A part of a layer, or the layer itself."""
     return model.get_submodule(f"{part_path(model, 'layers')}.{layer}").get_submodule(path)
+
+
+def hidden_size(name: str) -> int:
+    return FEATURES if name in MOBILE else HIDDEN
 
 
 def part_path(model: PreTrainedModel, name: str) -> Any:
@@ -201,7 +227,7 @@ def test_an_unsupported_architecture_is_refused_with_the_list_of_families(config
             call(config)
         line = str(refused.value)
         assert config.model_type in line and "\n" not in line
-        for known in ("bert", "MiniLM", "electra", "distilbert", "roberta", "xlm-roberta", "modernbert"):
+        for known in ("bert", "MiniLM", "electra", "distilbert", "roberta", "xlm-roberta", "modernbert", "mobilebert"):
             assert known in line
 
 
@@ -242,7 +268,7 @@ def test_slicing_heads_equals_masking_their_contexts(name: str) -> None:
     assert_rebuilds(model, batch)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_FFN)
 def test_slicing_ffn_units_equals_masking_them(name: str) -> None:
     model = make(name)
     batch = some_batch(model)
@@ -312,7 +338,7 @@ def test_slicing_the_vocabulary_moves_the_padding_and_other_special_tokens(name:
         assert (model.config.cls_token_id, model.config.sep_token_id) == (98, 97)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_WIDTH)
 def test_slicing_hidden_units_equals_norms_over_the_kept_units_in_the_full_model(name: str) -> None:
     model = make(name)
     batch = some_batch(model)
@@ -384,8 +410,10 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
     encoder.slice_layers(model, range(LAYERS))
     for layer in range(LAYERS):
         encoder.slice_heads(model, layer, range(HEADS))
-        encoder.slice_ffn(model, layer, range(FFN))
-    encoder.slice_hidden(model, range(HIDDEN))
+        if name in ONE_FFN:
+            encoder.slice_ffn(model, layer, range(FFN))
+    if name in ONE_WIDTH:
+        encoder.slice_hidden(model, range(HIDDEN))
     encoder.slice_vocabulary(model, range(VOCABULARY))
     assert torch.equal(logits(model, batch), expected)
     assert encoder.structure(model) == structure
@@ -396,9 +424,11 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
 def test_a_model_sliced_in_every_way_is_rebuilt_and_trains(name: str) -> None:
     model = make(name)
     encoder.slice_heads(model, 0, [0, 2])
-    encoder.slice_ffn(model, 2, range(7))
+    if name in ONE_FFN:
+        encoder.slice_ffn(model, 2, range(7))
     encoder.slice_layers(model, [0, 2])
-    encoder.slice_hidden(model, range(3, 30))
+    if name in ONE_WIDTH:
+        encoder.slice_hidden(model, range(3, 30))
     encoder.slice_vocabulary(model, range(90))
     encoder.slice_heads(model, 1, [1])
     batch = some_batch(model)
@@ -459,7 +489,7 @@ def test_frozen_parameters_stay_frozen() -> None:
         (lambda m: encoder.slice_vocabulary(m, [5, 6]), "keep: expected the special token 0 (pad_token_id)"),
         (lambda m: encoder.slice_head_size(m, 0), "head_size: expected 1 to 8, given 0"),
         (lambda m: encoder.slice_head_size(m, 9), "head_size: expected 1 to 8, given 9"),
-        (lambda m: encoder.read(m, some_batch(m), [3], stop=True), "layer: expected 1 to 3"),
+        (lambda m: encoder.read(m, some_batch(m), projections=[3], logits=False), "layer: expected 1 to 3"),
         (lambda m: encoder.attach_head(m, ["a"]), "labels: expected at least two classes"),
         (lambda m: encoder.attach_head(m, ["a", "a"]), "labels: expected distinct names"),
         (lambda m: encoder.attach_head(m, ["a", "b"], regression=True), "labels: expected one name"),
@@ -497,16 +527,21 @@ def test_what_is_read_of_layer_l_is_the_projection_of_hidden_state_l(name: str, 
     model = make(name)
     batch = some_batch(model)
     with torch.no_grad():
-        reading = encoder.read(model, batch, [0, 2], stop=stop)
+        reading = encoder.read(model, batch, projections=[0, 2], hidden=[0, 2], logits=not stop)
         accepted = {key: value for key, value in batch.items() if key != "token_type_ids" or name in TYPED}
         hidden = model(**accepted, output_hidden_states=True).hidden_states
-    assert list(reading.projections) == [0, 2]
+    assert list(reading.projections) == [0, 2] == list(reading.hidden)
+    for layer, stream in reading.hidden.items():
+        torch.testing.assert_close(stream, hidden[layer], atol=1e-6, rtol=0)
     for layer, read in reading.projections.items():
-        normed = hidden[layer]
+        inputs = [hidden[layer]] * 3
         if name.startswith("modernbert"):
-            normed = layer_part(model, layer, "attn_norm")(normed)
+            inputs = [layer_part(model, layer, "attn_norm")(hidden[layer])]
+        elif name in MOBILE:
+            inputs = layer_part(model, layer, "bottleneck")(hidden[layer])[:3]
         linears = [layer_part(model, layer, path) for path in part_path(model, "projections")]
-        expected = torch.cat([linear(normed) for linear in linears], dim=-1).split(HIDDEN, dim=-1)
+        projected = [linear(given) for linear, given in zip(linears, inputs, strict=True)]
+        expected = torch.cat(projected, dim=-1).split(HIDDEN, dim=-1)
         for found, wanted in zip((read.query, read.key, read.value), expected, strict=True):
             assert found.shape == (3, 12, HEADS * HEAD_SIZE)
             torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
@@ -524,12 +559,18 @@ def test_a_stopped_forward_runs_nothing_behind_the_deepest_layer_read(name: str)
         for part in ("output", "ffn_out"):
             module = layer_part(model, layer, part_path(model, part))
             module.register_forward_hook(lambda *_, mark=(part, layer): ran.append(mark))
-    reading = encoder.read(model, some_batch(model), [1, 0], stop=True)
-    assert list(reading.projections) == [1, 0]
+    reading = encoder.read(model, some_batch(model), projections=[1, 0], logits=False)
+    assert list(reading.projections) == [0, 1]
     assert ran == [("output", 0), ("ffn_out", 0)]
     ran.clear()
-    encoder.read(model, some_batch(model), [1], stop=False)
+    encoder.read(model, some_batch(model), projections=[1], logits=True)
     assert len(ran) == 2 * LAYERS
+    ran.clear()
+    encoder.read(model, some_batch(model), hidden=[0, 1], logits=False)
+    assert ran == [("output", 0), ("ffn_out", 0)]
+    ran.clear()
+    encoder.read(model, some_batch(model), hidden=[0], logits=False)
+    assert ran == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -539,7 +580,7 @@ def test_reading_leaves_no_hook_and_lets_gradients_flow(name: str, stop: bool) -
     batch = some_batch(model)
     before = logits(model, batch)
     hooks = sum(len(module._forward_hooks) for module in model.modules())
-    read = encoder.read(model, batch, [1], stop=stop).projections[1]
+    read = encoder.read(model, batch, projections=[1], logits=not stop).projections[1]
     (read.query.sum() + read.key.sum() + read.value.sum()).backward()
     for path in part_path(model, "projections"):
         assert layer_part(model, 1, path).weight.grad.abs().sum() > 0
@@ -608,17 +649,20 @@ def test_logits_takes_what_the_family_accepts_and_leaves_the_rest(name: str) -> 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_structure_of_a_fresh_model_is_its_config(name: str) -> None:
     structure = encoder.structure(make(name))
-    modern = name.startswith("modernbert")
+    modern, hidden = name.startswith("modernbert"), hidden_size(name)
+    pooler = [] if name == "mobilebert-norm" else [[hidden, hidden]]
+    bottleneck = {"size": HIDDEN, "shared": name == "mobilebert", "attention": name != "mobilebert"}
     assert structure == {
         "family": encoder.family(CONFIGS[name]()),
-        "hidden": HIDDEN,
+        "hidden": hidden,
         "vocabulary": VOCABULARY,
         "positions": 0 if modern else 40,
         "token_types": 2 if name in TYPED else 1 if "roberta" in name else 0,
-        "embedding": 16 if name == "electra" else HIDDEN,
-        "projection": name == "electra",
+        "embedding": 16 if name == "electra" else 12 if name in MOBILE else HIDDEN,
+        "projection": name in ("electra", *MOBILE),
+        **({"trigram": name == "mobilebert"} if name in MOBILE else {}),
         "labels": 3,
-        "head": [[HIDDEN, HIDDEN], [HIDDEN, 3]],
+        "head": [*pooler, [hidden, 3]],
         "layers": [
             {
                 "heads": HEADS,
@@ -627,6 +671,7 @@ def test_the_structure_of_a_fresh_model_is_its_config(name: str) -> None:
                 "gated": modern,
                 "window": 4 if modern and layer > 0 else None,
                 "attention_norm": not modern or layer > 0,
+                **({"networks": 4 if name == "mobilebert" else 1, "bottleneck": bottleneck} if name in MOBILE else {}),
             }
             for layer in range(LAYERS)
         ],
@@ -664,7 +709,8 @@ def test_build_draws_from_the_global_generator() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_sliced_config_survives_config_json(name: str, tmp_path: Any) -> None:
     model = make(name)
-    encoder.slice_hidden(model, range(30))
+    if name in ONE_WIDTH:
+        encoder.slice_hidden(model, range(30))
     encoder.slice_layers(model, [2])
     model.config.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
@@ -682,7 +728,8 @@ def test_a_sliced_config_survives_config_json(name: str, tmp_path: Any) -> None:
 def test_a_dynamically_quantised_model_is_described_and_read_and_refuses_surgery(name: str) -> None:
     model = make(name)
     encoder.slice_heads(model, 1, [0, 2])
-    encoder.slice_ffn(model, 2, range(5))
+    if name in ONE_FFN:
+        encoder.slice_ffn(model, 2, range(5))
     structure = encoder.structure(model)
     batch = some_batch(model)
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
@@ -690,15 +737,17 @@ def test_a_dynamically_quantised_model_is_described_and_read_and_refuses_surgery
     assert encoder.heads(quantised) == [4, 2, 4]
     before = logits(quantised, batch)
     with torch.no_grad():
-        reading = encoder.read(quantised, batch, [1], stop=False)
+        reading = encoder.read(quantised, batch, projections=[1], logits=True)
     assert torch.equal(reading.logits, before)
     assert reading.projections[1].value.shape == (3, 12, 16)
-    for surgery in (
-        lambda: encoder.slice_heads(quantised, 0, [0]),
-        lambda: encoder.slice_ffn(quantised, 0, [0]),
-        lambda: encoder.slice_hidden(quantised, [0]),
-        lambda: encoder.attach_head(quantised, ["a", "b"]),
+    for surgery, applies in (
+        (lambda: encoder.slice_heads(quantised, 0, [0]), True),
+        (lambda: encoder.slice_ffn(quantised, 0, [0]), name in ONE_FFN),
+        (lambda: encoder.slice_hidden(quantised, [0]), name in ONE_WIDTH),
+        (lambda: encoder.attach_head(quantised, ["a", "b"]), True),
     ):
+        if not applies:
+            continue
         with pytest.raises(UserError, match="Linear"):
             surgery()
     assert encoder.structure(quantised) == structure
@@ -747,8 +796,8 @@ def test_an_attached_head_is_fresh_fits_its_labels_and_leaves_the_rest(name: str
     torch.manual_seed(5)
     encoder.attach_head(model, ["no", "maybe", "yes", "never"])
     classifier = model.get_submodule(encoder.classifier_prefix(model))
-    assert (classifier.in_features, classifier.out_features) == (HIDDEN, 4)
-    expected_std = HIDDEN**-0.5 if name.startswith("modernbert") else model.config.initializer_range
+    assert (classifier.in_features, classifier.out_features) == (hidden_size(name), 4)
+    expected_std = hidden_size(name) ** -0.5 if name.startswith("modernbert") else model.config.initializer_range
     assert classifier.weight.std().item() == pytest.approx(expected_std, rel=0.3)
     assert classifier.bias.abs().sum() == 0
     for key, value in model.state_dict().items():

@@ -17,8 +17,8 @@ from edgemin.errors import UserError
 from edgemin.evaluate import Evaluation
 from edgemin.stages import fitting
 from edgemin.stages.base import Stage
-from edgemin.stages.distill import RelationDistillation
 from edgemin.stages.finetune import Finetune
+from edgemin.stages.minilmv2 import MiniLMv2
 from edgemin.stages.prune import HeadPruning
 
 FIT: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "warmup": 0.3}
@@ -28,7 +28,7 @@ STAGES: dict[str, Callable[[], Stage]] = {
     "finetune, two epochs": lambda: Finetune(epochs=2, **FIT | {"batch_size": 16}),
     "finetune, accumulated": lambda: Finetune(steps=4, accumulate=3, **FIT),
     "finetune, last accumulation incomplete": lambda: Finetune(epochs=1, accumulate=4, **FIT),
-    "distill with the task": lambda: RelationDistillation(
+    "distill with the task": lambda: MiniLMv2(
         steps=5, relations=QKV, task_weight=0.5, layer_map="layer_to_layer", **FIT
     ),
     "prune on calibration": lambda: HeadPruning(
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_in_one_line(tmp_path: Path) -> N
     start = tiny.model()
     with torch.no_grad():
         start.get_submodule("classifier").weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"^learning_rate: the loss became nan at batch 1[^\n]*$"):
+    with pytest.raises(UserError, match=r"^learning_rate: the loss of Finetune became nan at step 1, batch 1[^\n]*$"):
         tiny.fit(Finetune(steps=1, **FIT), start, tiny.data(tmp_path), work=tmp_path)
 
 

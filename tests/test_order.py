@@ -9,7 +9,7 @@ import pytest
 from edgemin.errors import UserError
 from edgemin.order import RowSpec, order_name, row_specs
 
-TEACHER = ["finetune"]
+TEACHER = {"teacher": ["finetune"], "student": []}
 STAGES = ["finetune", "distill", "quantize"]
 
 
@@ -42,13 +42,14 @@ def test_a_repeated_stage_gives_rows_of_different_names() -> None:
 
 
 def test_no_stages_at_all_is_the_student_as_it_comes() -> None:
-    assert [spec.path for spec in row_specs(order(), [], [])] == ["teacher", "student"]
+    assert [spec.path for spec in row_specs(order(), [], {"teacher": [], "student": []})] == ["teacher", "student"]
 
 
 def test_rows_and_controls_come_as_they_are_named() -> None:
     rows = [{"name": "Teacher", "model": "teacher"}, {"name": "All", "stages": STAGES}]
     controls = [{"name": "Longer", "stages": ["finetune", "longer"]}]
-    specs = row_specs(order(rows=rows, controls=controls), order()["stages"], ["finetune", "longer"])
+    own = {"teacher": ["finetune", "longer"], "student": []}
+    specs = row_specs(order(rows=rows, controls=controls), order()["stages"], own)
     assert specs == [
         RowSpec("Teacher", "teacher", ("finetune", "longer")),
         RowSpec("All", "student", tuple(STAGES)),

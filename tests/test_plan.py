@@ -433,11 +433,11 @@ def test_a_student_of_the_trained_teacher_starts_from_its_node() -> None:
 
 def test_a_student_cannot_start_from_a_teacher_that_cannot_be_trained() -> None:
     line = refusal(*source("student", "teacher"), "teacher.stages=[finetune,quantize]")
-    assert line.startswith("student.source: expected a teacher that can be trained")
+    assert line.startswith("student.source: expected a model that can be cut and trained")
 
 
 def test_teacher_source_needs_a_teacher_with_weights() -> None:
-    assert refusal(*source("student", "teacher.source")).startswith("student.source: expected a teacher with weights")
+    assert refusal(*source("student", "teacher.source")).startswith("student.source: expected a model with weights")
     assert refusal(*source("teacher", "teacher")).startswith("teacher.source: ")
 
 

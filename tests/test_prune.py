@@ -27,6 +27,7 @@ OUTPUTS = {
     "roberta": "roberta.encoder.layer.{}.attention.output.dense",
     "distilbert": "distilbert.transformer.layer.{}.attention.out_lin",
     "modernbert": "model.layers.{}.attn.Wo",
+    "mobilebert": "mobilebert.encoder.layer.{}.attention.output.dense",
 }
 
 
@@ -261,12 +262,13 @@ def test_slicing_equals_masking_and_a_reloaded_model_has_equal_logits(
     stage, fitted = cut(start, data, tmp_path / "work", scope=scope)
     batch = data.evaluation["validation"].batch(range(8))
     assert 0 in batch["attention_mask"], "padding belongs to the test"
+    size = encoder.structure(whole)["layers"][0]["head_size"]
     with ExitStack() as stack:
         for layer, removed in enumerate(gone(stage)):
             mask = torch.ones(8)
             mask[removed] = 0
             output = whole.get_submodule(OUTPUTS[family].format(layer))
-            stack.enter_context(output.register_forward_pre_hook(masked(mask.repeat_interleave(4))))
+            stack.enter_context(output.register_forward_pre_hook(masked(mask.repeat_interleave(size))))
         expected = tiny.logits(whole, batch)
     assert not torch.allclose(expected, tiny.logits(whole, batch), atol=1e-4)
     torch.testing.assert_close(tiny.logits(fitted.model, batch), expected, atol=1e-5, rtol=0)

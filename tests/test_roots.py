@@ -19,6 +19,7 @@ from edgemin.roots import Root
 
 LAYERS = {"bert": "bert.encoder.layer", "roberta": "roberta.encoder.layer"}
 LAYERS |= {"distilbert": "distilbert.transformer.layer", "modernbert": "model.layers"}
+LAYERS |= {"mobilebert": "mobilebert.encoder.layer"}
 
 
 def written(folder: Path, family: str = "bert", *, layers: int = 6) -> Path:
@@ -153,7 +154,7 @@ def test_a_shape_the_weights_cannot_be_cut_to_is_refused_in_one_line(settings: A
 # The shape before there are weights
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.CUTTABLE)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -180,7 +181,7 @@ def test_the_outline_of_a_cut_checkpoint_is_the_structure_of_its_weights(
 
 def test_smaller_heads_are_outlined_too_and_refused_where_they_cannot_be_cut(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"hidden": 16, "heads": 4, "truncate_width": True}
-    for family in tiny.FAMILIES:
+    for family in tiny.CUTTABLE:
         folder = written(tmp_path / family, family, layers=1)
         facts, root = checkpoint.read_facts(str(folder), "student.source"), Root("s", source=str(folder), **settings)
         if family == "modernbert":

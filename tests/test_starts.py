@@ -22,7 +22,6 @@ from edgemin.pipeline import Pipeline
 from edgemin.plan import Plan, Study, build
 from edgemin.quantization import dynamic
 from edgemin.roots import Root
-from edgemin.stages.base import Shape
 from edgemin.stages.fitting import Trainer
 from edgemin.store import Store, content_key
 from edgemin.tracking import Tracker
@@ -38,7 +37,7 @@ def batch(tmp_path: Path) -> Any:
 
 def start(name: str, root: Root, tokenizer: Any) -> starts.Start:
     config = encoder.configure("bert", vocabulary=90, **SHAPE)
-    return starts.Start(name, root, config, None, tokenizer, Shape("bert", 2, 32, 4), False)
+    return starts.Start(name, root, config, None, tokenizer, encoder.structure(encoder.build(config)), 512, False)
 
 
 def changed_tokenizer(change: str) -> PreTrainedTokenizerFast:
@@ -221,9 +220,9 @@ def test_nothing_follows_a_teacher_that_starts_quantised(tmp_path: Path) -> None
     folder = str(quantised(tmp_path / "artifact"))
     with pytest.raises(UserError, match=r"^[^\n]*stages: expected nothing after teacher, [^\n]* given finetune$"):
         build(study_of(Root("t", source=folder, stages=("finetune",)), Root("s", **SHAPE)))
-    with pytest.raises(UserError, match=r"^stages: expected nothing after student, [^\n]* given finetune$"):
+    with pytest.raises(UserError, match=r"^student\.source: expected a model that can be cut and trained, [^\n]*$"):
         build(study_of(Root("t", source=folder), Root("s", source="teacher.source")))
-    with pytest.raises(UserError, match=r"^student\.source: expected a teacher that can be trained, [^\n]*$"):
+    with pytest.raises(UserError, match=r"^student\.source: expected a model that can be cut and trained, [^\n]*$"):
         build(study_of(Root("t", source=folder), Root("s", source="teacher")))
 
 

@@ -20,7 +20,8 @@ from edgemin.stages import fitting
 from edgemin.stages.base import Stage
 
 CONF = Path(__file__).parents[1] / "conf"
-FAMILIES = ("bert", "distilbert", "roberta", "modernbert")
+FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "mobilebert")
+CUTTABLE = FAMILIES[:-1]  #: also across FFN units and hidden size
 TRAINER = {"accelerator": "cpu", "precision": 32}
 
 
@@ -61,6 +62,7 @@ def model(
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    encoder.silence_padding(made)
     return made.eval()
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class TrainBatches:
     Batch k depends on the arguments and k alone, so a fit resumed with ``start=k`` sees the very batches an
     unbroken one does.
 
+    A batch is that of `Encoded.batch` and ``index``, the positions of its examples in the split, int64 [B].
+
     Args:
         encoded: What to draw from.
         batch_size: Examples in a batch.
@@ -31,6 +34,8 @@ class TrainBatches:
         epochs: Passes over the data, also fractions; give this or `steps`.
         steps: Batches in all, over as many epochs as that takes.
         start: The first step to yield; ``len()`` stays the whole fit.
+        rank: This process, of
+        world: so many; each takes its rows of every batch (see `own_rows`), so their number changes nothing.
     """
 
     def __init__(
@@ -41,8 +46,11 @@ class TrainBatches:
         epochs: float | None = None,
         steps: int | None = None,
         start: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         assert batch_size > 0 and (epochs is None) != (steps is None), "give epochs or steps"
+        assert 0 <= rank < world, f"process {rank} of {world}"
         self.encoded = encoded
         self.batch_size = batch_size
         self.seed = seed
@@ -54,6 +62,7 @@ class TrainBatches:
         assert 0 <= start <= steps, f"step {start} is not in a fit of {steps}"
         self.steps = steps
         self.start = start
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return self.steps
@@ -63,7 +72,8 @@ class TrainBatches:
         while step < self.steps:
             epoch, first = divmod(step, self.batches_per_epoch)
             for indices in self.epoch(epoch)[first : first + self.steps - step]:
-                yield self.encoded.batch(indices)
+                rows, share = own_rows(indices, self.rank, self.world)
+                yield {**self.encoded.batch(rows), "index": torch.from_numpy(rows), **share}
                 step += 1
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
@@ -77,6 +87,28 @@ class TrainBatches:
             bucket = bucket[np.argsort(self.encoded.lengths[bucket], kind="stable")]
             batches += [bucket[i : i + self.batch_size] for i in range(0, len(bucket), self.batch_size)]
         return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def own_rows(rows: NDArray[np.int64], rank: int, world: int) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
+    """One process's part of a batch: every `world`-th row from `rank` on.
+
+    A process for which no row is left gets the first one, which does not count.
+
+    Args:
+        rows: The rows of the whole batch, [B].
+        rank: The process, from 0.
+        world: How many there are.
+
+    Returns:
+        Its rows, and if there are several processes ``share``, a float tensor without dimensions: own rows times
+        `world` over B (0 where none was left). The mean over processes of share times the mean over own rows is the
+        mean over the batch.
+    """
+    if world == 1:
+        return rows, {}
+    own = rows[rank::world]
+    share = torch.tensor(len(own) * world / len(rows))
+    return own if len(own) else rows[:1], {"share": share}
 
 
 def evaluation_batches(encoded: Encoded, batch_size: int) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,17 +22,40 @@ class DataModule:
     """The splits of a task in the tokens of one tokenizer.
 
     Args:
-        splits: The checked examples.
+        splits: The checked examples; ``None`` for a stage that must not depend on the task.
         tokenizer: The tokenizer of the model that reads them.
         cache: Directory for token ids (see `edgemin.data.encode`).
+        of_teachers: The same splits in the tokens of each teacher of a stage; where a teacher reads the same tokens
+            this very module; empty if all do.
     """
 
-    def __init__(self, splits: Splits, tokenizer: PreTrainedTokenizerBase, cache: Path) -> None:
-        self.splits = splits
+    def __init__(
+        self,
+        splits: Splits | None,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: Path,
+        of_teachers: Sequence[DataModule] = (),
+    ) -> None:
+        self._splits = splits
         self.tokenizer = tokenizer
         self.cache = cache
-        self.labels = splits.labels
-        self.regression = splits.task.regression
+        self.of_teachers = tuple(of_teachers)
+
+    @property
+    def splits(self) -> Splits:
+        """The checked examples."""
+        assert self._splits is not None, "a stage that does not need the task asked for its data"
+        return self._splits
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the indices."""
+        return self.splits.labels
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number."""
+        return self.splits.task.regression
 
     @cached_property
     def train(self) -> Encoded:

@@ -1,14 +1,22 @@
 """The encoder: the only place that knows Hugging Face attribute names.
 
 Models are Hugging Face ``*ForSequenceClassification`` instances of the families bert (MiniLM too), electra,
-distilbert, roberta (XLM-R too) and modernbert. Layers, heads and units are counted from 0 here.
+distilbert, roberta (XLM-R too), modernbert and mobilebert. Layers, heads and units are counted from 0 here.
 """
 
 from __future__ import annotations
 
-from edgemin.encoder.building import attach_head, build, max_tokens, structure
+from edgemin.encoder.building import attach_head, build, max_tokens, silence_padding, structure
 from edgemin.encoder.families import family
-from edgemin.encoder.parts import classifier_prefix, head_parts, head_prefixes, heads, label_names, num_layers
+from edgemin.encoder.parts import (
+    classifier_prefix,
+    head_parts,
+    head_prefixes,
+    heads,
+    label_names,
+    num_layers,
+    parameters_by_depth,
+)
 from edgemin.encoder.shapes import configure
 from edgemin.encoder.slicing import (
     slice_ffn,
@@ -37,7 +45,9 @@ __all__ = [
     "logits",
     "max_tokens",
     "num_layers",
+    "parameters_by_depth",
     "read",
+    "silence_padding",
     "slice_ffn",
     "slice_head_size",
     "slice_heads",

@@ -6,11 +6,21 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from edgemin.encoder.families import Family, table
-from edgemin.encoder.parts import GLOBAL, LOCAL, Layer, has_projection, layers, vocabulary_size
+from edgemin.encoder.parts import (
+    GLOBAL,
+    LOCAL,
+    Layer,
+    has_projection,
+    head_linears,
+    hidden_size,
+    layers,
+    vocabulary_size,
+)
 from edgemin.errors import UserError
 
 
@@ -31,18 +41,25 @@ def structure(model: PreTrainedModel) -> dict[str, Any]:
         input matrices), ``window`` (tokens a local layer sees, as the configuration's ``local_attention``
         counts them; ``None`` where all are seen) and ``attention_norm`` (``False`` where ModernBERT's first
         layer has none).
+
+        MobileBERT's ``hidden`` is the width of the feature maps between its layers. It has ``trigram`` besides
+        (whether the projection reads each token with both its neighbours), and of each layer ``networks`` (how
+        many feed-forward networks are stacked, of ``ffn`` units each) and ``bottleneck``: ``None``, or ``size``
+        (the width inside the layer), ``shared`` (query and key read a bottleneck of their own, value the feature
+        map) and ``attention`` (all three read the one the residual goes through).
     """
     family = table(model)
     found = layers(model)
-    head = [model.get_submodule(path) for path in family.head]
+    head = [model.get_submodule(path) for path in head_linears(model)]
     return {
         "family": family.name,
-        "hidden": found[0].hidden,
+        "hidden": hidden_size(model),
         "vocabulary": vocabulary_size(model),
         "positions": _rows(model, family.positions),
         "token_types": _rows(model, family.token_types),
         "embedding": model.get_submodule(family.words).embedding_dim,
         "projection": has_projection(model),
+        **({"trigram": model.config.trigram_input} if family.bottleneck is not None else {}),
         "labels": head[-1].out_features,
         "head": [[linear.in_features, linear.out_features] for linear in head],
         "layers": [
@@ -53,6 +70,8 @@ def structure(model: PreTrainedModel) -> dict[str, Any]:
                 "gated": family.gated,
                 "window": model.config.local_attention if layer.local else None,
                 "attention_norm": layer.has_attention_norm,
+                **({"networks": layer.networks} if family.stacked is not None else {}),
+                **({"bottleneck": layer.bottleneck} if family.bottleneck is not None else {}),
             }
             for layer in found
         ],
@@ -74,10 +93,13 @@ def build(config: PreTrainedConfig, structure: Mapping[str, Any] | None = None) 
         The model; a state dict of any model of this structure fits it strictly.
 
     Raises:
-        UserError: unknown architecture, or structure and configuration are of two families.
+        UserError: unknown architecture, a MobileBERT that Hugging Face's code cannot run, or structure and
+            configuration are of two families.
     """
     config = copy.deepcopy(config)
     family = table(config)
+    if family.bottleneck is not None:
+        _check_bottleneck(config)
     if structure is None:
         return _from_config(config)
     if structure["family"] != family.name:
@@ -94,7 +116,7 @@ def build(config: PreTrainedConfig, structure: Mapping[str, Any] | None = None) 
         projection.apply(model._init_weights)
         model.set_submodule(family.projection, projection)
     for layer, wanted in zip(layers(model), structure["layers"], strict=True):
-        _shape_layer(layer, structure["hidden"], wanted)
+        _shape_layer(layer, wanted)
         layer.module.apply(model._init_weights)
     sync_config(model)
     return model
@@ -131,6 +153,19 @@ def attach_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bo
     model.config.problem_type = "regression" if regression else "single_label_classification"
 
 
+def silence_padding(model: PreTrainedModel) -> None:
+    """Zero the padding token's embedding, in place, where its neighbour reads it: then padding changes nothing.
+
+    MobileBERT reads trigrams. As Hugging Face runs it, the last token of a sentence has the padding token beside it
+    in a padded batch, and zeros in one without padding; so its logits would depend on the lengths of the other
+    sentences. Fresh weights are zero there, published ones are not, and training never moves them.
+    """
+    words = cast(nn.Embedding, model.get_submodule(table(model).words))
+    if getattr(model.config, "trigram_input", False) and words.padding_idx is not None:
+        with torch.no_grad():
+            words.weight[words.padding_idx] = 0
+
+
 def max_tokens(model: PreTrainedModel) -> int:
     """The longest input the position embedding (or, with rotary ones, the configuration) allows."""
     family = table(model)
@@ -143,7 +178,7 @@ def max_tokens(model: PreTrainedModel) -> int:
 def sync_config(model: PreTrainedModel) -> None:
     """Write into the configuration what it can say of the model; for uneven layers it has no words."""
     family, config, found = table(model), model.config, layers(model)
-    config.hidden_size = found[0].hidden
+    config.hidden_size = hidden_size(model)
     config.num_hidden_layers = len(found)
     config.vocab_size = vocabulary_size(model)
     if family.embedding_key is not None:
@@ -151,7 +186,7 @@ def sync_config(model: PreTrainedModel) -> None:
     if len({layer.ffn for layer in found}) == 1:
         setattr(config, family.ffn_key, found[0].ffn)
     heads = {(layer.heads, layer.inner) for layer in found}
-    if heads == {(found[0].heads, config.hidden_size)}:
+    if heads == {(found[0].heads, found[0].width)}:
         config.num_attention_heads = found[0].heads
     if family.rotary:
         # What the rotary embedding's frequencies are made for, where the other two widths do not give it.
@@ -180,16 +215,46 @@ def _set_frame(config: PreTrainedConfig, family: Family, structure: Mapping[str,
     if family.rotary:
         config.head_dim = structure["layers"][0]["head_size"]
         config.layer_types = [GLOBAL if layer["window"] is None else LOCAL for layer in structure["layers"]]
+    if family.bottleneck is not None:
+        _set_bottleneck(config, structure)
 
 
-def _shape_layer(layer: Layer, hidden: int, wanted: Mapping[str, Any]) -> None:
+def _set_bottleneck(config: PreTrainedConfig, structure: Mapping[str, Any]) -> None:
+    """Configure what all layers of a MobileBERT have in common."""
+    layer = structure["layers"][0]
+    bottleneck = layer["bottleneck"]
+    config.trigram_input = structure["trigram"]
+    config.num_feedforward_networks = layer["networks"]
+    config.intermediate_size = layer["ffn"]  # of the stacked networks, which are not replaced
+    config.use_bottleneck = bottleneck is not None
+    config.true_hidden_size = structure["hidden"]
+    if bottleneck is not None:
+        config.intra_bottleneck_size = config.true_hidden_size = bottleneck["size"]
+        config.key_query_shared_bottleneck = bottleneck["shared"]
+        config.use_bottleneck_attention = bottleneck["attention"]
+
+
+def _check_bottleneck(config: PreTrainedConfig) -> None:
+    """Without a bottleneck of their own, query and key read feature maps by weights made for the bottleneck."""
+    reads_maps = config.use_bottleneck and not (config.key_query_shared_bottleneck or config.use_bottleneck_attention)
+    if reads_maps and config.intra_bottleneck_size != config.hidden_size:
+        raise UserError(
+            "key_query_shared_bottleneck: expected true where the bottleneck's width "
+            f"{config.intra_bottleneck_size} is not the hidden size {config.hidden_size}, given false"
+        )
+
+
+def _shape_layer(layer: Layer, wanted: Mapping[str, Any]) -> None:
+    """Give a layer its heads and FFN units; the widths it has in common with its neighbours are there already."""
     family = layer.family
     inner = wanted["heads"] * wanted["head_size"]
     for path in family.projections:
-        _replace_linear(layer.module, path, hidden, layer.fused * inner)
-    _replace_linear(layer.module, family.output, inner, hidden)
-    _replace_linear(layer.module, family.ffn_in, hidden, wanted["ffn"] * (2 if family.gated else 1))
-    _replace_linear(layer.module, family.ffn_out, wanted["ffn"], hidden)
+        _replace_linear(layer.module, path, _inputs(layer, path), layer.fused * inner)
+    _replace_linear(layer.module, family.output, inner, layer.width)
+    _replace_linear(
+        layer.module, family.ffn_in, _inputs(layer, family.ffn_in), wanted["ffn"] * (2 if family.gated else 1)
+    )
+    _replace_linear(layer.module, family.ffn_out, wanted["ffn"], layer.width)
     layer.note_heads(wanted["head_size"])
     wants_norm = wanted.get("attention_norm", layer.has_attention_norm)
     if family.attention_norm is not None and wants_norm != layer.has_attention_norm:
@@ -208,6 +273,10 @@ def _replace_linear(owner: nn.Module, path: str, inputs: int, outputs: int) -> N
     weight = old.weight
     new = nn.Linear(inputs, outputs, bias=old.bias is not None, device=weight.device, dtype=weight.dtype)
     owner.set_submodule(path, new.train(old.training))
+
+
+def _inputs(layer: Layer, path: str) -> int:
+    return cast(int, layer.part(path).in_features)
 
 
 def _rows(model: PreTrainedModel, path: str | None) -> int:

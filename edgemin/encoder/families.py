@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,6 +44,9 @@ class Family:
     gated: bool = False
     rotary: bool = False
     positions_follow_padding: bool = False  # the first position is padding_idx + 1
+    bottleneck: str | None = None  # what narrows the hidden state for a layer; a model may have none
+    stacked: str | None = None  # feed-forward networks in front of the last one, their parts at its paths
+    pooler_key: str | None = None  # configuration key that says whether the pooler has a Linear
 
     @property
     def classifier(self) -> str:
@@ -141,6 +144,19 @@ FAMILIES = (
         gated=True,
         rotary=True,
     ),
+    replace(
+        _bert_like(
+            "mobilebert",
+            ("mobilebert",),
+            head=("mobilebert.pooler.dense", "classifier"),
+            prefixes=("mobilebert.pooler", "classifier"),
+        ),
+        projection="mobilebert.embeddings.embedding_transformation",
+        embedding_key="embedding_size",
+        bottleneck="bottleneck",
+        stacked="ffn",
+        pooler_key="classifier_activation",
+    ),
 )
 
 
@@ -167,7 +183,7 @@ def table(model_or_config: PreTrainedModel | PreTrainedConfig) -> Family:
 
 
 def family(model_or_config: PreTrainedModel | PreTrainedConfig) -> str:
-    """Name of the family: bert (MiniLM too), electra, distilbert, roberta (XLM-R too) or modernbert.
+    """Name of the family: bert (MiniLM too), electra, distilbert, roberta (XLM-R too), modernbert or mobilebert.
 
     Raises:
         UserError: the architecture is none of these, or the model is no sequence classifier.

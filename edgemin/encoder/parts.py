@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -40,9 +40,9 @@ class Layer:
         return self.part(self.family.output)
 
     @property
-    def hidden(self) -> int:
-        """Hidden size H."""
-        return cast(int, self.projections[0].in_features)
+    def width(self) -> int:
+        """What attention adds to: the hidden size H, or that of a bottleneck."""
+        return cast(int, self.output.out_features)
 
     @property
     def inner(self) -> int:
@@ -61,8 +61,26 @@ class Layer:
 
     @property
     def ffn(self) -> int:
-        """Number of FFN units."""
+        """Number of FFN units, of each network where several are stacked."""
         return cast(int, self.part(self.family.ffn_out).in_features)
+
+    @property
+    def networks(self) -> int:
+        """Number of feed-forward networks, one after the other."""
+        stacked = getattr(self.module, self.family.stacked, ()) if self.family.stacked is not None else ()
+        return 1 + len(stacked)
+
+    @property
+    def bottleneck(self) -> dict[str, Any] | None:
+        """MobileBERT's bottleneck in front of the layer, as [structure][edgemin.encoder.structure] describes it."""
+        found = getattr(self.module, self.family.bottleneck, None) if self.family.bottleneck is not None else None
+        if found is None:
+            return None
+        return {
+            "size": found.get_submodule("input.dense").out_features,
+            "shared": found.key_query_shared_bottleneck,
+            "attention": found.use_bottleneck_attention,
+        }
 
     @property
     def local(self) -> bool:
@@ -115,18 +133,52 @@ def heads(model: PreTrainedModel) -> list[int]:
     return [layer.heads for layer in layers(model)]
 
 
+def hidden_size(model: PreTrainedModel) -> int:
+    """Hidden size H, the width of the residual stream: what the head reads."""
+    return cast(int, model.get_submodule(head_linears(model)[0]).in_features)
+
+
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the word embeddings."""
     return cast(int, model.get_submodule(table(model).words).num_embeddings)
 
 
 def has_projection(model: PreTrainedModel) -> bool:
-    """Whether a Linear takes the embeddings to the hidden size (some ELECTRA)."""
+    """Whether a Linear takes the embeddings to the hidden size (some ELECTRA, MobileBERT)."""
     path = table(model).projection
     if path is None:
         return False
-    owner, _, name = path.rpartition(".")
-    return hasattr(model.get_submodule(owner), name)
+    owner_path, _, name = path.rpartition(".")
+    owner = model.get_submodule(owner_path)
+    if not hasattr(owner, name):
+        return False
+    # MobileBERT always has its Linear, and runs it for trigrams or between different widths.
+    linear = owner.get_submodule(name)
+    return bool(getattr(owner, "trigram_input", True) or linear.in_features != linear.out_features)
+
+
+def head_linears(model_or_config: PreTrainedModel | PretrainedConfig) -> tuple[str, ...]:
+    """Paths of the Linears of pooler and classifier, in the order they run, as far as this model has them."""
+    family = table(model_or_config)
+    is_model = isinstance(model_or_config, PreTrainedModel)
+    config = model_or_config.config if is_model else model_or_config
+    if family.pooler_key is None or getattr(config, family.pooler_key):
+        return family.head
+    return family.head[1:]
+
+
+def parameters_by_depth(model: PreTrainedModel) -> list[list[nn.Parameter]]:
+    """All parameters in the order of a forward: the embeddings', those of each layer, and last what follows them."""
+    family, depth = table(model), num_layers(model)
+    behind = head_prefixes(model) if family.final_norm is None else (*head_prefixes(model), family.final_norm)
+    found: list[list[nn.Parameter]] = [[] for _ in range(depth + 2)]
+    for name, parameter in model.named_parameters():
+        if name.startswith(f"{family.layers}."):
+            index = int(name.removeprefix(f"{family.layers}.").partition(".")[0]) + 1
+        else:
+            index = depth + 1 if name.startswith(behind) else 0
+        found[index].append(parameter)
+    return found
 
 
 def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
@@ -144,7 +196,7 @@ def classifier_prefix(model: PreTrainedModel) -> str:
 
 def head_parts(config: PretrainedConfig) -> tuple[str, ...]:
     """How the names of the head's modules end, the final Linear apart: what a bare encoder's checkpoint may lack."""
-    return tuple(".".join(path.split(".")[-2:]) for path in table(config).head[:-1])
+    return tuple(".".join(path.split(".")[-2:]) for path in head_linears(config)[:-1])
 
 
 def label_names(model: PreTrainedModel) -> tuple[str, ...]:

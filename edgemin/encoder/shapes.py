@@ -16,16 +16,18 @@ def configure(
     """A family's configuration with these widths, all else as Hugging Face has it.
 
     Args:
-        family: ``bert``, ``electra``, ``distilbert``, ``roberta`` or ``modernbert``.
+        family: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert`` or ``mobilebert``.
         layers: transformer layers.
-        hidden: H.
-        heads: attention heads of each layer; a divisor of ``hidden``.
-        intermediate: FFN units of each layer.
+        hidden: H. Of MobileBERT the width of the feature maps between layers; its bottlenecks, in which attention
+            and feed-forward networks work, and its word embeddings are a quarter of it, as the published ones
+            (512, 128, 128).
+        heads: attention heads of each layer; a divisor of ``hidden``, of MobileBERT of its quarter.
+        intermediate: FFN units of each layer; of MobileBERT of each of the four networks a layer stacks.
         vocabulary: rows of the word embedding.
         padding_id: the tokenizer's padding token.
 
     Raises:
-        UserError: an unknown family, a width below 1, or heads that do not divide the hidden size.
+        UserError: an unknown family, a width below 1, or heads that do not divide the width they share.
     """
     table = next((known for known in FAMILIES if known.name == family), None)
     if table is None:
@@ -40,6 +42,11 @@ def configure(
     for name, value in widths.items():
         if value < 1:
             raise UserError(f"{name}: expected a whole number of at least 1, given {value}")
+    bottleneck = hidden // 4 if table.bottleneck is not None else None
+    if bottleneck is not None and hidden % 4:
+        raise UserError(f"hidden: expected a multiple of 4, of which a quarter is the bottleneck, given {hidden}")
+    if bottleneck is not None and bottleneck % heads:
+        raise UserError(f"heads: expected a divisor of the bottleneck {bottleneck}, a quarter of hidden, given {heads}")
     if hidden % heads:
         raise UserError(f"heads: expected a divisor of the hidden size {hidden}, given {heads}")
     settings: dict[str, Any] = {
@@ -51,7 +58,9 @@ def configure(
         "pad_token_id": padding_id,
     }
     if table.embedding_key is not None:
-        settings[table.embedding_key] = hidden
+        settings[table.embedding_key] = bottleneck or hidden
+    if bottleneck is not None:
+        settings["intra_bottleneck_size"] = bottleneck
     if table.rotary:  # the defaults are ids of its own large vocabulary
         settings |= {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
     return AutoConfig.for_model(table.model_types[0], **settings)

@@ -17,7 +17,15 @@ from transformers import PreTrainedModel
 
 from edgemin.encoder.building import sync_config
 from edgemin.encoder.families import Family, table
-from edgemin.encoder.parts import Layer, has_projection, layer_at, layers, vocabulary_size
+from edgemin.encoder.parts import (
+    Layer,
+    has_projection,
+    head_linears,
+    hidden_size,
+    layer_at,
+    layers,
+    vocabulary_size,
+)
 from edgemin.errors import UserError
 
 Cut = tuple[nn.Module, Tensor | None, Tensor | None]
@@ -130,9 +138,14 @@ def slice_ffn(model: PreTrainedModel, layer: int, keep: Sequence[int]) -> None:
 
     Raises:
         UserError: no such layer; no unit kept; a unit out of range or named twice; a layer of a kind
-            that cannot be sliced.
+            that cannot be sliced; several feed-forward networks stacked in the layer (MobileBERT).
     """
     part = layer_at(model, layer)
+    if part.networks > 1:
+        raise UserError(
+            f"ffn: cannot be cut for {part.family.name}, whose layers stack {part.networks} feed-forward networks, so "
+            "that a unit's number does not say which of them it is in"
+        )
     kept = _checked(keep, part.ffn, "FFN units")
     rows = torch.cat([kept, kept + part.ffn]) if part.family.gated else kept
     _apply([(part.part(part.family.ffn_in), rows, None), (part.part(part.family.ffn_out), None, kept)])
@@ -204,10 +217,16 @@ def slice_hidden(model: PreTrainedModel, keep: Sequence[int]) -> None:
         keep: Hidden units to keep, counted from 0.
 
     Raises:
-        UserError: no unit kept; a unit out of range or named twice; a layer that cannot be sliced.
+        UserError: no unit kept; a unit out of range or named twice; a layer that cannot be sliced; a family
+            whose layers have a width of their own (MobileBERT).
     """
     family = table(model)
-    kept = _checked(keep, layers(model)[0].hidden, "hidden units")
+    if family.bottleneck is not None:
+        raise UserError(
+            f"hidden: cannot be cut for {family.name}, whose feature maps of {hidden_size(model)} units are tied by "
+            "bottlenecks to another width inside the layers"
+        )
+    kept = _checked(keep, hidden_size(model), "hidden units")
     cuts = _embedding_cuts(model, family, kept)
     for layer in layers(model):
         cuts += [(linear, None, kept) for linear in (*layer.projections, layer.part(family.ffn_in))]
@@ -215,7 +234,7 @@ def slice_hidden(model: PreTrainedModel, keep: Sequence[int]) -> None:
         cuts += [(layer.part(path), None, kept) for path in family.norms]
     if family.final_norm is not None:
         cuts.append((model.get_submodule(family.final_norm), None, kept))
-    cuts += [(model.get_submodule(path), kept, kept) for path in family.head[:-1]]
+    cuts += [(model.get_submodule(path), kept, kept) for path in head_linears(model)[:-1]]
     cuts += [(model.get_submodule(path), None, kept) for path in (*family.head_norms, family.classifier)]
     _apply(cuts)
     sync_config(model)

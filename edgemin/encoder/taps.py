@@ -5,8 +5,8 @@ Shapes: B batch, T tokens, A heads, D head size, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, is_grad_enabled, nn
@@ -25,10 +25,15 @@ class Projections(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One forward: the logits [B, C] (``None`` where it was stopped early) and the layers that were read."""
+    """One forward: the logits [B, C] (``None`` where nobody asked) and what was read on the way.
+
+    ``projections`` are keyed by layer, counted from 0. ``hidden[0]`` is what the embeddings gave, ``hidden[l]`` the
+    residual stream after l layers, each [B, T, H].
+    """
 
     logits: Tensor | None
     projections: dict[int, Projections]
+    hidden: dict[int, Tensor]
 
 
 class _Stop(Exception):
@@ -46,53 +51,80 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         Logits [B, C].
     """
-    names = ["input_ids", "attention_mask"]
-    token_types = table(model).token_types
-    if token_types is not None and cast(int, model.get_submodule(token_types).num_embeddings) > 1:
-        names.append("token_type_ids")
-    return cast(Tensor, model(**{name: batch[name] for name in names if name in batch}).logits)
+    return _logits(model, batch)
 
 
-def read(model: PreTrainedModel, batch: Mapping[str, Tensor], layers: Sequence[int], *, stop: bool) -> Reading:
-    """Run the model and read query, key and value of some layers.
+def read(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    *,
+    projections: Collection[int] = (),
+    hidden: Collection[int] = (),
+    logits: bool,
+) -> Reading:
+    """Run the model and read it inside; gradients flow through what is read.
 
-    These are the raw projections, without mask, dropout or scale. Gradients flow through what is read.
+    The projections are raw, without mask, dropout or scale. The forward ends right after the deepest thing asked for,
+    unless logits are.
 
     Args:
         model: A sequence classification model of a known family.
         batch: As for [logits][edgemin.encoder.logits].
-        layers: Layers to read, counted from 0.
-        stop: Whether to end the forward right after the deepest of them was read.
-
-    Returns:
-        The reading; its logits are ``None`` if ``stop``.
+        projections: Layers whose queries, keys and values to read, counted from 0.
+        hidden: Where to read the residual stream: 0 before the first layer, l after l layers.
+        logits: Whether to run to the end.
 
     Raises:
         UserError: the model has no such layer.
     """
-    assert layers or not stop, "nothing to read, nowhere to stop"
-    found: dict[int, dict[int, Tensor]] = {index: {} for index in layers}
-    deepest = max(layers, default=-1)
+    assert projections or hidden or logits, "nothing to read, nowhere to stop"
+    # Depths in the order of a forward: 2 l is the stream after l layers, 2 l + 1 the projections of layer l (from 0).
+    depths = [2 * index + 1 for index in projections] + [2 * index for index in hidden]
+    taps = _Taps(stop_at=None if logits else max(depths))
+    with ExitStack() as stack:
+        for index in sorted(projections):
+            taps.on_projections(stack, index, layer_at(model, index).projections)
+        for index in sorted(hidden):
+            taps.on_stream(stack, index, layer_at(model, max(index - 1, 0)).module)
+        result: Tensor | None = None
+        with suppress(_Stop):
+            result = _logits(model, batch)
+    return Reading(
+        result if logits else None, {index: _split(found) for index, found in taps.parts.items()}, taps.streams
+    )
 
-    def hook(layer: int, position: int, last: bool) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found[layer][position] = output
-            if last and stop and layer == deepest:
+
+class _Taps:
+    """Hooks that keep what passes, and end the forward once the deepest was kept."""
+
+    def __init__(self, stop_at: int | None) -> None:
+        self.stop_at = stop_at
+        self.parts: dict[int, dict[int, Tensor]] = {}
+        self.streams: dict[int, Tensor] = {}
+
+    def on_projections(self, stack: ExitStack, layer: int, linears: Sequence[nn.Module]) -> None:
+        kept = self.parts[layer] = {}
+
+        def keep(position: int) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                kept[position] = output
+                if self.stop_at == 2 * layer + 1 and len(kept) == len(linears):
+                    raise _Stop
+
+            return hook
+
+        for position, linear in enumerate(linears):
+            stack.enter_context(linear.register_forward_hook(keep(position)))
+
+    def on_stream(self, stack: ExitStack, after: int, layer: nn.Module) -> None:
+        """What goes into the first layer, or comes out of a later one."""
+
+        def hook(_module: nn.Module, *inside: Any) -> None:
+            self.streams[after] = _first(inside[-1])
+            if self.stop_at == 2 * after:
                 raise _Stop
 
-        return keep
-
-    with ExitStack() as stack:
-        for index in found:
-            linears = layer_at(model, index).projections
-            for position, linear in enumerate(linears):
-                last = position == len(linears) - 1
-                stack.enter_context(linear.register_forward_hook(hook(index, position, last)))
-        try:
-            result: Tensor | None = logits(model, batch)
-        except _Stop:
-            result = None
-    return Reading(result, {index: _split(parts) for index, parts in found.items()})
+        stack.enter_context(layer.register_forward_hook(hook) if after else layer.register_forward_pre_hook(hook))
 
 
 @contextmanager
@@ -129,3 +161,16 @@ def _split(parts: Mapping[int, Tensor]) -> Projections:
     if len(parts) == 1:
         return Projections(*parts[0].chunk(3, dim=-1))
     return Projections(parts[0], parts[1], parts[2])
+
+
+def _first(inside: Any) -> Tensor:
+    """The hidden states among what a layer takes or gives: itself, or the first of a tuple."""
+    return cast(Tensor, inside[0] if isinstance(inside, tuple) else inside)
+
+
+def _logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    names = ["input_ids", "attention_mask"]
+    token_types = table(model).token_types
+    if token_types is not None and cast(int, model.get_submodule(token_types).num_embeddings) > 1:
+        names.append("token_type_ids")
+    return cast(Tensor, model(**{name: batch[name] for name in names if name in batch}).logits)

@@ -14,7 +14,15 @@ def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int
 
     .. math:: 4 n H W + 2 n n_k W + 2 n H I \quad (3 n H I \text{ if the feed-forward is gated}),
 
-    which is the familiar 4nH^2 + 2n^2H + 2nHI of an unpruned encoder. Pooler and classifier run on one token.
+    which is the familiar 4nH^2 + 2n^2H + 2nHI of an unpruned encoder. A MobileBERT layer works in a bottleneck of
+    width M between feature maps of width H, with F feed-forward networks one after the other, and takes
+
+    .. math:: k n H M + n (3 M + V) W + 2 n^2 W + 2 F n M I + n M H
+
+    for its k bottlenecks (2 where query and key have one of their own, else 1), query, key, value and output
+    projections (value reads V = H features, or M where it reads the bottleneck), attention, the networks and the
+    way back to the feature map. What comes before the first layer is a Linear on trigrams, 3 n E H for embeddings of
+    width E; without trigrams, and for ELECTRA's, it is n E H. Pooler and classifier run on one token.
     Embedding look-ups, biases, LayerNorms, softmax and activations are left out, as everywhere in the
     literature. A local layer is charged a full window for every query: the few keys missing at the sentence's
     edges are not deducted. Padding counts like any token, and integer operations count like floating-point
@@ -30,11 +38,23 @@ def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int
     assert length >= 1, length
     hidden = structure["hidden"]
     macs = sum(inputs * outputs for inputs, outputs in structure["head"])
-    if structure["projection"]:  # ELECTRA: a narrow embedding, projected to the hidden size
-        macs += length * structure["embedding"] * hidden
-    for layer in structure["layers"]:
-        width = layer["heads"] * layer["head_size"]
-        keys = length if layer["window"] is None else min(length, layer["window"])
-        macs += 4 * length * hidden * width + 2 * length * keys * width
-        macs += (3 if layer["gated"] else 2) * length * hidden * layer["ffn"]
+    if structure["projection"]:  # ELECTRA, MobileBERT: a narrow embedding, projected to the hidden size
+        neighbours = 3 if structure.get("trigram") else 1
+        macs += length * neighbours * structure["embedding"] * hidden
+    macs += sum(_layer(layer, hidden, length) for layer in structure["layers"])
     return {"macs": macs, "flops": 2 * macs}
+
+
+def _layer(layer: Mapping[str, Any], hidden: int, length: int) -> int:
+    """Multiply-accumulates of one layer, attention's two products included."""
+    bottleneck = layer.get("bottleneck")
+    width: int = hidden if bottleneck is None else bottleneck["size"]
+    values: int = width if bottleneck is None or bottleneck["attention"] else hidden
+    inner: int = layer["heads"] * layer["head_size"]
+    keys: int = length if layer["window"] is None else min(length, layer["window"])
+    per_token: int = (3 * width + values + 2 * keys) * inner
+    per_token += (3 if layer["gated"] else 2) * width * layer["ffn"] * layer.get("networks", 1)
+    if bottleneck is not None:
+        ways_in = 2 if bottleneck["shared"] and not bottleneck["attention"] else 1
+        per_token += (ways_in + 1) * hidden * width
+    return length * per_token

@@ -1,11 +1,10 @@
-"""The contract of a stage: ``prepare``, ``loss``, ``finish``; and the settings that all training stages share."""
+"""The contract of a stage: ``prepare``, ``loss``, ``finish``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, get_type_hints
+from typing import Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -14,98 +13,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel, get_scheduler
 
 from edgemin import encoder
-from edgemin.data import DataModule
+from edgemin.data import CorpusBatches, DataModule, TrainBatches
 from edgemin.errors import UserError
-
-Decay = Literal["linear", "cosine", "constant"]
-
-
-class FitSettings(TypedDict, total=False):
-    """What every training stage may be given; :class:`Fit` explains and checks each."""
-
-    epochs: float | None
-    steps: int | None
-    batch_size: int
-    accumulate: int
-    learning_rate: float
-    warmup: float
-    decay: Decay
-    weight_decay: float
-    gradient_clip: float
-    patience: int | None
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One training run of a stage.
-
-    Attributes:
-        epochs: passes over the training examples; or
-        steps: optimiser steps. Exactly one of the two is given; 0 trains nothing.
-        batch_size: examples per forward pass.
-        accumulate: forward passes per optimiser step.
-        learning_rate: peak of AdamW's learning rate (betas 0.9 and 0.999, eps 1e-6).
-        warmup: share of the optimiser steps over which the learning rate rises from 0.
-        decay: its course after that: linear or cosine to 0, or constant.
-        weight_decay: AdamW's, on weight matrices only (not on biases and LayerNorms).
-        gradient_clip: largest L2 norm of the gradient; 0 turns clipping off.
-        patience: stop after this many epochs without a better score on ``task.holdout`` and keep the best weights;
-            ``None`` never stops early.
-    """
-
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 16
-    accumulate: int = 1
-    learning_rate: float = 3e-5
-    warmup: float = 0.1
-    decay: Decay = "linear"
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
-            raise UserError(
-                f"epochs: expected either epochs or steps, given epochs={self.epochs} and steps={self.steps}"
-            )
-        rules: dict[str, tuple[bool, str]] = {
-            "epochs": (
-                self.epochs is None or (math.isfinite(self.epochs) and self.epochs >= 0),
-                "a number of at least 0",
-            ),
-            "steps": (self.steps is None or self.steps >= 0, "a whole number of at least 0"),
-            "batch_size": (self.batch_size >= 1, "a whole number of at least 1"),
-            "accumulate": (self.accumulate >= 1, "a whole number of at least 1"),
-            "learning_rate": (math.isfinite(self.learning_rate) and self.learning_rate > 0, "a number above 0"),
-            "warmup": (0 <= self.warmup <= 1, "a share in [0, 1]"),
-            "weight_decay": (self.weight_decay >= 0, "a number of at least 0"),
-            "gradient_clip": (self.gradient_clip >= 0, "a number of at least 0"),
-            "patience": (self.patience is None or self.patience >= 1, "null or a whole number of at least 1"),
-        }
-        for name, (holds, expected) in rules.items():
-            if not holds:
-                raise UserError(f"{name}: expected {expected}, given {getattr(self, name)!r}")
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is anything to train."""
-        return bool(self.epochs or self.steps)
-
-    def batches(self, examples: int) -> int:
-        """Forward passes of the whole fit over a training set of so many examples."""
-        if self.steps is not None:
-            return self.steps * self.accumulate
-        assert self.epochs is not None
-        # rounded first: 0.07 of 100 batches are 7, and 0.07 * 100 is a little more
-        return math.ceil(round(self.epochs * math.ceil(examples / self.batch_size), 6))
-
-    def optimiser_steps(self, examples: int) -> int:
-        """Optimiser steps of the whole fit; a last incomplete accumulation counts as one."""
-        return math.ceil(self.batches(examples) / self.accumulate)
-
-
-assert {field.name for field in fields(Fit)} == set(get_type_hints(FitSettings))
+from edgemin.stages.fit import Fit
 
 
 class Shape(NamedTuple):
@@ -116,6 +26,12 @@ class Shape(NamedTuple):
     hidden: int
     heads: int  #: per layer
     pruned: bool = False  #: whether an earlier stage may have narrowed its layers
+    inner: int | None = None  #: width of queries, keys and values, where it is not the hidden size
+
+    @property
+    def width(self) -> int:
+        """Width of queries, keys and values."""
+        return self.hidden if self.inner is None else self.inner
 
 
 class Stage(pl.LightningModule):
@@ -140,6 +56,7 @@ class Stage(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
+        self.name = type(self).__name__  #: in messages; a run gives its path
         self.seed = 0
         self.phase = 0
         self._data: DataModule | None = None
@@ -167,9 +84,43 @@ class Stage(pl.LightningModule):
         return True
 
     @property
+    def trains(self) -> bool:
+        """Whether any of its fits trains. Asked before ``prepare``, as all that planning asks."""
+        return any(fit.trains for fit in self.phases())
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether any of its fits looks at ``task.holdout``."""
+        return any(fit.patience for fit in self.phases())
+
+    @property
     def teacher_names(self) -> tuple[str, ...]:
         """The models it learns from: ``teacher``, ``teacher.source`` or another model of the study."""
         return ()
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Whether a teacher's head must have been trained on the task."""
+        return False
+
+    @property
+    def data_content(self) -> Mapping[str, Any] | None:
+        """What it reads besides the task's data, by content, for the key."""
+        return None
+
+    @property
+    def input_length(self) -> int | None:
+        """Tokens of its longest input, where it does not read the task's sentences."""
+        return None
+
+    @property
+    def code_modules(self) -> tuple[str, ...]:
+        """The modules whose code decides its result; what they import counts by itself."""
+        return (type(self).__module__,)
+
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of its settings decides the result and is not in the key by its content."""
+        return settings
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Raise a ``UserError`` (key first, no stage name) for settings that cannot work with these models."""
@@ -203,7 +154,7 @@ class Stage(pl.LightningModule):
         """A plain encoder with the change made real."""
         return self.model
 
-    # -- phases ------------------------------------------------------------------------------------
+    # -- fits --------------------------------------------------------------------------------------
 
     def phases(self) -> list[Fit]:
         """The fits of this stage in order; a fit that trains nothing still begins its phase."""
@@ -211,6 +162,15 @@ class Stage(pl.LightningModule):
 
     def begin(self, phase: int) -> None:
         """Surgery before the fit of a phase."""
+
+    def training_batches(self, fit: Fit) -> TrainBatches | CorpusBatches:
+        """All batches of a fit: of the task's training split, unless a stage is trained on something else."""
+        steps = fit.batches(self.training_examples())
+        return TrainBatches(self.data.train, fit.batch_size, seed=self.seed + self.phase, steps=steps)
+
+    def training_examples(self) -> int:
+        """How many examples an epoch has."""
+        return len(self.data.train)
 
     @property
     def data(self) -> DataModule:
@@ -228,9 +188,10 @@ class Stage(pl.LightningModule):
         """Lightning's hook around ``loss``."""
         loss = self.loss(batch)
         if not torch.isfinite(loss):
+            step = batch_idx // self.trainer.accumulate_grad_batches + 1
             raise UserError(
-                f"learning_rate: the loss became {loss.item()} at batch {batch_idx + 1}; a smaller learning rate or "
-                "trainer.precision=32 may help"
+                f"learning_rate: the loss of {self.name} became {loss.item()} at step {step}, batch {batch_idx + 1}; "
+                "a smaller learning rate or trainer.precision=32 may help; the last checkpoint before it is kept"
             )
         self.log("loss", loss.detach())
         return loss
@@ -246,7 +207,7 @@ class Stage(pl.LightningModule):
         # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)
-        total = fit.optimiser_steps(len(self.data.train))
+        total = fit.optimiser_steps(self.training_examples())
         name = "constant_with_warmup" if fit.decay == "constant" else fit.decay
         scheduler = get_scheduler(
             name, optimizer, num_warmup_steps=math.ceil(fit.warmup * total), num_training_steps=total

@@ -8,7 +8,8 @@ from typing import Unpack
 from torch import Tensor
 
 from edgemin import encoder
-from edgemin.stages.base import Fit, FitSettings, Stage, task_loss
+from edgemin.stages.base import Stage, task_loss
+from edgemin.stages.fit import Fit, FitSettings
 
 
 class Finetune(Stage):
@@ -17,7 +18,7 @@ class Finetune(Stage):
     Also the control of a distillation (``distill=none``): the same student, equally many further steps, no teacher.
 
     Args:
-        settings: see :class:`edgemin.stages.base.Fit`.
+        settings: see :class:`edgemin.stages.fit.Fit`.
     """
 
     def __init__(self, **settings: Unpack[FitSettings]) -> None:

@@ -23,10 +23,11 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgemin.data import DataModule, TrainBatches
+from edgemin.data import CorpusBatches, DataModule, TrainBatches
 from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, primary_metric
-from edgemin.stages.base import Fit, Stage
+from edgemin.stages.base import Stage
+from edgemin.stages.fit import Fit
 from edgemin.store import write_atomically
 
 CHECKPOINT = "last.ckpt"
@@ -102,6 +103,7 @@ def run(
     seed: int,
     trainer: Trainer,
     work: Path,
+    name: str | None = None,
     callbacks: Sequence[pl.Callback] = (),
     logger: Callable[[int], Logger] | None = None,
 ) -> Fitted:
@@ -115,11 +117,12 @@ def run(
         seed: of this stage in this path.
         trainer: device, precision and so on.
         work: directory for checkpoints.
+        name: of this node, for messages.
         callbacks: progress, for example.
         logger: gives for each phase where its losses go.
     """
     began = time.monotonic()
-    stage.seed = seed
+    stage.seed, stage.name = seed, name or stage.name
     torch.manual_seed(seed)
     nn.Module.to(model, trainer.device)
     stage.prepare(model, data, teachers)
@@ -137,9 +140,9 @@ def run(
             stage.load_state_dict(saved["state_dict"])
             spent.steps = resumed["steps"]
             continue
-        start = 0
+        start, stream = 0, None
         if resumed is not None and phase == resumed["phase"]:
-            start = resumed["batch"]
+            start, stream = resumed["batch"], resumed["stream"]
             stage.phase = phase
         else:
             saved = None
@@ -147,7 +150,8 @@ def run(
             nn.Module.to(stage, trainer.device)  # Lightning leaves it on the CPU after a fit
             stage.begin(phase)
         if fit.trains:
-            _fit(stage, fit, start, trainer, work, spent, callbacks, logger(phase) if logger is not None else None)
+            log = logger(phase) if logger is not None else None
+            _fit(stage, fit, start, trainer, work, spent, callbacks, log, stream)
     finished = stage.finish().cpu().eval()
     return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes))
 
@@ -182,16 +186,19 @@ def _fit(
     spent: _Spent,
     callbacks: Sequence[pl.Callback],
     logger: Logger | None,
+    stream: dict[str, Any] | None,
 ) -> None:
-    """One Lightning fit, from batch ``start`` on."""
-    data = stage.data
-    total = fit.batches(len(data.train))
-    batches = TrainBatches(data.train, fit.batch_size, seed=stage.seed + stage.phase, steps=total)
+    """One Lightning fit, from batch ``start`` on; ``stream`` is where a corpus stood."""
+    batches = stage.training_batches(fit)
     batches.start = start
-    checkpoint = _Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, total, spent)
+    if stream is not None:
+        assert isinstance(batches, CorpusBatches)
+        batches.load_state_dict(stream)
+    checkpoint = _Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, batches, spent)
     own: list[pl.Callback] = [checkpoint]
     if fit.patience is not None:
-        if data.holdout is None:
+        assert isinstance(batches, TrainBatches)
+        if stage.data.holdout is None:
             raise UserError("patience: expected task.holdout above 0, on which to stop early, given 0")
         # before the checkpoint, which holds the score of the epoch that its batch ends
         own.insert(0, _EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))
@@ -227,8 +234,8 @@ def _fit(
 class _Checkpoint(pl.Callback):
     """Saves between optimiser steps, never inside an accumulation, replacing the file atomically."""
 
-    def __init__(self, path: Path, seconds: float, total: int, spent: _Spent) -> None:
-        self.path, self.seconds, self.total, self.spent = path, seconds, total, spent
+    def __init__(self, path: Path, seconds: float, batches: TrainBatches | CorpusBatches, spent: _Spent) -> None:
+        self.path, self.seconds, self.batches, self.spent = path, seconds, batches, spent
         self.batch = 0
         self.done = False
         self._last = time.monotonic()
@@ -238,9 +245,11 @@ class _Checkpoint(pl.Callback):
     ) -> None:
         self.batch = batch_idx + 1
         stepped = self.batch % trainer.accumulate_grad_batches == 0
-        if stepped and self.batch < self.total and time.monotonic() - self._last >= self.seconds:
+        if stepped and self.batch < len(self.batches) and time.monotonic() - self._last >= self.seconds:
             assert isinstance(pl_module, Stage)
-            self.save(trainer, pl_module, done=False)
+            # What has become not-a-number will stop at its next loss; the last good checkpoint must survive that.
+            if all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+                self.save(trainer, pl_module, done=False)
 
     def save(self, trainer: pl.Trainer, stage: Stage, *, done: bool) -> None:
         self.done = done
@@ -254,6 +263,7 @@ class _Checkpoint(pl.Callback):
     ) -> None:
         checkpoint.setdefault("edgemin", {}).update(
             batch=self.batch,
+            stream=self.batches.state_dict() if isinstance(self.batches, CorpusBatches) else None,
             done=self.done,
             seconds=time.monotonic() - self.spent.began,
             steps_before=self.spent.steps,

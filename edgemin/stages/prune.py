@@ -15,7 +15,8 @@ from edgemin.data import DataModule
 from edgemin.errors import UserError
 from edgemin.pruning.importance import ImportanceAccumulator, head_importance
 from edgemin.pruning.selection import removal_count, select_heads
-from edgemin.stages.base import Fit, FitSettings, Shape, Stage, task_loss
+from edgemin.stages.base import Shape, Stage, task_loss
+from edgemin.stages.fit import Fit, FitSettings
 
 Criterion = Literal["gradient_norm", "taylor", "magnitude", "random"]
 
@@ -38,7 +39,7 @@ class HeadPruning(Stage):
         calibration_examples: how many training examples rank the heads (``importance=calibration``).
         training_steps: optimiser steps of that brief fine-tuning (``importance=training``).
         rounds: prune-then-finetune rounds; the ratio is reached in equal steps.
-        settings: the fine-tuning after each round, see :class:`edgemin.stages.base.Fit`; 0 epochs only prunes.
+        settings: the fine-tuning after each round, see :class:`edgemin.stages.fit.Fit`; 0 epochs only prunes.
     """
 
     narrows: ClassVar[bool] = True

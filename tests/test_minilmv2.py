@@ -20,7 +20,7 @@ from edgemin.distillation.relation import relations_loss
 from edgemin.errors import UserError
 from edgemin.roots import Root
 from edgemin.stages.base import Shape
-from edgemin.stages.distill import RelationDistillation
+from edgemin.stages.minilmv2 import MiniLMv2
 from edgemin.toy import LABELS, vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -28,12 +28,12 @@ QKV = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
 BASE = Shape("bert", 12, 768, 12)
 
 
-def distillation(**settings: Any) -> RelationDistillation:
+def distillation(**settings: Any) -> MiniLMv2:
     given: dict[str, Any] = {"relations": QKV, "steps": 2, "batch_size": 8, "task_weight": 0.0, "learning_rate": 1e-3}
-    return RelationDistillation(**(given | settings))
+    return MiniLMv2(**(given | settings))
 
 
-def prepared(stage: RelationDistillation, student: PreTrainedModel, teacher: PreTrainedModel, data: DataModule) -> Any:
+def prepared(stage: MiniLMv2, student: PreTrainedModel, teacher: PreTrainedModel, data: DataModule) -> Any:
     stage.prepare(student, data, [teacher])
     return stage
 

@@ -1,0 +1,153 @@
+"""What a teacher says of a whole training set: computed once, kept in one memory-mapped file, read batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from edgemin import encoder
+from edgemin.data import Encoded, evaluation_batches
+from edgemin.encoder import Projections, Reading
+from edgemin.errors import UserError
+
+LIMIT_BYTES = 8 * 2**30
+_BATCH = 64
+_PARTS = ("query", "key", "value")
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherOutputs:
+    """A teacher's outputs on every example of a split.
+
+    Attributes:
+        encoded: the split in the teacher's tokens.
+        tensors: ``logits`` [N, C]; and per token, in the order of ``encoded.ids``: ``hidden.<l>`` [tokens, H],
+            ``query.<l>``, ``key.<l>``, ``value.<l>`` [tokens, A*D], layers counted from 0; float32, memory-mapped.
+    """
+
+    encoded: Encoded
+    tensors: dict[str, Tensor]
+
+    def batch(self, indices: Tensor, width: int, device: torch.device) -> Reading:
+        """What the teacher says of some examples. Layers count from 1, as the stages count.
+
+        Args:
+            indices: positions in the split, int64 [B].
+            width: T that token outputs are padded to; what is padding holds zeros.
+            device: where to.
+        """
+        rows = indices.cpu()
+        lengths = torch.from_numpy(self.encoded.lengths)[rows].unsqueeze(1)
+        offsets = torch.arange(width)
+        positions = torch.from_numpy(self.encoded.starts)[rows].unsqueeze(1) + torch.minimum(offsets, lengths - 1)
+        mask = (offsets < lengths).unsqueeze(-1)
+
+        def tokens(name: str) -> Tensor:
+            return (self.tensors[name][positions] * mask).to(device)
+
+        names = {name.partition(".")[::2] for name in self.tensors if "." in name}
+        layers = sorted({int(layer) for part, layer in names if part == _PARTS[0]})
+        streams = sorted(int(layer) for part, layer in names if part == "hidden")
+        logits = self.tensors.get("logits")
+        return Reading(
+            logits[rows].to(device) if logits is not None else None,
+            {layer + 1: Projections(*(tokens(f"{part}.{layer}") for part in _PARTS)) for layer in layers},
+            {layer: tokens(f"hidden.{layer}") for layer in streams},
+        )
+
+
+def teacher_outputs(
+    teacher: PreTrainedModel,
+    encoded: Encoded,
+    *,
+    projections: Sequence[int] = (),
+    hidden: Collection[int] = (),
+    logits: bool,
+    directory: Path,
+) -> TeacherOutputs:
+    """Compute a teacher's outputs on a split, or find them computed.
+
+    They are computed in float32 without dropout, whatever precision the student is trained in.
+
+    Args:
+        teacher: in eval mode; it runs on the device it is on.
+        encoded: the split in its tokens.
+        projections: layers whose queries, keys and values are kept, counted from 0.
+        hidden: where the residual stream is kept: 0 before the first layer, l after l layers.
+        logits: whether logits are kept.
+        directory: of token ids; the file lies beside those of the split.
+
+    Raises:
+        UserError: the outputs would take more than 8 GiB.
+    """
+    asked = {"projections": sorted(projections), "hidden": sorted(hidden), "logits": logits}
+    name = hashlib.sha256(json.dumps([_fingerprint(teacher), asked]).encode()).hexdigest()[:20]
+    path = directory / encoded.key / f"teacher-{name}.safetensors"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
+        try:
+            save_file(_compute(teacher, encoded, projections, hidden, logits), temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    try:
+        return TeacherOutputs(encoded, load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"teacher_cache: {path} is damaged ({error}); delete it to compute it again") from error
+
+
+def _compute(
+    teacher: PreTrainedModel, encoded: Encoded, projections: Sequence[int], hidden: Collection[int], logits: bool
+) -> dict[str, Tensor]:
+    total = int(encoded.lengths.sum())
+    kept: dict[str, Tensor] = {}
+    for indices, batch in evaluation_batches(encoded, _BATCH):
+        batch = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
+        with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
+            found = encoder.read(teacher, batch, projections=projections, hidden=hidden, logits=logits)
+        mask = batch["attention_mask"].bool().cpu()
+        starts, lengths = encoded.starts[indices], encoded.lengths[indices]
+        rows = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
+        parts = {f"hidden.{layer}": tensor for layer, tensor in found.hidden.items()}
+        for layer, read in found.projections.items():
+            parts |= {f"{part}.{layer}": tensor for part, tensor in zip(_PARTS, read, strict=True)}
+        if not kept:
+            _check_size(len(encoded), total, found.logits, parts)
+            kept = {name: torch.empty(total, tensor.shape[-1]) for name, tensor in parts.items()}
+            if found.logits is not None:
+                kept["logits"] = torch.empty(len(encoded), found.logits.shape[-1])
+        for name, tensor in parts.items():
+            kept[name][rows] = tensor.float().cpu()[mask]
+        if found.logits is not None:
+            kept["logits"][torch.from_numpy(indices)] = found.logits.float().cpu()
+    return kept
+
+
+def _check_size(examples: int, tokens: int, logits: Tensor | None, parts: dict[str, Tensor]) -> None:
+    needed = 4 * tokens * sum(tensor.shape[-1] for tensor in parts.values())
+    needed += 4 * examples * (logits.shape[-1] if logits is not None else 0)
+    if needed > LIMIT_BYTES:
+        raise UserError(
+            f"teacher_cache: expected outputs of at most {LIMIT_BYTES / 2**30:.0f} GiB, given {needed / 2**30:.1f} GiB "
+            f"for {tokens} tokens; take false, or fewer layers or examples"
+        )
+
+
+def _fingerprint(teacher: PreTrainedModel) -> str:
+    """Of all weights and of the configuration: two teachers of one fingerprint say the same."""
+    digest = hashlib.sha256(teacher.config.to_json_string().encode())
+    for name, tensor in sorted(teacher.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

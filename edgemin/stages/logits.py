@@ -1,0 +1,69 @@
+"""Soft targets: the student learns what its teachers answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+from torch import Tensor
+
+from edgemin.distillation.logits import check_outputs, check_temperature, output_loss
+from edgemin.encoder import Reading
+from edgemin.errors import UserError
+from edgemin.stages.distillation import Asks, Distillation, DistillSettings
+
+
+class LogitsDistillation(Distillation):
+    r"""Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): match the teachers' softened distributions.
+
+    .. math:: L = (1 - \alpha) \, CE(y, z_S) + \alpha \, \tau^2 \, KL(softmax(z_T / \tau) \,\|\, softmax(z_S / \tau))
+
+    The KL is averaged over examples and, with several teachers, over them with equal weights
+    (:func:`edgemin.distillation.logits.output_loss`). A task with one output (regression) has squared errors in the
+    place of CE and of the KL, and no temperature. Teachers may have another tokenizer than the student: each reads the
+    sentences in its own tokens, and only answers are compared.
+
+    Args:
+        temperature: τ, above 0; 1 compares the distributions as they are.
+        alpha: share of the teachers in the loss, above 0; the labels have the rest. 1 never looks at a label.
+        settings: see :class:`edgemin.stages.distillation.Distillation`.
+    """
+
+    several_teachers: ClassVar[bool] = True
+    takes_corpus: ClassVar[bool] = False
+    same_tokens: ClassVar[bool] = False
+
+    def __init__(self, *, temperature: float, alpha: float, **settings: Unpack[DistillSettings]) -> None:
+        check_temperature(temperature)
+        if not 0 < alpha <= 1:
+            raise UserError(f"alpha: expected a share above 0 and at most 1, given {alpha}")
+        super().__init__(task_weight=1 - alpha, settings=settings)
+        self.temperature, self.alpha = temperature, alpha
+
+    @property
+    def trains_head(self) -> bool:
+        """Always: teachers and labels both speak to the outputs."""
+        return self.settings.trains
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Its answers are all that is learnt."""
+        return True
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """The same outputs on both sides."""
+        check_outputs(student["labels"], [teacher["labels"] for teacher in teachers])
+
+    def asks_student(self) -> Asks:
+        """What it answers."""
+        return Asks(logits=True)
+
+    def asks_teacher(self) -> Asks:
+        """What it answers."""
+        return Asks(logits=True)
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``soft``: the answers."""
+        answers = [teacher.logits for teacher in teachers if teacher.logits is not None]
+        assert student.logits is not None and len(answers) == len(teachers)
+        return {"soft": self.alpha * output_loss(answers, student.logits, self.temperature)}

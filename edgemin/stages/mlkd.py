@@ -1,0 +1,275 @@
+"""MLKD-BERT: the student learns how tokens are related, then how examples are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from edgemin.distillation.attention import check_rebuildable
+from edgemin.distillation.logits import check_outputs, check_temperature, output_loss
+from edgemin.distillation.mlkd import attention_relation, contrastive_relation, sample_relation, token_relation
+from edgemin.distillation.relation import common_relation_heads
+from edgemin.distillation.tinybert import hidden_mse, matched_layers
+from edgemin.encoder import Reading
+from edgemin.errors import UserError
+from edgemin.stages.base import Shape
+from edgemin.stages.distillation import Asks, Distillation, DistillSettings
+from edgemin.stages.fit import Fit
+
+_INSIDE, _PREDICTION = ("embedding", "attention", "hidden"), ("sample", "contrastive", "soft")
+
+
+class _Heads(NamedTuple):
+    """Of one pair of layers."""
+
+    student: int
+    teacher: int
+    relation: int
+
+
+class MLKD(Distillation):
+    r"""MLKD-BERT (Zhang, Yang and Ji 2024, arXiv 2407.02775), as far as it is known: see the note below.
+
+    .. math:: L_1 = w_E L_{EMB} + w_A L_{MHA} + w_H L_{FFN}, \qquad L_2 = w_S L_{SS} + w_C L_{SC} + w_K L_{KD}
+
+    with the terms of :mod:`edgemin.distillation.mlkd`. The first fit trains the encoder by :math:`L_1`: relations of
+    tokens in the embeddings and in what attention puts out, and hidden states. The second trains encoder and head by
+    :math:`L_2`: relations of the examples of a batch, a contrast of them by label, and soft targets. With a corpus
+    there is the first alone. The student may have any number of attention heads.
+
+    Note:
+        The paper's text was not at hand. That relations are distilled at several levels and heads are free is in its
+        abstract; the stages and terms are those that published summaries of it name, not checked against the paper;
+        what the summaries leave open is our choice, listed in :mod:`edgemin.distillation.mlkd`. Its numbers cannot be
+        expected of this.
+
+    Relations of examples and their contrast depend on the batch by nature, so ``batch_size`` and what falls into one
+    batch are part of :math:`L_2`.
+
+    Args:
+        layer_map: {student layer: teacher layer}, counted from 1; ``None`` spreads them evenly, the last to the last.
+        relation_heads: into how many parts the outputs of all attention heads of a layer are re-split; ``None`` is the
+            student's number of heads, or the next below that divides both widths.
+        embedding_weight: of the relations of tokens in the embeddings.
+        attention_weight: of the relations of what attention puts out; it must follow from the projections alone, so
+            not ModernBERT's.
+        hidden_weight: of the hidden states, mapped to the teacher's width by a learnt matrix that is dropped at the
+            end.
+        sample_weight: of the relations of examples, by their [CLS] after the last layer.
+        contrastive_weight: of the contrast of examples by label; left out for regression, which has no classes.
+        contrastive_temperature: of its similarities, which are cosines.
+        soft_weight: of the teacher's answers.
+        temperature: of the teacher's answers.
+        prediction_epochs: of the second fit: passes over the training examples; or
+        prediction_steps: its optimiser steps. Exactly one of the two is given; 0 leaves it out (and
+            makes a method of one fit, which ``multi`` takes).
+        prediction_learning_rate: its peak. All else is as in the first fit, but that ``patience`` is of the second
+            alone: before it there is nothing to score.
+        settings: see :class:`edgemin.stages.distillation.Distillation`; ``epochs``, ``steps`` and ``learning_rate`` are
+            those of the first fit.
+    """
+
+    _prediction: Fit | None = None  # none with a corpus, or where it trains nothing
+
+    def __init__(
+        self,
+        *,
+        layer_map: dict[int, int] | None = None,
+        relation_heads: int | None = None,
+        embedding_weight: float = 1.0,
+        attention_weight: float = 1.0,
+        hidden_weight: float = 1.0,
+        sample_weight: float = 1.0,
+        contrastive_weight: float = 1.0,
+        contrastive_temperature: float = 0.1,
+        soft_weight: float = 1.0,
+        temperature: float = 1.0,
+        prediction_epochs: float | None = None,
+        prediction_steps: int | None = None,
+        prediction_learning_rate: float = 3e-5,
+        **settings: Unpack[DistillSettings],
+    ) -> None:
+        super().__init__(settings=settings)
+        check_temperature(temperature)
+        if not 0 < contrastive_temperature < math.inf:
+            raise UserError(f"contrastive_temperature: expected a number above 0, given {contrastive_temperature}")
+        if relation_heads is not None and relation_heads < 1:
+            raise UserError(f"relation_heads: expected null or a whole number of at least 1, given {relation_heads}")
+        self.weights = {
+            "embedding": embedding_weight,
+            "attention": attention_weight,
+            "hidden": hidden_weight,
+            "sample": sample_weight,
+            "contrastive": contrastive_weight,
+            "soft": soft_weight,
+        }
+        self.layer_map, self.relation_heads = layer_map, relation_heads
+        self.temperature, self.contrastive_temperature = temperature, contrastive_temperature
+        if self.corpus is None:
+            self._prediction = self._second_fit(prediction_epochs, prediction_steps, prediction_learning_rate)
+        self.settings = replace(self.settings, patience=None)
+        self._check_weights()
+        self.projection: nn.Linear | None = None
+        self._pairs: dict[int, int] = {}
+        self._heads: dict[int, _Heads] = {}
+        self._last = (0, 0)
+
+    def _second_fit(self, epochs: float | None, steps: int | None, learning_rate: float) -> Fit | None:
+        try:
+            fit = replace(self.settings, epochs=epochs, steps=steps, learning_rate=learning_rate)
+        except UserError as error:
+            raise UserError(f"prediction_{error}") from error
+        if fit.patience is not None and not fit.trains:
+            raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
+        return fit if fit.trains else None
+
+    def _check_weights(self) -> None:
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"{name}_weight: expected a number of at least 0, given {weight}")
+        for fit, names in ((self.settings, _INSIDE), (self._prediction, _PREDICTION)):
+            if fit is not None and fit.trains and not any(self.weights[name] for name in names):
+                others = " or ".join(f"{name}_weight" for name in names[1:])
+                raise UserError(f"{names[0]}_weight: expected it, {others} above 0, given all 0")
+
+    # -- what planning asks ------------------------------------------------------------------------
+
+    @property
+    def trains_head(self) -> bool:
+        """Where the teacher's answers are learnt."""
+        return self._prediction is not None and self.weights["soft"] > 0
+
+    @property
+    def leaves_head_stale(self) -> bool:
+        """Where it trains anything else alone."""
+        return self.trains and not self.trains_head
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Where the teacher's answers are learnt."""
+        return self.trains_head
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Layers must exist, relation heads divide both widths, families fit."""
+        (teacher,) = teachers
+        matched_layers(self.layer_map, model.layers, teacher.layers)
+        if self.weights["attention"]:
+            check_rebuildable(model.family, teacher.family, "attention_weight")
+            for side, shape in (("student", model), ("teacher", teacher)):
+                if self.relation_heads is not None and not shape.pruned and shape.width % self.relation_heads:
+                    raise UserError(
+                        f"relation_heads: expected a divisor of the {side}'s width {shape.width}, given "
+                        f"{self.relation_heads}"
+                    )
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Match layers, choose the relation heads of each pair, make the projection."""
+        (teacher,) = teachers
+        self._last = (len(student["layers"]), len(teacher["layers"]))
+        self._pairs = matched_layers(self.layer_map, *self._last)
+        if self.weights["attention"]:
+            check_rebuildable(student["family"], teacher["family"], "attention_weight")
+            for mine, theirs in self._pairs.items():
+                self._heads[mine] = self._heads_of(student["layers"][mine - 1], teacher["layers"][theirs - 1], mine)
+        if self.corpus is not None:
+            self.notes.append("a corpus has no predictions to learn: only relations of tokens and hidden states were")
+        if self.trains_head:
+            check_outputs(student["labels"], [teacher["labels"]])
+        contrasts = self._prediction is not None and self.weights["contrastive"] > 0
+        if contrasts and student["labels"] == 1:
+            contrasts, self.weights["contrastive"] = False, 0.0
+            self._check_weights()
+            self.notes.append("the contrast by label was left out: a regression has no classes")
+        if contrasts or self.weights["hidden"]:
+            self.projection = nn.Linear(student["hidden"], teacher["hidden"], bias=False)
+
+    def _heads_of(self, student: Mapping[str, Any], teacher: Mapping[str, Any], layer: int) -> _Heads:
+        asked = student["heads"] if self.relation_heads is None else self.relation_heads
+        widths = [side["heads"] * side["head_size"] for side in (student, teacher)]
+        found = common_relation_heads(asked, *widths)
+        if found != asked:
+            self.notes.append(
+                f"relation heads of student layer {layer}: {found} instead of {asked}, the largest that divides the "
+                f"widths {widths[0]} and {widths[1]}"
+            )
+        return _Heads(student["heads"], teacher["heads"], found)
+
+    def phases(self) -> list[Fit]:
+        """Tokens, then predictions."""
+        return [self.settings] if self._prediction is None else [self.settings, self._prediction]
+
+    def asks_student(self) -> Asks:
+        """Inside first, then the last [CLS] and the answers."""
+        return self._asks(tuple(self._pairs), self._last[0])
+
+    def asks_teacher(self) -> Asks:
+        """As of the student, of the matched layers."""
+        return self._asks(tuple(sorted(set(self._pairs.values()))), self._last[1])
+
+    def _asks(self, layers: tuple[int, ...], last: int) -> Asks:
+        weights = self.weights
+        if self.phase == 1:
+            related = weights["sample"] or weights["contrastive"]
+            return Asks(hidden=(last,) if related else (), logits=weights["soft"] > 0)
+        embeddings = (0,) if weights["embedding"] else ()
+        return Asks(
+            projections=layers if weights["attention"] else (),
+            hidden=embeddings + (layers if weights["hidden"] else ()),
+        )
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``embedding``, ``attention`` and ``hidden``; then ``sample``, ``contrastive`` and ``soft``."""
+        (teacher,) = teachers
+        if self.phase == 1:
+            found = self._between_examples(student, teacher, batch["labels"])
+        else:
+            found = self._between_tokens(student, teacher, batch["attention_mask"])
+        return {name: self.weights[name] * term for name, term in found.items()}
+
+    def _between_tokens(self, student: Reading, teacher: Reading, mask: Tensor) -> dict[str, Tensor]:
+        found = {}
+        if self.weights["embedding"]:
+            found["embedding"] = token_relation(teacher.hidden[0], student.hidden[0], mask)
+        if self.weights["attention"]:
+            relations = [
+                attention_relation(
+                    teacher.projections[theirs],
+                    student.projections[mine],
+                    mask,
+                    teacher_heads=self._heads[mine].teacher,
+                    student_heads=self._heads[mine].student,
+                    relation_heads=self._heads[mine].relation,
+                )
+                for mine, theirs in self._pairs.items()
+            ]
+            found["attention"] = torch.stack(relations).sum()
+        if self.weights["hidden"]:
+            assert self.projection is not None
+            errors = [
+                hidden_mse(teacher.hidden[theirs], self.projection(student.hidden[mine]), mask)
+                for mine, theirs in self._pairs.items()
+            ]
+            found["hidden"] = torch.stack(errors).sum()
+        return found
+
+    def _between_examples(self, student: Reading, teacher: Reading, labels: Tensor) -> dict[str, Tensor]:
+        found = {}
+        if self.weights["sample"]:
+            found["sample"] = sample_relation(teacher.hidden[self._last[1]][:, 0], student.hidden[self._last[0]][:, 0])
+        if self.weights["contrastive"]:
+            assert self.projection is not None
+            mine, theirs = student.hidden[self._last[0]][:, 0], teacher.hidden[self._last[1]][:, 0]
+            found["contrastive"] = contrastive_relation(
+                theirs, self.projection(mine), labels, self.contrastive_temperature
+            )
+        if self.weights["soft"]:
+            assert student.logits is not None and teacher.logits is not None
+            found["soft"] = output_loss([teacher.logits], student.logits, self.temperature)
+        return found

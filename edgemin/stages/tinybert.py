@@ -1,0 +1,188 @@
+"""TinyBERT: the student learns embeddings, hidden states and attention of every layer, then the teacher's answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Unpack, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgemin.distillation.attention import check_rebuildable, check_same_heads
+from edgemin.distillation.logits import check_outputs, check_temperature
+from edgemin.distillation.tinybert import hidden_mse, matched_layers, prediction_loss, score_mse
+from edgemin.encoder import Reading
+from edgemin.errors import UserError
+from edgemin.stages.base import Shape
+from edgemin.stages.distillation import Asks, Distillation, DistillSettings
+from edgemin.stages.fit import Fit
+
+
+class TinyBERT(Distillation):
+    r"""TinyBERT (Jiao et al. 2019, arXiv 1909.10351): first what happens inside, then the predictions.
+
+    .. math:: L_1 = w_E L_{embd} + w_H L_{hidn} + w_A L_{attn}, \qquad L_2 = L_{pred}
+
+    with the terms of :mod:`edgemin.distillation.tinybert`, each summed over the matched layers. The first fit trains
+    the encoder by :math:`L_1`, the second encoder and head by :math:`L_2`; no label is looked at. With a corpus (the
+    paper's general distillation) there is the first alone. The paper trains on 20 times the data, augmented by BERT and
+    GloVe; nothing is augmented here.
+
+    Args:
+        layer_map: {student layer: teacher layer}, counted from 1; ``None`` spreads them evenly, the last to the last.
+        embedding_weight: of what the embeddings give.
+        hidden_weight: of the hidden states after the matched layers.
+        attention_weight: of the attention scores before the softmax, head by head: the layers need equally many heads,
+            and scores that follow from the projections alone, so not ModernBERT's.
+        projection: ``learned`` maps the student's embeddings and hidden states to the teacher's width by two learnt
+            matrices, which are dropped at the end. The published code has one map for both, with a bias, and learns it
+            where widths are equal too. ``none`` compares them as they are, which needs equal widths.
+        temperature: of the predictions.
+        prediction_epochs: of the second fit: passes over the training examples; or
+        prediction_steps: its optimiser steps. Exactly one of the two is given; 0 leaves it out (and
+            makes a method of one fit, which ``multi`` takes).
+        prediction_learning_rate: its peak. All else is as in the first fit, but that ``patience`` is of the second
+            alone: before it there is nothing to score.
+        settings: see :class:`edgemin.stages.distillation.Distillation`; ``epochs``, ``steps`` and ``learning_rate`` are
+            those of the first fit.
+    """
+
+    _prediction: Fit | None = None  # none with a corpus, or where it trains nothing
+
+    def __init__(
+        self,
+        *,
+        layer_map: dict[int, int] | None = None,
+        embedding_weight: float = 1.0,
+        hidden_weight: float = 1.0,
+        attention_weight: float = 1.0,
+        projection: Literal["learned", "none"] = "learned",
+        temperature: float = 1.0,
+        prediction_epochs: float | None = None,
+        prediction_steps: int | None = None,
+        prediction_learning_rate: float = 3e-5,
+        **settings: Unpack[DistillSettings],
+    ) -> None:
+        super().__init__(settings=settings)
+        check_temperature(temperature)
+        self.weights = {"embedding": embedding_weight, "hidden": hidden_weight, "attention": attention_weight}
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"{name}_weight: expected a number of at least 0, given {weight}")
+        if self.settings.trains and not any(self.weights.values()):
+            raise UserError("hidden_weight: expected it, embedding_weight or attention_weight above 0, given all 0")
+        self.layer_map, self.projection, self.temperature = layer_map, projection, temperature
+        if self.corpus is None:
+            self._prediction = self._second_fit(prediction_epochs, prediction_steps, prediction_learning_rate)
+        self.settings = replace(self.settings, patience=None)
+        self.projections = nn.ModuleDict()
+        self._pairs: dict[int, int] = {}
+        self._heads: dict[int, int] = {}
+
+    def _second_fit(self, epochs: float | None, steps: int | None, learning_rate: float) -> Fit | None:
+        try:
+            fit = replace(self.settings, epochs=epochs, steps=steps, learning_rate=learning_rate)
+        except UserError as error:
+            raise UserError(f"prediction_{error}") from error
+        if fit.patience is not None and not fit.trains:
+            raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
+        return fit if fit.trains else None
+
+    # -- what planning asks ------------------------------------------------------------------------
+
+    @property
+    def trains_head(self) -> bool:
+        """Where the predictions are learnt."""
+        return self._prediction is not None
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Where the predictions are learnt."""
+        return self.trains_head
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Layers must exist; heads, widths and families fit what is compared."""
+        (teacher,) = teachers
+        matched_layers(self.layer_map, model.layers, teacher.layers)
+        self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
+        if not (model.pruned or teacher.pruned):
+            self._check_heads(model.heads, teacher.heads)
+
+    def _check_sides(self, student: str, teacher: str, student_width: int, teacher_width: int) -> None:
+        if self.weights["attention"]:
+            check_rebuildable(student, teacher, "attention_weight")
+        if self.projection == "none" and student_width != teacher_width:
+            raise UserError(
+                f"projection: expected learned, as the student's hidden size {student_width} is not the teacher's "
+                f"{teacher_width}, given none"
+            )
+
+    def _check_heads(self, student: int, teacher: int) -> None:
+        if self.weights["attention"]:
+            check_same_heads(student, teacher, "attention_weight", "0 where heads cannot be matched one by one")
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Match layers, make the projections."""
+        (teacher,) = teachers
+        self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
+        self._pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
+        for mine, theirs in self._pairs.items():
+            self._heads[mine] = student["layers"][mine - 1]["heads"]
+            self._check_heads(self._heads[mine], teacher["layers"][theirs - 1]["heads"])
+        if self.projection == "learned":
+            for name in ("embedding", "hidden"):
+                if self.weights[name]:
+                    self.projections[name] = nn.Linear(student["hidden"], teacher["hidden"], bias=False)
+        if self.corpus is not None:
+            self.notes.append("a corpus has no predictions to learn: only embeddings, hidden states and attention were")
+        elif self.trains_head:
+            check_outputs(student["labels"], [teacher["labels"]])
+
+    def phases(self) -> list[Fit]:
+        """What happens inside, then the predictions."""
+        return [self.settings] if self._prediction is None else [self.settings, self._prediction]
+
+    def asks_student(self) -> Asks:
+        """Inside first, then the answers."""
+        return self._asks(tuple(self._pairs))
+
+    def asks_teacher(self) -> Asks:
+        """As of the student, of the matched layers."""
+        return self._asks(tuple(sorted(set(self._pairs.values()))))
+
+    def _asks(self, layers: tuple[int, ...]) -> Asks:
+        if self.phase == 1:
+            return Asks(logits=True)
+        embeddings = (0,) if self.weights["embedding"] else ()
+        return Asks(
+            projections=layers if self.weights["attention"] else (),
+            hidden=embeddings + (layers if self.weights["hidden"] else ()),
+        )
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``embedding``, ``hidden`` and ``attention``; then ``prediction``."""
+        (teacher,) = teachers
+        if self.phase == 1:
+            assert student.logits is not None and teacher.logits is not None
+            return {"prediction": prediction_loss(teacher.logits, student.logits, self.temperature)}
+        mask, found = batch["attention_mask"], dict[str, list[Tensor]]()
+        if self.weights["embedding"]:
+            found["embedding"] = [hidden_mse(teacher.hidden[0], self._projected("embedding", student.hidden[0]), mask)]
+        if self.weights["hidden"]:
+            found["hidden"] = [
+                hidden_mse(teacher.hidden[theirs], self._projected("hidden", student.hidden[mine]), mask)
+                for mine, theirs in self._pairs.items()
+            ]
+        if self.weights["attention"]:
+            found["attention"] = [
+                score_mse(teacher.projections[theirs], student.projections[mine], mask, self._heads[mine])
+                for mine, theirs in self._pairs.items()
+            ]
+        return {name: self.weights[name] * torch.stack(terms).sum() for name, terms in found.items()}
+
+    def _projected(self, name: str, states: Tensor) -> Tensor:
+        return cast(Tensor, self.projections[name](states)) if name in self.projections else states
