@@ -8,21 +8,23 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgemin import __version__, config, data, results, tree
+from edgemin import __version__, config, data, ranks, results, tree
 from edgemin.data import Splits, Task
 from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
 from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
 from edgemin.order import order_name, row_specs
-from edgemin.pipeline import Done, Pipeline, git_revision, versions
-from edgemin.plan import Study, build
+from edgemin.origin import git_revision, versions
+from edgemin.pipeline import Done, Pipeline
+from edgemin.plan import Plan, Study, build
 from edgemin.progress import node_line
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root
@@ -58,9 +60,7 @@ def read_study(settings: Mapping[str, Any]) -> Study:
 def _models(settings: Mapping[str, Any]) -> list[str]:
     """The models of a study by name: teacher, student and every further node that describes one."""
     described = f"{Root.__module__}.{Root.__qualname__}"
-    found = [
-        name for name, node in settings.items() if isinstance(node, Mapping) and node.get("_target_") == described
-    ]
+    found = [name for name, node in settings.items() if isinstance(node, Mapping) and node.get("_target_") == described]
     return ["teacher", "student", *(name for name in found if name not in ("teacher", "student"))]
 
 
@@ -85,7 +85,7 @@ def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapp
 
 
 def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:
-    """Run a job to its tables.
+    """Run a job to its tables; of several processes the first alone scores, measures and writes.
 
     Args:
         settings: the resolved configuration.
@@ -97,40 +97,63 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
     """
     started, run_dir = datetime.now(UTC), Path(job["run_dir"])
     with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
-        study = read_study(settings)
-        measured = config.construct(settings["measure"], "measure") if settings.get("measure") is not None else None
-        tracker = config.construct(settings.get("logger"), "logger")
-        assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
-        others = _other_tasks(study, transfer)
-        published = _published(settings["published"])
-        store = Store(settings["paths"]["store"])
-        plan = build(study)
+        asked = ranks.together(lambda: _read(settings, transfer))
+        plan, tracker = asked.plan, asked.tracker
         for note in plan.notes:
             node_line("plan", "note", note)
         failed = True
         try:
             tags = [
-                study.task.name,
+                asked.study.task.name,
                 order_name(settings["order"], settings["stages"]),
-                *(root.name for root in study.roots.values()),
+                *(root.name for root in asked.study.roots.values()),
             ]
-            tracker.start(run_dir, settings["study"], _name(job), dict(settings), tags)
-            pipeline = Pipeline(study, plan, store, tracker)
+            ranks.from_main(lambda: tracker.start(run_dir, settings["study"], _name(job), dict(settings), tags))
+            pipeline = Pipeline(asked.study, plan, asked.store, tracker)
             done = pipeline.train()
-            scored = pipeline.score(others, measured)
-            primary = _primary(study)
-            rows = results.rows(plan, scored, run_dir, primary, list(others))
-            content = _content(settings, job, study, started, done, [*plan.notes, *warned], primary)
-            if published is not None:
-                shutil.copyfile(published, run_dir / PUBLISHED_FILE)
-            results.write(run_dir, {**content, "rows": rows})
-            paths = write_job(run_dir)
-            tracker.rows(rows)
-            tracker.figures([path for path in paths.values() if path.suffix == ".png"])
+
+            def conclude() -> None:
+                scored = pipeline.score(asked.transfer, asked.measure)
+                primary = _primary(asked.study)
+                rows = results.rows(plan, scored, run_dir, primary, list(asked.transfer))
+                content = _content(settings, job, asked.study, started, done, [*plan.notes, *warned], primary)
+                if asked.published is not None:
+                    shutil.copyfile(asked.published, run_dir / PUBLISHED_FILE)
+                results.write(run_dir, {**content, "rows": rows})
+                paths = write_job(run_dir)
+                tracker.rows(rows)
+                tracker.figures([path for path in paths.values() if path.suffix == ".png"])
+
+            ranks.from_main(conclude)
             failed = False
         finally:
             tracker.close(failed)
-    print_job(run_dir)
+    if ranks.is_main():
+        print_job(run_dir)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A job's configuration, read and checked."""
+
+    study: Study
+    plan: Plan
+    store: Store
+    tracker: Tracker
+    measure: Measure | None
+    transfer: dict[str, Splits]
+    published: Path | None
+
+
+def _read(settings: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> _Asked:
+    study = read_study(settings)
+    measured = config.construct(settings["measure"], "measure") if settings.get("measure") is not None else None
+    tracker = config.construct(settings.get("logger"), "logger")
+    assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
+    others = _other_tasks(study, transfer)
+    published = _published(settings["published"])
+    store = Store(settings["paths"]["store"])
+    return _Asked(study, build(study), store, tracker, measured, others, published)
 
 
 def _published(path: str | None) -> Path | None:

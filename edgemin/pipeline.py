@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import shutil
-import subprocess
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import torch
 from safetensors.numpy import save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin import __version__, artifact, checkpoint, encoder, roots
+from edgemin import artifact, checkpoint, encoder, ranks, roots
 from edgemin.data import DataModule, Splits
 from edgemin.digest import code_digest
 from edgemin.errors import UserError
@@ -25,6 +21,7 @@ from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
 from edgemin.measure.runtime import Measure, measure
+from edgemin.origin import git_revision, versions
 from edgemin.plan import Node, Plan, Study
 from edgemin.progress import NodeProgress, live_line, node_line
 from edgemin.stages import fitting
@@ -59,6 +56,8 @@ class Scored:
 class Pipeline:
     """One job's execution.
 
+    Of several processes the first decides, writes and scores; the others train along, each for its part of a batch.
+
     Args:
         study: what was asked for.
         plan: its nodes and rows.
@@ -78,23 +77,39 @@ class Pipeline:
 
     def _ensure(self, node: Node) -> Done:
         teachers = [teacher.path for teacher in node.teachers]
-        with self.store.lock(node.key, lambda: node_line(node.path, "waiting", "another run computes it")):
-            if self.store.has(node.key):
-                self.store.verify(node.key)
+        with self._locked(node.key, node.path):
+            if ranks.from_main(lambda: self._is_stored(node.key)):
                 node_line(node.path, "cached", node.key)
                 return Done(node.path, node.key, teachers, cached=True)
-            if node.stage == "weights":
-                model, tokenizer = self._root(node)
-                fitted = fitting.Fitted(model, steps=0, seconds=0.0)
-            else:
-                assert node.parent is not None
-                model, tokenizer = artifact.load(self.store.path(node.parent.key))
-                fitted = self._run(node, model)
-            with self.store.commit(node.key) as directory:
-                artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted))
+            model, tokenizer = ranks.together(lambda: self._start(node))
+            fitted = fitting.Fitted(model, steps=0, seconds=0.0) if node.stage == "weights" else self._run(node, model)
+            ranks.from_main(lambda: self._commit(node, fitted, tokenizer))
         for note in fitted.notes:
             node_line(node.path, "note", note)
         return Done(node.path, node.key, teachers, cached=False, seconds=round(fitted.seconds, 3), steps=fitted.steps)
+
+    def _locked(self, key: str, path: str) -> AbstractContextManager[None]:
+        """The lock that process 0 holds for all."""
+        if not ranks.is_main():
+            return nullcontext()
+        return self.store.lock(key, lambda: node_line(path, "waiting", "another run computes it"))
+
+    def _is_stored(self, key: str) -> bool:
+        if not self.store.has(key):
+            return False
+        self.store.verify(key)
+        return True
+
+    def _commit(self, node: Node, fitted: fitting.Fitted, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        with self.store.commit(node.key) as directory:
+            artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted))
+
+    def _start(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        """What a node begins with: its parent's result, or for a root the weights themselves."""
+        if node.stage == "weights":
+            return self._root(node)
+        assert node.parent is not None
+        return artifact.load(self.store.path(node.parent.key))
 
     def _root(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         node_line(node.path, "loading", node.start.root.source or "random weights")
@@ -118,7 +133,7 @@ class Pipeline:
         teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
         alone = (
             machine_lock("training", lambda line: node_line(node.path, "waiting", line))
-            if stage.trains
+            if stage.trains and ranks.is_first_here()  # two of one run would wait for each other
             else nullcontext()
         )
         with disk_errors(self.store.root), alone:
@@ -309,20 +324,3 @@ def _unpadded(batch: Mapping[str, torch.Tensor]) -> list[int]:
     ids, mask = batch["input_ids"][0], batch["attention_mask"][0].bool()
     found: list[int] = ids[mask].tolist()
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides results and times."""
-    names = ("torch", "transformers", "pytorch-lightning", "datasets", "tokenizers", "torchmetrics")
-    return {"edgemin": __version__} | {name: importlib.metadata.version(name) for name in names}
-
-
-@cache
-def git_revision() -> str | None:
-    """The commit of the clone that the code runs from, with ``-dirty`` where it was changed; ``None`` outside one."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None

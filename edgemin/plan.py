@@ -203,6 +203,40 @@ class _Planner:
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
         stage = _construct(settings, name)
         teachers = tuple(self._teacher(teacher, name) for teacher in stage.teacher_names)
+        reads = self._check(path, stage, parent, teachers)
+        seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
+        content = {
+            "stage": stage.key_settings(settings),
+            "parent": parent.key,
+            "teachers": [teacher.key for teacher in teachers],
+            "data": self._data(stage.stops_early) if stage.needs_task else None,
+            "seed": seed,
+            **study.trainer.content,
+            "code": code_digest(*stage.code_modules, "edgemin.stages.fitting", "edgemin.artifact"),
+            "versions": _versions(),
+        }
+        if reads is not None:
+            content["reads"] = reads
+        shape = parent.shape._replace(pruned=parent.shape.pruned or stage.narrows)
+        trained = parent.head_trained or stage.trains_head
+        return Node(
+            path,
+            content_key(content),
+            content,
+            settings,
+            parent.start,
+            shape,
+            seed,
+            trained,
+            stage.final,
+            stage.leaves_head_stale or (parent.head_stale and not stage.trains_head),
+            parent,
+            teachers,
+        )
+
+    def _check(self, path: str, stage: Stage, parent: Node, teachers: Sequence[Node]) -> Mapping[str, Any] | None:
+        """Refuse a stage that cannot work here; gives what it reads besides the task's data."""
+        study, name = self.study, path.rpartition("/")[2]
         try:
             stage.check(parent.shape, [teacher.shape for teacher in teachers])
             reads = stage.data_content
@@ -230,36 +264,7 @@ class _Planner:
                     f"{name}.teacher: expected a model whose head was trained on {study.task.name}, as its logits are "
                     f"learnt from, given {teacher.path}"
                 )
-        seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
-        content = {
-            "stage": stage.key_settings(settings),
-            "parent": parent.key,
-            "teachers": [teacher.key for teacher in teachers],
-            "data": self._data(stage.stops_early) if stage.needs_task else None,
-            "seed": seed,
-            "device": study.trainer.device,
-            "precision": study.trainer.lightning_precision,
-            "code": code_digest(*stage.code_modules, "edgemin.stages.fitting", "edgemin.artifact"),
-            "versions": _versions(),
-        }
-        if reads is not None:
-            content["reads"] = reads
-        shape = parent.shape._replace(pruned=parent.shape.pruned or stage.narrows)
-        trained = parent.head_trained or stage.trains_head
-        return Node(
-            path,
-            content_key(content),
-            content,
-            settings,
-            parent.start,
-            shape,
-            seed,
-            trained,
-            stage.final,
-            stage.leaves_head_stale or (parent.head_stale and not stage.trains_head),
-            parent,
-            teachers,
-        )
+        return reads
 
     def _settings(self, name: str, key: str = "stages") -> Mapping[str, Any]:
         nodes: dict[str, Mapping[str, Any]]
@@ -291,14 +296,7 @@ class _Planner:
         splits, task = self.study.splits, self.study.task
         assert splits is not None
         metric = primary_metric(task.regression, len(splits.labels), task.metrics) if stops_early else None
-        return {
-            "early_stopping": metric,
-            "train": splits.fingerprint("train"),
-            "holdout": splits.fingerprint("holdout") if splits.holdout is not None else None,
-            "labels": list(splits.labels),
-            "regression": task.regression,
-            "max_length": task.max_length,
-        }
+        return {"early_stopping": metric, **splits.content()}
 
 
 def _is_stage(node: Any, key: str) -> bool:

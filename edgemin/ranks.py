@@ -24,7 +24,7 @@ from edgemin.errors import UserError
 
 T = TypeVar("T")
 
-# Who waits for process 0 may wait for all that it scores and measures; gloo alone would lose patience after half an hour.
+# Who waits for process 0 may wait for all that it scores and measures; by itself gloo gives up after half an hour.
 _PATIENCE = timedelta(days=30)
 _patient: list[dist.ProcessGroup] = []
 
@@ -50,10 +50,11 @@ def start() -> None:
     _patient.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
 
 
-def finish() -> None:
-    """Part from the others, after the last of them has come here."""
+def finish(mistake: str | None = None) -> None:
+    """Part from the others, after the last of them has come here or to :func:`agree`, where it learns of a mistake."""
     if dist.is_initialized():
-        dist.barrier(_patient.pop())
+        _gather(mistake)
+        _patient.clear()
         dist.destroy_process_group()
 
 
@@ -119,22 +120,36 @@ def together(action: Callable[[], T]) -> T:
             made.append(action())
         except UserError as error:
             mistake = f"{error} (process {rank()})"
-    mistakes: list[str | None] = [None] * world()
-    dist.all_gather_object(mistakes, mistake, group=_patient[0])
-    if found := next((line for line in mistakes if line is not None), None):
-        raise SharedError(found)
+    agree(mistake)
     return made[0]
+
+
+def agree(mistake: str | None = None) -> None:
+    """All say whether they can go on; where one cannot, none does.
+
+    Raises:
+        SharedError: the first mistake of any, in every process.
+    """
+    if found := next((line for line in _gather(mistake) if line is not None), None):
+        raise SharedError(found)
+
+
+def _gather(mistake: str | None) -> list[str | None]:
+    mistakes = [mistake] * world()
+    if world() > 1:
+        dist.all_gather_object(mistakes, mistake, group=_patient[0])
+    return mistakes
 
 
 def mean(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes, without a gradient where there are several."""
-    if world() == 1:
-        return value
-    total = value.detach() / world()
-    dist.all_reduce(total)
-    return total
+    return total(value) / world() if world() > 1 else value
 
 
 def total(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes, without a gradient where there are several."""
-    return value if world() == 1 else mean(value) * world()
+    if world() == 1:
+        return value
+    summed = value.detach().clone()
+    dist.all_reduce(summed)
+    return summed

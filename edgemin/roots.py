@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from edgemin import encoder
 from edgemin.errors import UserError
 
-FROM_TEACHER = ("teacher", "teacher.source")
+log = logging.getLogger(__name__)
 Layers = int | list[int] | None
 
 
@@ -22,11 +23,12 @@ class Root:
 
     Attributes:
         name: how tables and logs call it.
-        source: a Hub id or a local directory with weights, an EdgeMIN artifact included; for a student also
-            ``teacher.source`` (the teacher's weights as they came) or ``teacher`` (its trained ones). ``None`` starts
-            at random.
-        family: only for a random start: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert``; ``None``
-            is the teacher's.
+        source: a Hub id or a local directory with weights, an EdgeMIN artifact included; or another model of the study:
+            ``teacher.source`` (its weights as they came) or ``teacher`` (its trained ones). ``None`` starts at random.
+        family: only for a random start: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert``,
+            ``mobilebert``; ``None`` is the teacher's.
+        inherit: what is taken of the source: ``all``, or ``embeddings`` (tables, their norm and projection) under
+            layers and a head drawn at random, as many and as wide as asked for.
         layers: how many layers, or which (a list); ``None`` keeps all of the source.
         layer_choice: which, when ``layers`` is a number below the source's: ``even`` (evenly spaced, the last
             included), ``first``, ``last``.
@@ -34,8 +36,10 @@ class Root:
         heads: attention heads per layer.
         intermediate: FFN units per layer.
         vocabulary: rows of the word embedding; only for a random start, ``None`` is the tokenizer's.
-        truncate_width: let ``hidden``, ``heads`` and ``intermediate`` cut the source's weights (the first ones are
-            kept).
+        truncate: how ``hidden``, ``heads`` and ``intermediate`` may cut the source's weights: ``first`` (the first
+            units are kept), ``magnitude`` (those of the largest weights), ``pca`` (of the hidden size the principal
+            directions of the word embeddings, the rest by magnitude); see :mod:`edgemin.encoder.truncation`. ``None``
+            cuts no width.
         tokenizer: Hub id, local directory or ``toy``; ``None`` is the source's, for a student without one the
             teacher's.
         stages: the path from the weights to the model that teaches: ``[finetune]``, or ``[]`` for a checkpoint that
@@ -46,13 +50,14 @@ class Root:
     name: str
     source: str | None = None
     family: str | None = None
+    inherit: Literal["all", "embeddings"] = "all"
     layers: Layers = None
     layer_choice: Literal["even", "first", "last"] = "even"
     hidden: int | None = None
     heads: int | None = None
     intermediate: int | None = None
     vocabulary: int | None = None
-    truncate_width: bool = False
+    truncate: encoder.Truncation | None = None
     tokenizer: str | None = None
     stages: Sequence[str] = ()
     seed: int = 42
@@ -62,12 +67,35 @@ class Root:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}: expected a whole number of at least 1, given {value}")
-        if self.source is not None:
-            for key in ("family", "vocabulary"):
-                if getattr(self, key) is not None:
-                    raise UserError(
-                        f"{key}: expected null, it comes with source={self.source}, given {getattr(self, key)!r}"
-                    )
+        if self.source is None:
+            self._check_random()
+        else:
+            self._check_inherited(self.source)
+
+    def _check_random(self) -> None:
+        if self.inherit != "all":
+            raise UserError(f"inherit: expected all, as there is no source, given {self.inherit}")
+        if self.truncate is not None:
+            raise UserError(f"truncate: expected null, as there is no source to cut, given {self.truncate}")
+
+    def _check_inherited(self, source: str) -> None:
+        for key in ("family", "vocabulary"):
+            if getattr(self, key) is not None:
+                raise UserError(f"{key}: expected null, it comes with source={source}, given {getattr(self, key)!r}")
+        if self.inherit == "embeddings":
+            if isinstance(self.layers, list) or (self.layers is not None and self.layers < 1):
+                raise UserError(
+                    "layers: expected a number of at least 1, as inherit=embeddings takes none of the source's, given "
+                    f"{self.layers}"
+                )
+            if self.layer_choice != "even":
+                raise UserError(
+                    "layer_choice: expected even, the default, as inherit=embeddings has no layers to choose from, "
+                    f"given {self.layer_choice}"
+                )
+        cut = ("hidden",) if self.inherit == "embeddings" else ("hidden", "heads", "intermediate")
+        if self.truncate is not None and all(getattr(self, key) is None for key in cut):
+            raise UserError(f"truncate: expected {' or '.join(cut)} beside it, to cut to, given {self.truncate} alone")
 
     def chosen_layers(self, available: int) -> list[int]:
         """Which of a source's layers are kept, counted from 1.
@@ -110,50 +138,128 @@ def outline(config: PretrainedConfig, structure: dict[str, Any] | None, root: Ro
     """
     with torch.device("meta"):
         model = encoder.build(config, structure)
-    if root.source is not None:
-        reshape(model, root)
-    return Outline(encoder.structure(model), encoder.max_tokens(model))
+    if root.source is None:
+        return Outline(encoder.structure(model), encoder.max_tokens(model))
+    before = encoder.structure(model)
+    model = reshape(model, root)
+    after = encoder.structure(model)
+    if root.truncate is not None and after["hidden"] == before["hidden"]:
+        chosen = root.chosen_layers(len(before["layers"])) if root.inherit == "all" else []
+        if root.inherit == "embeddings" or after["layers"] == [before["layers"][layer - 1] for layer in chosen]:
+            log.warning(
+                "%s: truncate=%s cuts nothing: no width that it may cut is asked below that of %s",
+                *(root.name, root.truncate, root.source),
+            )
+    return Outline(after, encoder.max_tokens(model))
 
 
 def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:
-    """Cut a checkpoint to a student's shape, in place: chosen layers, then the first units of each width.
+    """Bring a checkpoint to the shape of a root: its layers and widths cut, or its embeddings under fresh layers.
+
+    Fresh layers are drawn from the root's seed; the global generator stays where it is.
+
+    Args:
+        model: Used up: cut in place, or its embeddings moved to another.
+        root: With a source.
 
     Raises:
-        UserError: a shape the weights cannot be cut to.
+        UserError: a shape that the weights cannot be cut to.
     """
-    found = encoder.structure(model)
-    chosen = root.chosen_layers(len(found["layers"]))
-    if len(chosen) < len(found["layers"]):
+    if root.inherit == "embeddings":
+        return _with_fresh_layers(model, root)
+    count = encoder.num_layers(model)
+    chosen = root.chosen_layers(count)
+    if len(chosen) < count:
         encoder.slice_layers(model, [layer - 1 for layer in chosen])
-    layer = found["layers"][0]
-    here = {"hidden": found["hidden"], "heads": layer["heads"], "intermediate": layer["ffn"]}
-    asked = {key: getattr(root, key) or value for key, value in here.items()}
-    if asked == here:
-        return model
-    for key, value in here.items():
-        if asked[key] > value:
-            raise UserError(f"{key}: expected at most the {value} of {root.source}, given {asked[key]}")
-    if not root.truncate_width:
-        changed = next(key for key in here if asked[key] != here[key])
-        raise UserError(
-            f"{changed}: expected the {here[changed]} of {root.source}, or truncate_width=true to cut it, "
-            f"given {asked[changed]}"
-        )
-    if asked["hidden"] % asked["heads"]:
-        raise UserError(f"heads: expected a divisor of the hidden size {asked['hidden']}, given {asked['heads']}")
-    head_size = asked["hidden"] // asked["heads"]
-    if head_size > layer["head_size"]:
-        raise UserError(
-            f"heads: expected at least {asked['hidden'] // layer['head_size']}, of the size the source's heads have, "
-            f"given {asked['heads']}"
-        )
-    for index in range(len(chosen)):
-        encoder.slice_heads(model, index, range(asked["heads"]))
-        encoder.slice_ffn(model, index, range(asked["intermediate"]))
-    if head_size < layer["head_size"]:
-        encoder.slice_head_size(model, head_size)
-    encoder.slice_hidden(model, range(asked["hidden"]))
+    found = encoder.structure(model)
+    cut = {key: _is_cut(key, widths, root) for key, widths in _widths(found).items()}
+    if any(cut.values()):
+        heads, head_size = _inner_widths(found, root) if cut["hidden"] or cut["heads"] else (None, None)
+        _truncate(model, root, heads=heads, head_size=head_size, ffn=root.intermediate, hidden=root.hidden)
     return model
+
+
+def _with_fresh_layers(model: PreTrainedModel, root: Root) -> PreTrainedModel:
+    found = encoder.structure(model)
+    layer = found["layers"][0]
+    _is_cut("hidden", [found["hidden"]], root)
+    heads = root.heads or layer["heads"]
+    _check_heads(heads, _attention_width(found, root), root)
+    _truncate(model, root, hidden=root.hidden)
+    assert not isinstance(root.layers, list)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(root.seed)
+        return encoder.with_fresh_layers(
+            model,
+            layers=root.layers or len(found["layers"]),
+            heads=heads,
+            ffn=root.intermediate or layer["ffn"],
+        )
+
+
+def _truncate(model: PreTrainedModel, root: Root, **widths: int | None) -> None:
+    if root.truncate is None:
+        return
+    try:
+        encoder.truncate(model, root.truncate, **widths)
+    except UserError as error:
+        raise UserError(f"truncate: {error}") from error
+
+
+def _widths(structure: dict[str, Any]) -> dict[str, list[int]]:
+    """What the settings of each name are about: one number, or one of each layer."""
+    layers = structure["layers"]
+    return {
+        "hidden": [structure["hidden"]],
+        "heads": [layer["heads"] for layer in layers],
+        "intermediate": [layer["ffn"] for layer in layers],
+    }
+
+
+def _is_cut(key: str, widths: list[int], root: Root) -> bool:
+    """Whether a root asks for less of a width than its source has; more is refused, and so is less without leave."""
+    asked: int | None = getattr(root, key)
+    if asked is None or set(widths) == {asked}:
+        return False
+    if asked > min(widths):
+        raise UserError(f"{key}: expected at most the {min(widths)} of {root.source}, given {asked}")
+    if root.truncate is None:
+        raise UserError(
+            f"{key}: expected the {max(widths)} of {root.source}, or truncate=first, magnitude or pca to cut it, "
+            f"given {asked}"
+        )
+    return True
+
+
+def _inner_widths(found: dict[str, Any], root: Root) -> tuple[int, int]:
+    """Heads and head size of a narrower model: together as wide as what they write to."""
+    layers = found["layers"]
+    if root.heads is None and len({layer["heads"] for layer in layers}) > 1:
+        raise UserError(
+            f"heads: expected a whole number, as the layers of {root.source} differ and hidden is cut, given null"
+        )
+    heads: int = root.heads or layers[0]["heads"]
+    width = _attention_width(found, root)
+    _check_heads(heads, width, root)
+    largest = min(layer["head_size"] for layer in layers)
+    if width // heads > largest:
+        raise UserError(
+            f"heads: expected at least {-(-width // largest)}, of the size the source's heads have, given {heads}"
+        )
+    return heads, width // heads
+
+
+def _check_heads(heads: int, width: int, root: Root) -> None:
+    if width % heads:
+        given = heads if root.heads is not None else f"null, which keeps the {heads} of {root.source}"
+        raise UserError(f"heads: expected a divisor of the width {width} that they share, given {given}")
+
+
+def _attention_width(found: dict[str, Any], root: Root) -> int:
+    """What attention writes to: the hidden size asked for, or MobileBERT's bottleneck."""
+    bottleneck = found["layers"][0].get("bottleneck")
+    width: int = bottleneck["size"] if bottleneck is not None else root.hidden or found["hidden"]
+    return width
 
 
 def random_config(root: Root, family: str, vocabulary: int, padding_id: int) -> PretrainedConfig:
@@ -173,5 +279,6 @@ def random_config(root: Root, family: str, vocabulary: int, padding_id: int) -> 
 
 def describe(root: Root) -> dict[str, Any]:
     """What of a root decides the model that it becomes (its name, path and place in the file system do not)."""
-    keys = ["layers", "layer_choice", "hidden", "heads", "intermediate", "vocabulary", "truncate_width", "family"]
-    return {key: getattr(root, key) for key in keys} | ({"seed": root.seed} if root.source is None else {})
+    keys = ["inherit", "layers", "layer_choice", "hidden", "heads", "intermediate", "truncate", "vocabulary", "family"]
+    drawn = root.source is None or root.inherit == "embeddings"
+    return {key: getattr(root, key) for key in keys} | ({"seed": root.seed} if drawn else {})

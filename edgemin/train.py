@@ -2,7 +2,7 @@
 
 Only Hydra is imported at the top, so that ``--help`` and ``--cfg job`` answer at once; everything that loads torch is
 imported when a job
-starts.
+starts, or when several processes do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from edgemin import launch
 from edgemin.errors import UserError
 
 _failed: list[str] = []
@@ -37,14 +42,61 @@ def conf_directory() -> str:
 @hydra.main(version_base="1.3", config_path=conf_directory(), config_name="train")
 def _job(cfg: DictConfig) -> None:
     """One job of a run or sweep. What the user did wrong is said in one line, and the other jobs of a sweep go on."""
+    from edgemin import ranks
+
+    try:
+        ranks.agree()  # Hydra has brought all processes here
+    except UserError as error:
+        _report(error, by_all=False)
     try:
         _run(cfg)
-    except UserError as error:
+    except ranks.SharedError as error:
         _report(error)
+    except UserError as error:
+        _report(error, by_all=False)
 
 
 def main() -> None:
-    """The command line: exit code 0, or 2 after one line per mistake of the user's."""
+    """The command line: exit code 0, or 2 after one line per mistake of the user's.
+
+    Of several processes, as torchrun or srun starts them, all run the jobs; the first has their directories and speaks.
+    """
+    try:
+        here = launch.place()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if here.world == 1:
+        _command_line()
+    else:
+        # before torch is loaded: DDP warns where it looked for parameters without a gradient and found none
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        from edgemin import ranks
+
+        ranks.start()
+        with nullcontext() if here.rank == 0 else _aside():
+            mistake = _command_line()
+        ranks.finish(mistake)
+    if _failed:
+        sys.exit(2)
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """For a process that is not the first: a job's directory that is thrown away, and no voice."""
+    with (
+        tempfile.TemporaryDirectory(prefix="edgemin-") as directory,
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        sys.argv += [f"hydra.run.dir='{directory}'", f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]
+        if not any(word.startswith("~hydra.callbacks") for word in sys.argv):
+            sys.argv += ["~hydra.callbacks.tables"]  # over a sweep
+        yield
+
+
+def _command_line() -> str | None:
+    """Run all jobs; gives what went wrong outside of them."""
     debugging = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines and leaving
     try:
@@ -52,17 +104,16 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, UserError) as error:
         if debugging:
             raise
-        _report(error)
+        return _report(error)
     except ValueError as error:
         if debugging or "Config group override must be" not in str(error):
             raise
-        _report(UserError(f"{_null_group()}: expected the name of a choice, given null"))
+        return _report(UserError(f"{_null_group()}: expected the name of a choice, given null"))
     except OSError as error:  # Hydra makes the job's directory before the job begins
         if debugging or error.filename is None:
             raise
-        _report(UserError(f"paths.outputs: {error.strerror} ({error.filename})"))
-    if _failed:
-        sys.exit(2)
+        return _report(UserError(f"paths.outputs: {error.strerror} ({error.filename})"), by_all=False)
+    return None
 
 
 def _null_group() -> str:
@@ -71,12 +122,19 @@ def _null_group() -> str:
     return next((key for key in nulls if "." not in key), "a group")
 
 
-def _report(error: Exception) -> None:
+def _report(error: Exception, *, by_all: bool = True) -> str:
+    """Say what went wrong: once, where all processes know of it; else here, and end, so that the launcher ends all."""
+    here = launch.place()
+    alone = here.world > 1 and not by_all
     line = one_line(error)
     _failed.append(line)
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    if os.environ.get("EDGEMIN_TRACEBACK"):
-        traceback.print_exception(error)
+    if alone or here.rank == 0:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        if os.environ.get("EDGEMIN_TRACEBACK"):
+            traceback.print_exception(error)
+    if alone:
+        sys.exit(2)
+    return line
 
 
 def one_line(error: Exception) -> str:
@@ -94,8 +152,18 @@ def one_line(error: Exception) -> str:
 
 
 def _run(cfg: DictConfig) -> None:
+    from edgemin import ranks
     from edgemin.job import plan_job, run_job
 
+    plain, job, transfer = ranks.together(lambda: _read(cfg))
+    if plain["plan"]:
+        ranks.together(lambda: plan_job(plain, job, transfer))
+    else:
+        run_job(plain, job, transfer)
+
+
+def _read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings, what Hydra says of the job, and the tasks that are only scored."""
     try:
         settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -119,11 +187,7 @@ def _run(cfg: DictConfig) -> None:
         raise UserError(f"plan: expected true or false, given {plain['plan']!r}")
     if set(plain["evaluate"]) != {"transfer"} or not _are_names(plain["evaluate"]["transfer"]):
         raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {plain['evaluate']}")
-    transfer = {name: _task(name, plain["task"]) for name in plain["evaluate"]["transfer"]}
-    if plain["plan"]:
-        plan_job(plain, job, transfer)
-    else:
-        run_job(plain, job, transfer)
+    return plain, job, {name: _task(name, plain["task"]) for name in plain["evaluate"]["transfer"]}
 
 
 def _are_names(value: Any) -> bool:

@@ -207,7 +207,7 @@ def test_only_choices_are_offered_as_choices(overrides: list[str], command: Comm
 
 
 def test_a_misspelt_key_inside_a_mapping_is_named_whole(command: Command) -> None:
-    assert command("distill.relations={qk:1}").line.startswith("distill.relations.qk: ")
+    assert command("distill.relations={qx:1}").line.startswith("distill.relations.qx: ")
 
 
 @pytest.mark.parametrize(

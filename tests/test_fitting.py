@@ -15,7 +15,7 @@ from edgemin import encoder
 from edgemin.data import DataModule, TrainBatches
 from edgemin.errors import UserError
 from edgemin.evaluate import Evaluation
-from edgemin.stages import fitting
+from edgemin.stages import callbacks, fitting
 from edgemin.stages.base import Stage
 from edgemin.stages.finetune import Finetune
 from edgemin.stages.minilmv2 import MiniLMv2
@@ -140,7 +140,8 @@ def test_the_seconds_of_a_resumed_stage_are_those_of_all_its_runs(
 ) -> None:
     def timed(folder: Path, reading: float, *deaths: tiny.pl.Callback) -> fitting.Fitted:
         clock = Clock(reading)
-        monkeypatch.setattr(fitting, "time", clock)
+        for module in (fitting, callbacks):
+            monkeypatch.setattr(module, "time", clock)
         return one_run("prune during training", folder, data, [clock, *deaths])
 
     data = tiny.data(tmp_path)
@@ -251,7 +252,7 @@ def test_early_stopping_keeps_the_best_weights_and_looks_at_the_hold_out_alone(
 ) -> None:
     data = holdout_data(tmp_path)
     scores = Scores([0.5, 0.8, 0.7, 0.8, 0.9])
-    monkeypatch.setattr(fitting, "evaluate", scores)
+    monkeypatch.setattr(callbacks, "evaluate", scores)
     fitted = tiny.fit(stopping(), tiny.model(), data, work=tmp_path / "work")
     assert len(scores.weights) == 4, "two epochs without a better score"
     assert fitted.steps == 12
@@ -290,7 +291,7 @@ def stopped_early(
             known[content] = next(fresh)
         return Evaluation({"accuracy": known[content]}, None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fitting, "evaluate", evaluate)
+    monkeypatch.setattr(callbacks, "evaluate", evaluate)
     data = holdout_data(folder)
     for death in deaths:
         with pytest.raises(tiny.KilledError):

@@ -216,7 +216,7 @@ def test_the_arithmetic_is_float32_for_16_bit_tensors_and_under_autocast(dtype: 
 
 
 def distillation(**settings: Any) -> MLKD:
-    given: dict[str, Any] = {"steps": 3, "prediction_steps": 2, "batch_size": 8, "learning_rate": 1e-3}
+    given: dict[str, Any] = {"steps": 5, "prediction_share": 0.4, "batch_size": 8, "learning_rate": 1e-3}
     return MLKD(**(given | settings))
 
 
@@ -324,7 +324,7 @@ def test_killed_and_resumed_it_ends_with_the_very_same_weights_and_as_a_plain_en
 
     def run(work: str, **how: Any) -> PreTrainedModel:
         student, teacher = tiny.model(layers=2, heads=2), tiny.model(layers=4, hidden=64, seed=5)
-        stage = distillation(prediction_steps=3)
+        stage = distillation(steps=6, prediction_share=0.5)
         return tiny.fit(stage, student, data, [teacher], work=tmp_path / work, seconds=0, **how).model
 
     unbroken = run("a")
@@ -339,7 +339,7 @@ def test_it_brings_student_and_teacher_closer(data: DataModule, tmp_path: Path) 
     batch = data.train.batch(range(24))
     measure = prepared(distillation(), tiny.model(layers=2, heads=2), teacher, data)
     fitted = tiny.fit(
-        distillation(steps=40, prediction_steps=0, learning_rate=5e-3), student, data, [teacher], work=tmp_path / "w"
+        distillation(steps=40, prediction_share=0.0, learning_rate=5e-3), student, data, [teacher], work=tmp_path / "w"
     )
     before, after = inside(measure.model, batch), inside(fitted.model, batch)
     target = inside(teacher, batch).hidden[0]
@@ -384,7 +384,7 @@ def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path)
 
 def test_the_head_is_trained_where_answers_are_learnt() -> None:
     assert distillation().trains_head and distillation().needs_trained_teacher
-    for settings in ({"soft_weight": 0.0}, {"prediction_steps": 0}):
+    for settings in ({"soft_weight": 0.0}, {"prediction_share": 0.0}):
         stage = distillation(**settings)
         assert not stage.trains_head and stage.leaves_head_stale and not stage.needs_trained_teacher
     first, second = distillation(patience=2, prediction_learning_rate=1e-4).phases()
@@ -426,9 +426,9 @@ def test_without_attention_modernbert_will_do(data: DataModule, batch: dict[str,
         ({"temperature": -1.0}, "temperature"),
         ({"contrastive_temperature": 0.0}, "contrastive_temperature"),
         ({"relation_heads": 0}, "relation_heads"),
-        ({"prediction_epochs": 1.0}, "prediction_epochs"),
+        ({"prediction_share": 1.0}, "prediction_share"),
         ({"prediction_learning_rate": 0.0}, "prediction_learning_rate"),
-        ({"prediction_steps": 0, "patience": 1}, "patience"),
+        ({"prediction_share": 0.0, "patience": 1}, "patience"),
         ({"task_weight": 1.0}, "task_weight"),
     ],
 )

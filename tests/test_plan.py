@@ -541,9 +541,9 @@ def test_a_shape_that_cannot_be_cut_is_refused(changes: list[str], key: str, bas
     ("changes", "key"),
     [
         (["student.intermediate=20"], "student.intermediate: "),
-        (["student.intermediate=99", "student.truncate_width=true"], "student.intermediate: "),
-        (["student.hidden=64", "student.truncate_width=true"], "student.hidden: "),
-        (["student.hidden=24", "student.heads=5", "student.truncate_width=true"], "student.heads: "),
+        (["student.intermediate=99", "student.truncate=first"], "student.intermediate: "),
+        (["student.hidden=64", "student.truncate=first"], "student.hidden: "),
+        (["student.hidden=24", "student.heads=5", "student.truncate=first"], "student.heads: "),
     ],
     ids=["intermediate", "wider intermediate", "wider hidden", "heads"],
 )

@@ -27,20 +27,20 @@ PACKAGE = HOUSE / "edgemin"
 
 # From the ground up: a module imports from its own line and those above; `a.b` stands with `a` unless named.
 LAYERS = (
-    ("edgemin", "config", "digest", "errors"),
+    ("edgemin", "config", "digest", "errors", "launch", "ranks"),
     ("encoder",),
     ("data", "distillation", "pruning", "quantization", "toy"),
     ("artifact", "checkpoint", "evaluate", "roots", "store"),
     ("measure", "progress", "tracking"),
-    ("stages", "stages.base", "stages.fit"),
-    ("stages.distillation",),
+    ("stages", "stages.base", "stages.callbacks", "stages.fit"),
+    ("stages.distillation", "stages.two_fits"),
     ("stages.*",),
-    ("job", "order", "pipeline", "plan", "results", "starts", "tree"),
+    ("job", "order", "origin", "pipeline", "plan", "results", "starts", "tree"),
     ("train",),
 )
 # Rows of finished runs need none of what made them.
 ALONE, ALONE_MAY_IMPORT = "report", ("errors", "report")
-FROM_WHERE_ALONE_IS_SEEN = LAYERS.index(("job", "order", "pipeline", "plan", "results", "starts", "tree"))
+FROM_WHERE_ALONE_IS_SEEN = LAYERS.index(("job", "order", "origin", "pipeline", "plan", "results", "starts", "tree"))
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.
 MAY_IMPORT_LATE = {
     "edgemin": None,

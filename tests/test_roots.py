@@ -107,7 +107,7 @@ def test_a_student_of_chosen_layers_is_its_source_without_the_others(
 def test_truncated_widths_keep_the_first_units_of_everything(tmp_path: Path) -> None:
     folder = written(tmp_path / "source", layers=2)
     source = loaded(folder).state_dict()
-    root = Root("s", source=str(folder), hidden=16, heads=2, intermediate=20, layers=[2], truncate_width=True)
+    root = Root("s", source=str(folder), hidden=16, heads=2, intermediate=20, layers=[2], truncate="first")
     student = roots.reshape(loaded(folder), root)
     found = encoder.structure(student)
     assert found["hidden"] == 16 and found["embedding"] == 16
@@ -139,16 +139,136 @@ def test_a_width_that_stays_changes_nothing(tmp_path: Path, batch: Any) -> None:
         ({"hidden": 16}, "hidden"),
         ({"heads": 2}, "heads"),
         ({"intermediate": 40}, "intermediate"),
-        ({"hidden": 64, "truncate_width": True}, "hidden"),
-        ({"intermediate": 49, "truncate_width": True}, "intermediate"),
-        ({"hidden": 16, "heads": 3, "truncate_width": True}, "heads"),
-        ({"hidden": 32, "heads": 2, "truncate_width": True}, "heads"),
+        ({"hidden": 64, "truncate": "first"}, "hidden"),
+        ({"intermediate": 49, "truncate": "first"}, "intermediate"),
+        ({"hidden": 16, "heads": 3, "truncate": "first"}, "heads"),
+        ({"hidden": 32, "heads": 2, "truncate": "first"}, "heads"),
+        ({"hidden": 64, "inherit": "embeddings"}, "hidden"),
+        ({"hidden": 16, "inherit": "embeddings"}, "hidden"),
+        ({"heads": 5, "inherit": "embeddings"}, "heads"),
     ],
 )
 def test_a_shape_the_weights_cannot_be_cut_to_is_refused_in_one_line(settings: Any, key: str, tmp_path: Path) -> None:
     folder = written(tmp_path / "source", layers=1)
     with pytest.raises(UserError, match=f"^{key}: expected [^\n]* given {settings[key]}$"):
         roots.reshape(loaded(folder), Root("s", source=str(folder), **settings))
+
+
+@pytest.mark.parametrize("how", ["first", "magnitude", "pca"])
+def test_widths_are_cut_as_the_encoder_cuts_them(how: Any, tmp_path: Path) -> None:
+    folder = written(tmp_path / "source", layers=3)
+    widths: dict[str, Any] = {"hidden": 24, "heads": 4, "intermediate": 21}
+    student = roots.reshape(loaded(folder), Root("s", source=str(folder), layers=[1, 3], truncate=how, **widths))
+    expected = loaded(folder)
+    encoder.slice_layers(expected, [0, 2])
+    encoder.truncate(expected, how, heads=4, head_size=6, ffn=21, hidden=24)
+    assert tiny.same_weights(student, expected)
+
+
+def uneven(folder: Path) -> Path:
+    model = tiny.model(layers=3)
+    encoder.slice_heads(model, 1, [0, 3])
+    encoder.slice_ffn(model, 2, range(40))
+    folder.mkdir()
+    artifact.save(folder, model, toy.tokenizer(), {"head_trained": True})
+    return folder
+
+
+def test_layers_of_different_widths_are_cut_to_one_that_all_have(tmp_path: Path) -> None:
+    folder = uneven(tmp_path / "artifact")
+    student = roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="magnitude", intermediate=40))
+    assert [layer["ffn"] for layer in encoder.structure(student)["layers"]] == [40, 40, 40]
+    assert encoder.heads(student) == [4, 2, 4]
+    student = roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="pca", hidden=16, heads=2))
+    assert encoder.heads(student) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"intermediate": 44}, "intermediate: expected at most the 40 of [^\n]*, given 44"),
+        ({"hidden": 16}, "heads: expected a whole number, as the layers of [^\n]* differ [^\n]*, given null"),
+        ({"hidden": 16, "layers": [2, 3], "heads": 4}, "heads: expected at most the 2 of [^\n]*, given 4"),
+        ({"hidden": 30, "layers": [1]}, "heads: expected a divisor [^\n]* given null, which keeps the 4 of [^\n]*"),
+    ],
+)
+def test_layers_of_different_widths_are_refused_what_one_of_them_lacks(
+    settings: Any, line: str, tmp_path: Path
+) -> None:
+    folder = uneven(tmp_path / "artifact")
+    with pytest.raises(UserError, match=f"^{line}$"):
+        roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="first", **settings))
+
+
+@pytest.mark.parametrize("settings", [{"hidden": 16, "heads": 2}, {"intermediate": 20}])
+def test_a_family_that_cannot_be_cut_is_refused_before_there_are_weights(settings: Any, tmp_path: Path) -> None:
+    config = tiny.model("mobilebert").config
+    for how in ("first", "magnitude", "pca"):
+        with pytest.raises(UserError, match=r"^truncate: [^\n]* cannot be cut for mobilebert, [^\n]*$|^heads: [^\n]*$"):
+            roots.outline(config, None, Root("s", source="x", truncate=how, **settings))
+
+
+def test_a_truncation_that_cuts_nothing_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny.model(layers=3).config
+    for settings in ({"hidden": 32}, {"hidden": 32, "inherit": "embeddings", "heads": 2}, {"heads": 4, "layers": 2}):
+        caplog.clear()
+        roots.outline(config, None, Root("s", source="x", truncate="pca", **settings))
+        assert ["s: truncate=pca cuts nothing" in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    for settings in ({"hidden": 16, "heads": 2}, {"hidden": 16, "inherit": "embeddings"}, {"intermediate": 20}):
+        roots.outline(config, None, Root("s", source="x", truncate="pca", **settings))
+    assert not caplog.records
+
+
+# Embeddings alone
+
+
+def drawn(source: Path, **settings: Any) -> PreTrainedModel:
+    model, before = loaded(source), torch.get_rng_state()
+    made = roots.reshape(model, Root("s", source=str(source), inherit="embeddings", **settings))
+    assert torch.equal(torch.get_rng_state(), before)
+    return made
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+def test_a_student_may_take_its_embeddings_from_its_source_and_nothing_else(
+    family: str, tmp_path: Path, batch: Any
+) -> None:
+    folder = written(tmp_path / "source", family, layers=2)
+    first, again, other = (drawn(folder, layers=4, seed=seed) for seed in (1, 1, 2))
+    assert tiny.same_weights(first, again)
+    source, mine, theirs = (model.state_dict() for model in (loaded(folder), first, other))
+    same = {name for name in mine if torch.equal(mine[name], theirs[name]) and mine[name].dim() == 2}
+    assert same == {name for name in source if "embedding" in name and source[name].dim() == 2}
+    assert all(torch.equal(mine[name], source[name]) for name in source if "embedding" in name)
+    assert encoder.num_layers(first) == 4
+    assert encoder.label_names(first) == encoder.label_names(loaded(folder))
+    assert torch.isfinite(tiny.logits(first, batch)).all()
+
+
+def test_embeddings_are_cut_to_a_smaller_hidden_size_and_layers_may_be_wider_than_the_sources(tmp_path: Path) -> None:
+    folder = written(tmp_path / "source", layers=2)
+    ways: list[encoder.Truncation] = ["first", "magnitude", "pca"]
+    made = {how: drawn(folder, layers=3, hidden=20, heads=10, intermediate=100, truncate=how) for how in ways}
+    for how, model in made.items():
+        found = encoder.structure(model)
+        assert (found["hidden"], found["embedding"]) == (20, 20)
+        assert [(layer["heads"], layer["head_size"], layer["ffn"]) for layer in found["layers"]] == [(10, 2, 100)] * 3
+        expected = loaded(folder)
+        encoder.truncate(expected, how, hidden=20)
+        embedded = {name: tensor for name, tensor in expected.state_dict().items() if ".embeddings." in name}
+        assert len(embedded) == 5 and all(torch.equal(model.state_dict()[name], embedded[name]) for name in embedded)
+
+
+def test_what_a_root_inherits_and_how_it_is_cut_are_in_its_key() -> None:
+    def described(**settings: Any) -> dict[str, Any]:
+        return roots.describe(Root("s", source="x", hidden=16, **settings))
+
+    ways = [described(truncate=how) for how in ("first", "magnitude", "pca")]
+    assert len({way["truncate"] for way in ways}) == 3 and all("seed" not in way for way in ways)
+    assert described(seed=1) == described(seed=2)
+    assert described(inherit="embeddings", seed=1) != described(inherit="embeddings", seed=2)
+    assert described(inherit="embeddings")["inherit"] != described()["inherit"]
 
 
 # The shape before there are weights
@@ -160,10 +280,14 @@ def test_a_shape_the_weights_cannot_be_cut_to_is_refused_in_one_line(settings: A
     [
         {},
         {"layers": [2, 3]},
-        {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 20, "truncate_width": True},
-        {"hidden": 24, "heads": 3, "layers": [3], "truncate_width": True},
+        {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 20, "truncate": "first"},
+        {"hidden": 24, "heads": 3, "layers": [3], "truncate": "first"},
+        {"hidden": 24, "heads": 3, "intermediate": 21, "truncate": "magnitude"},
+        {"hidden": 24, "heads": 3, "intermediate": 21, "layers": 2, "truncate": "pca"},
+        {"hidden": 24, "heads": 6, "layers": 5, "intermediate": 99, "truncate": "pca", "inherit": "embeddings"},
+        {"inherit": "embeddings"},
     ],
-    ids=["whole", "layers", "widths", "widths of one layer"],
+    ids=["whole", "layers", "first", "first of one layer", "magnitude", "pca", "embeddings cut", "embeddings"],
 )
 def test_the_outline_of_a_cut_checkpoint_is_the_structure_of_its_weights(
     family: str, settings: Any, tmp_path: Path
@@ -180,7 +304,7 @@ def test_the_outline_of_a_cut_checkpoint_is_the_structure_of_its_weights(
 
 
 def test_smaller_heads_are_outlined_too_and_refused_where_they_cannot_be_cut(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"hidden": 16, "heads": 4, "truncate_width": True}
+    settings: dict[str, Any] = {"hidden": 16, "heads": 4, "truncate": "first"}
     for family in tiny.CUTTABLE:
         folder = written(tmp_path / family, family, layers=1)
         facts, root = checkpoint.read_facts(str(folder), "student.source"), Root("s", source=str(folder), **settings)
@@ -260,6 +384,16 @@ def test_a_shape_that_is_incomplete_is_refused_with_what_is_missing(key: str) ->
         ({"source": "x", "family": "bert"}, "family"),
         ({"source": "x", "vocabulary": 10}, "vocabulary"),
         ({"layer_choice": "middle"}, "layer_choice"),
+        ({"inherit": "embeddings"}, "inherit"),
+        ({"inherit": "layers", "source": "x"}, "inherit"),
+        ({"truncate": "first", "hidden": 16}, "truncate"),
+        ({"truncate": True, "hidden": 16, "source": "x"}, "truncate"),
+        ({"truncate": "pca", "source": "x"}, "truncate"),
+        ({"truncate": "pca", "source": "x", "inherit": "embeddings", "heads": 2}, "truncate"),
+        ({"layers": [1, 2], "source": "x", "inherit": "embeddings"}, "layers"),
+        ({"layers": 0, "source": "x", "inherit": "embeddings"}, "layers"),
+        ({"layer_choice": "last", "layers": 2, "source": "x", "inherit": "embeddings"}, "layer_choice"),
+        ({"truncate_width": True}, "truncate_width"),
         ({"layers": "three"}, "layers"),
         ({"layer": 3}, "layer"),
     ],

@@ -43,6 +43,16 @@ class Splits:
         assert examples is not None, "the task has no hold-out"
         return hashlib.sha256("\0".join((examples.fingerprint, *self.labels)).encode()).hexdigest()
 
+    def content(self) -> dict[str, Any]:
+        """What of the task a stage that is trained on it depends on, for its key."""
+        return {
+            "train": self.fingerprint("train"),
+            "holdout": self.fingerprint("holdout") if self.holdout is not None else None,
+            "labels": list(self.labels),
+            "regression": self.task.regression,
+            "max_length": self.task.max_length,
+        }
+
 
 def load(task: Task) -> Splits:
     """Read a task's data and check all of it before anything is trained.

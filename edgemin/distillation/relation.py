@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.distillation.relation_blocks import Projected, blocked_relation_kl
 from edgemin.errors import UserError
 
 PAIRS = tuple(rows + columns for rows in "qkv" for columns in "qkv")
@@ -65,6 +66,22 @@ def relation_kl(
     assert teacher.shape[:2] == student.shape[:2] == mask.shape, "teacher and student must read the same tokens"
     assert (teacher_keys is None) == (student_keys is None), "keys belong to both sides or to none"
     _check_relation_heads(relation_heads, teacher.shape[-1], student.shape[-1])
+    sides = Projected(teacher, teacher_keys), Projected(student, student_keys)
+    return blocked_relation_kl(*sides, mask.bool(), relation_heads)
+
+
+def plain_relation_kl(
+    teacher: Tensor,
+    student: Tensor,
+    mask: Tensor,
+    relation_heads: int,
+    teacher_keys: Tensor | None = None,
+    student_keys: Tensor | None = None,
+) -> Tensor:
+    """``relation_kl`` written down in a few lines of autograd, with all relations in memory at once.
+
+    Slow and large: it is what tests and ``benchmarks.relation_loss`` compare ``relation_kl`` with.
+    """
     tokens = mask.bool()
     dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
     with torch.autocast(student.device.type, enabled=False):

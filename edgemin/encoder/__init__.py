@@ -28,10 +28,12 @@ from edgemin.encoder.slicing import (
     slice_weight,
 )
 from edgemin.encoder.taps import Projections, Reading, head_contexts, logits, read
+from edgemin.encoder.truncation import Truncation, truncate, with_fresh_layers
 
 __all__ = [
     "Projections",
     "Reading",
+    "Truncation",
     "attach_head",
     "build",
     "classifier_prefix",
@@ -56,4 +58,6 @@ __all__ = [
     "slice_vocabulary",
     "slice_weight",
     "structure",
+    "truncate",
+    "with_fresh_layers",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from edgemin.encoder.families import table
 from edgemin.encoder.parts import has_projection, head_linears, hidden_size, layers
 from edgemin.errors import UserError
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 class Read(NamedTuple):
@@ -20,31 +22,22 @@ class Read(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Everything that one choice of basis for the stream concerns.
+    """Everything whose weights have the stream's units as rows or columns."""
 
-    Attributes:
-        tables: embeddings whose columns are the stream's units: none where a projection follows them.
-        writers: Linears whose rows are the stream's units.
-        reads: of all layers, Linears whose columns are the stream's units.
-        head: the same of the head's first Linear.
-        norms: every norm over the stream's units.
-        carried: those of them whose output is the stream itself from there on, and not only read.
-    """
-
-    tables: list[nn.Embedding]
-    writers: list[nn.Linear]
-    reads: list[Read]
-    head: Read
-    norms: list[nn.LayerNorm]
-    carried: list[nn.LayerNorm]
+    tables: list[nn.Embedding]  #: embeddings, whose columns are the units; none where a projection follows them
+    writers: list[nn.Linear]  #: their rows are the units
+    reads: list[Read]  #: in the layers; their columns are the units
+    head: Read  #: the head's first Linear
+    carried: list[nn.LayerNorm]  #: norms whose output goes on as the stream itself
+    aside: list[nn.LayerNorm]  #: norms whose output is only read
 
 
 def stream(model: PreTrainedModel) -> Stream:
     """Find a model's residual stream through its family's table.
 
     Raises:
-        UserError: the family's layers have a width of their own (MobileBERT); something of it is no plain float layer,
-            as after quantisation.
+        UserError: the family's layers have a width of their own (MobileBERT), or one of the modules is no plain
+            float layer.
     """
     family = table(model)
     if family.bottleneck is not None:
@@ -52,63 +45,55 @@ def stream(model: PreTrainedModel) -> Stream:
             f"hidden: cannot be cut for {family.name}, whose feature maps of {hidden_size(model)} units are tied by "
             "bottlenecks to another width inside the layers"
         )
-    tables: list[nn.Embedding] = []
-    writers: list[nn.Linear] = []
-    now: nn.LayerNorm | None = None
-    if has_projection(model):
-        assert family.projection is not None
-        writers.append(_linear(model, family.projection))
-    else:
-        paths = (family.words, family.positions, family.token_types)
-        tables += [_table(model, path) for path in paths if path is not None]
-        now = _norm(model, family.embedding_norm)
-    embedded = now
+    tables, writers, embedded = _embeddings(model)
     reads: list[Read] = []
-    inside: list[nn.LayerNorm] = []
+    behind: list[nn.LayerNorm] = []  # norms behind attention or FFN, as BERT has them
+    in_front: list[nn.LayerNorm] = []  # of attention, FFN or head, as ModernBERT has them
+    now = embedded
     for index, layer in enumerate(layers(model)):
         first, second = (_norm(layer.module, path) for path in family.norms)
-        before_attention, before_ffn = now, first
-        if family.attention_norm is not None:  # norms stand in front, and only ModernBERT's first layer may lack one
-            before_attention, before_ffn = first or (embedded if index == 0 else None), second
-        reads += [Read(_linear(layer.module, path), before_attention) for path in family.projections]
-        reads.append(Read(_linear(layer.module, family.ffn_in), before_ffn))
-        writers += [_linear(layer.module, family.output), _linear(layer.module, family.ffn_out)]
-        inside += [norm for norm in (first, second) if norm is not None]
-        now = second
-    carried = [embedded] if embedded is not None else []
+        found = [norm for norm in (first, second) if norm is not None]
+        if family.attention_norm is None:
+            read_by_attention, read_by_ffn, now = now, first, second
+            behind += found
+        else:
+            # Only ModernBERT's first layer lacks a norm: there, the embeddings' own stands in front of it.
+            read_by_attention, read_by_ffn, now = first or (embedded if index == 0 else None), second, None
+            in_front += found
+        reads += [Read(plain(layer.part(path), nn.Linear), read_by_attention) for path in family.projections]
+        reads.append(Read(plain(layer.part(family.ffn_in), nn.Linear), read_by_ffn))
+        writers += [plain(layer.part(path), nn.Linear) for path in (family.output, family.ffn_out)]
     if family.final_norm is not None:
-        now = _norm(model, family.final_norm)
-        assert now is not None
-        inside.append(now)
-    else:
-        carried += inside
-    norms = [*([embedded] if embedded is not None else []), *inside]
-    return Stream(tables, writers, reads, Read(_linear(model, head_linears(model)[0]), now), norms, carried)
+        now = plain(model.get_submodule(family.final_norm), nn.LayerNorm)
+        in_front.append(now)
+    head = Read(plain(model.get_submodule(head_linears(model)[0]), nn.Linear), now)
+    carried = [*([embedded] if embedded is not None else []), *behind]
+    return Stream(tables, writers, reads, head, carried, in_front)
 
 
-def _linear(owner: nn.Module, path: str) -> nn.Linear:
-    module = owner.get_submodule(path)
-    if type(module) is not nn.Linear:
-        raise UserError(_refusal(module))
+def plain(module: nn.Module, kind: type[_Kind]) -> _Kind:
+    """A module that is exactly of this kind, so that its ``weight`` is all there is to it.
+
+    Raises:
+        UserError: it is not, as after quantisation.
+    """
+    if type(module) is not kind:
+        given = f"{type(module).__module__}.{type(module).__name__}"
+        raise UserError(f"model: expected plain float layers to be weighed, given {given}; cut before quantising")
     return module
 
 
-def _table(owner: nn.Module, path: str) -> nn.Embedding:
-    module = owner.get_submodule(path)
-    if type(module) is not nn.Embedding:
-        raise UserError(_refusal(module))
-    return module
+def _embeddings(model: PreTrainedModel) -> tuple[list[nn.Embedding], list[nn.Linear], nn.LayerNorm | None]:
+    """What first writes to the stream, and the norm that it begins with."""
+    family = table(model)
+    if has_projection(model):
+        assert family.projection is not None
+        return [], [plain(model.get_submodule(family.projection), nn.Linear)], None
+    paths = [path for path in (family.words, family.positions, family.token_types) if path is not None]
+    tables = [plain(model.get_submodule(path), nn.Embedding) for path in paths]
+    return tables, [], plain(model.get_submodule(family.embedding_norm), nn.LayerNorm)
 
 
 def _norm(owner: nn.Module, path: str) -> nn.LayerNorm | None:
     module = owner.get_submodule(path)
-    if isinstance(module, nn.Identity):
-        return None
-    if type(module) is not nn.LayerNorm:
-        raise UserError(_refusal(module))
-    return module
-
-
-def _refusal(module: nn.Module) -> str:
-    kind = f"{type(module).__module__}.{type(module).__name__}"
-    return f"truncate: expected plain float layers to weigh or turn, given {kind}; cut before quantising"
+    return None if isinstance(module, nn.Identity) else plain(module, nn.LayerNorm)

@@ -143,10 +143,13 @@ class ImportanceAccumulator:
             total = (per_example / loss_weight.cpu().double().reshape(-1, 1)).sum(0)
         else:
             total = per_example.sum(0) / loss_weight
-        by_layer = total.split(list(heads))
-        sums = self._sums or [torch.zeros_like(part) for part in by_layer]
-        self._sums = [done + new for done, new in zip(sums, by_layer, strict=True)]
-        self.examples += len(mask)
+        self.add(total.split(list(heads)), len(mask))
+
+    def add(self, sums: Sequence[Tensor], examples: int) -> None:
+        """Add what was summed elsewhere: ``[A_l]`` per layer, over so many examples."""
+        before = self._sums or [torch.zeros_like(part) for part in sums]
+        self._sums = [done + new for done, new in zip(before, sums, strict=True)]
+        self.examples += examples
 
     def importance(self) -> list[Tensor]:
         """Importance of every head so far: ``[A_l]`` per layer, float64, on CPU; ``taylor`` normalised."""

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, get_scheduler
 
-from edgemin import encoder
+from edgemin import encoder, ranks
 from edgemin.data import CorpusBatches, DataModule, TrainBatches
-from edgemin.errors import UserError
 from edgemin.stages.fit import Fit
 
 
@@ -60,6 +59,7 @@ class Stage(pl.LightningModule):
         self.seed = 0
         self.phase = 0
         self._data: DataModule | None = None
+        self._share: Tensor | None = None  # of this process's part of a batch in the whole, times their number
 
     # -- what planning asks ------------------------------------------------------------------------
 
@@ -87,6 +87,11 @@ class Stage(pl.LightningModule):
     def trains(self) -> bool:
         """Whether any of its fits trains. Asked before ``prepare``, as all that planning asks."""
         return any(fit.trains for fit in self.phases())
+
+    @property
+    def reaches_all(self) -> bool:
+        """Whether every loss depends on every parameter. Several processes must look for those without a gradient."""
+        return True
 
     @property
     def stops_early(self) -> bool:
@@ -166,7 +171,14 @@ class Stage(pl.LightningModule):
     def training_batches(self, fit: Fit) -> TrainBatches | CorpusBatches:
         """All batches of a fit: of the task's training split, unless a stage is trained on something else."""
         steps = fit.batches(self.training_examples())
-        return TrainBatches(self.data.train, fit.batch_size, seed=self.seed + self.phase, steps=steps)
+        return TrainBatches(
+            self.data.train,
+            fit.batch_size,
+            seed=self.seed + self.phase,
+            steps=steps,
+            rank=ranks.rank(),
+            world=ranks.world(),
+        )
 
     def training_examples(self) -> int:
         """How many examples an epoch has."""
@@ -181,20 +193,34 @@ class Stage(pl.LightningModule):
     # -- Lightning ---------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Each step's randomness depends on (seed, phase, step) alone, so a resumed run repeats an unbroken one."""
-        torch.manual_seed((self.seed * 1_000_003 + self.phase * 998_244_353 + batch_idx) % 2**63)
+        """Each step's randomness depends on (seed, phase, step) alone, so a resumed run repeats an unbroken one.
+
+        Of several processes each draws its own, as each has other examples.
+        """
+        drawn = self.seed * 1_000_003 + self.phase * 998_244_353 + batch_idx + ranks.rank() * 1_000_000_000_039
+        torch.manual_seed(drawn % 2**63)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Lightning's hook around ``loss``."""
-        loss = self.loss(batch)
-        if not torch.isfinite(loss):
+        """Lightning's hook around ``loss``; of several processes, the mean of what they return is that of the batch."""
+        own = dict(batch)
+        self._share = own.pop("share", None)
+        loss = self.loss(own)
+        if self._share is not None:
+            loss = self._share * loss
+        seen = ranks.mean(loss.detach())
+        if not torch.isfinite(seen):
             step = batch_idx // self.trainer.accumulate_grad_batches + 1
-            raise UserError(
-                f"learning_rate: the loss of {self.name} became {loss.item()} at step {step}, batch {batch_idx + 1}; "
+            raise ranks.SharedError(
+                f"learning_rate: the loss of {self.name} became {seen.item()} at step {step}, batch {batch_idx + 1}; "
                 "a smaller learning rate or trainer.precision=32 may help; the last checkpoint before it is kept"
             )
-        self.log("loss", loss.detach())
+        self.log("loss", seen)
         return loss
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Log a mean over the examples of a batch; of several processes, each gives that of its part."""
+        own = value.detach()
+        self.log(name, own if self._share is None else ranks.mean(self._share * own))
 
     def configure_optimizers(self) -> Any:
         """AdamW without weight decay on vectors, with warm-up and decay per optimiser step."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edgemin import encoder
+from edgemin import encoder, ranks
 from edgemin.data import Corpus, CorpusBatches, DataModule, TrainBatches
 from edgemin.distillation.outputs import TeacherOutputs, teacher_outputs
 from edgemin.encoder import Reading
@@ -158,6 +158,11 @@ class Distillation(Stage):
         return self.settings.trains and not self.trains_head
 
     @property
+    def reaches_all(self) -> bool:
+        """Not always: the student may stop below its head, and what a phase learns beside it may rest in another."""
+        return False
+
+    @property
     def needs_task(self) -> bool:
         """A corpus takes the task's place."""
         return self.corpus is None
@@ -235,7 +240,15 @@ class Distillation(Stage):
         if self.corpus is None:
             return super().training_batches(fit)
         steps = fit.batches(0)
-        return CorpusBatches(self.corpus, self.data.tokenizer, fit.batch_size, seed=self.seed + self.phase, steps=steps)
+        return CorpusBatches(
+            self.corpus,
+            self.data.tokenizer,
+            fit.batch_size,
+            seed=self.seed + self.phase,
+            steps=steps,
+            rank=ranks.rank(),
+            world=ranks.world(),
+        )
 
     def training_examples(self) -> int:
         """A corpus is counted in steps alone."""
@@ -257,7 +270,7 @@ class Distillation(Stage):
             assert student.logits is not None
             terms["task"] = weight * task_loss(student.logits, batch["labels"], regression=self.data.regression)
         for name, term in terms.items():
-            self.log(f"{name}_loss", term.detach())
+            self.record(f"{name}_loss", term)
         return torch.stack(list(terms.values())).sum()
 
     def _taught(self, index: int, batch: Mapping[str, Tensor]) -> Reading:

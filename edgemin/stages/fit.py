@@ -33,7 +33,7 @@ class Fit:
     Attributes:
         epochs: passes over the training examples; or
         steps: optimiser steps. Exactly one of the two is given; 0 trains nothing.
-        batch_size: examples per forward pass.
+        batch_size: examples per forward pass, over all processes together.
         accumulate: forward passes per optimiser step.
         learning_rate: peak of AdamW's learning rate (betas 0.9 and 0.999, eps 1e-6).
         warmup: share of the optimiser steps over which the learning rate rises from 0.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -18,8 +17,8 @@ from edgemin.distillation.tinybert import hidden_mse, matched_layers
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
-from edgemin.stages.distillation import Asks, Distillation, DistillSettings
-from edgemin.stages.fit import Fit
+from edgemin.stages.distillation import Asks, DistillSettings
+from edgemin.stages.two_fits import TwoFits
 
 _INSIDE, _PREDICTION = ("embedding", "attention", "hidden"), ("sample", "contrastive", "soft")
 
@@ -32,7 +31,7 @@ class _Heads(NamedTuple):
     relation: int
 
 
-class MLKD(Distillation):
+class MLKD(TwoFits):
     r"""MLKD-BERT (Zhang, Yang and Ji 2024, arXiv 2407.02775), as far as it is known: see the note below.
 
     .. math:: L_1 = w_E L_{EMB} + w_A L_{MHA} + w_H L_{FFN}, \qquad L_2 = w_S L_{SS} + w_C L_{SC} + w_K L_{KD}
@@ -65,16 +64,10 @@ class MLKD(Distillation):
         contrastive_temperature: of its similarities, which are cosines.
         soft_weight: of the teacher's answers.
         temperature: of the teacher's answers.
-        prediction_epochs: of the second fit: passes over the training examples; or
-        prediction_steps: its optimiser steps. Exactly one of the two is given; 0 leaves it out (and
-            makes a method of one fit, which ``multi`` takes).
-        prediction_learning_rate: its peak. All else is as in the first fit, but that ``patience`` is of the second
-            alone: before it there is nothing to score.
-        settings: see :class:`edgemin.stages.distillation.Distillation`; ``epochs``, ``steps`` and ``learning_rate`` are
-            those of the first fit.
+        prediction_share: see :class:`edgemin.stages.two_fits.TwoFits`, as for
+        prediction_learning_rate: this.
+        settings: see :class:`edgemin.stages.distillation.Distillation`; ``learning_rate`` is that of the first fit.
     """
-
-    _prediction: Fit | None = None  # none with a corpus, or where it trains nothing
 
     def __init__(
         self,
@@ -89,12 +82,13 @@ class MLKD(Distillation):
         contrastive_temperature: float = 0.1,
         soft_weight: float = 1.0,
         temperature: float = 1.0,
-        prediction_epochs: float | None = None,
-        prediction_steps: int | None = None,
+        prediction_share: float = 0.2,
         prediction_learning_rate: float = 3e-5,
         **settings: Unpack[DistillSettings],
     ) -> None:
-        super().__init__(settings=settings)
+        super().__init__(
+            prediction_share=prediction_share, prediction_learning_rate=prediction_learning_rate, settings=settings
+        )
         check_temperature(temperature)
         if not 0 < contrastive_temperature < math.inf:
             raise UserError(f"contrastive_temperature: expected a number above 0, given {contrastive_temperature}")
@@ -110,23 +104,11 @@ class MLKD(Distillation):
         }
         self.layer_map, self.relation_heads = layer_map, relation_heads
         self.temperature, self.contrastive_temperature = temperature, contrastive_temperature
-        if self.corpus is None:
-            self._prediction = self._second_fit(prediction_epochs, prediction_steps, prediction_learning_rate)
-        self.settings = replace(self.settings, patience=None)
         self._check_weights()
         self.projection: nn.Linear | None = None
         self._pairs: dict[int, int] = {}
         self._heads: dict[int, _Heads] = {}
         self._last = (0, 0)
-
-    def _second_fit(self, epochs: float | None, steps: int | None, learning_rate: float) -> Fit | None:
-        try:
-            fit = replace(self.settings, epochs=epochs, steps=steps, learning_rate=learning_rate)
-        except UserError as error:
-            raise UserError(f"prediction_{error}") from error
-        if fit.patience is not None and not fit.trains:
-            raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
-        return fit if fit.trains else None
 
     def _check_weights(self) -> None:
         for name, weight in self.weights.items():
@@ -142,17 +124,12 @@ class MLKD(Distillation):
     @property
     def trains_head(self) -> bool:
         """Where the teacher's answers are learnt."""
-        return self._prediction is not None and self.weights["soft"] > 0
+        return super().trains_head and self.weights["soft"] > 0
 
     @property
     def leaves_head_stale(self) -> bool:
         """Where it trains anything else alone."""
         return self.trains and not self.trains_head
-
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Where the teacher's answers are learnt."""
-        return self.trains_head
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Layers must exist, relation heads divide both widths, families fit."""
@@ -200,10 +177,6 @@ class MLKD(Distillation):
                 f"widths {widths[0]} and {widths[1]}"
             )
         return _Heads(student["heads"], teacher["heads"], found)
-
-    def phases(self) -> list[Fit]:
-        """Tokens, then predictions."""
-        return [self.settings] if self._prediction is None else [self.settings, self._prediction]
 
     def asks_student(self) -> Asks:
         """Inside first, then the last [CLS] and the answers."""

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Unpack, get_args
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edgemin import encoder
+from edgemin import encoder, ranks
 from edgemin.data import DataModule
 from edgemin.errors import UserError
 from edgemin.pruning.importance import ImportanceAccumulator, head_importance
@@ -171,19 +172,26 @@ class HeadPruning(Stage):
         return task_loss(encoder.logits(self.model, batch), batch["labels"], regression=self.data.regression)
 
     def on_after_backward(self) -> None:
-        """Add this batch's examples to the ranking."""
+        """Add this batch's examples to the ranking, those of all processes to the ranking of each."""
         if self._accumulator is None or self._capture is None:
             return
-        mask = self._batch["attention_mask"]
+        mask, heads = self._batch["attention_mask"], encoder.heads(self.model)
+        share = 1.0 if self._share is None else float(self._share)
         # The loss is a mean over the batch, divided by the accumulation, under fp16 multiplied by the scaler's factor.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        weight = scale / (len(mask) * self.ranking.accumulate)
+        weight = share * scale / (len(mask) * self.ranking.accumulate)
         gradients = [context.grad for context in self._contexts]
-        if all(
-            gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients
-        ):  # else fp16 overflowed: the scaler skips this step too
-            self._accumulator.update(self._contexts, gradients, mask, encoder.heads(self.model), loss_weight=weight)
+        finite = all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+        own = ImportanceAccumulator(self.criterion)
+        own.add([torch.zeros(count, dtype=torch.float64) for count in heads], 0)
+        if finite and share > 0:  # else no example of this batch was left for this process
+            own.update(self._contexts, gradients, mask, heads, loss_weight=weight)
+        seen = own.state_dict()
+        counts = torch.tensor([seen["examples"], float(finite)], dtype=torch.float64)
+        found = ranks.total(torch.cat([*seen["sums"], counts]))
+        if found[-1] == ranks.world():  # else fp16 overflowed: the scaler skips this step too
+            self._accumulator.add(found[:-2].split(heads), int(found[-2]))
         self._capture.__exit__(None, None, None)
         self._capture, self._contexts, self._batch = None, [], {}
 

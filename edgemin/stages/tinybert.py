@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, Unpack, cast
 
 import torch
@@ -16,11 +15,11 @@ from edgemin.distillation.tinybert import hidden_mse, matched_layers, prediction
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
-from edgemin.stages.distillation import Asks, Distillation, DistillSettings
-from edgemin.stages.fit import Fit
+from edgemin.stages.distillation import Asks, DistillSettings
+from edgemin.stages.two_fits import TwoFits
 
 
-class TinyBERT(Distillation):
+class TinyBERT(TwoFits):
     r"""TinyBERT (Jiao et al. 2019, arXiv 1909.10351): first what happens inside, then the predictions.
 
     .. math:: L_1 = w_E L_{embd} + w_H L_{hidn} + w_A L_{attn}, \qquad L_2 = L_{pred}
@@ -40,16 +39,10 @@ class TinyBERT(Distillation):
             matrices, which are dropped at the end. The published code has one map for both, with a bias, and learns it
             where widths are equal too. ``none`` compares them as they are, which needs equal widths.
         temperature: of the predictions.
-        prediction_epochs: of the second fit: passes over the training examples; or
-        prediction_steps: its optimiser steps. Exactly one of the two is given; 0 leaves it out (and
-            makes a method of one fit, which ``multi`` takes).
-        prediction_learning_rate: its peak. All else is as in the first fit, but that ``patience`` is of the second
-            alone: before it there is nothing to score.
-        settings: see :class:`edgemin.stages.distillation.Distillation`; ``epochs``, ``steps`` and ``learning_rate`` are
-            those of the first fit.
+        prediction_share: see :class:`edgemin.stages.two_fits.TwoFits`, as for
+        prediction_learning_rate: this.
+        settings: see :class:`edgemin.stages.distillation.Distillation`; ``learning_rate`` is that of the first fit.
     """
-
-    _prediction: Fit | None = None  # none with a corpus, or where it trains nothing
 
     def __init__(
         self,
@@ -60,12 +53,13 @@ class TinyBERT(Distillation):
         attention_weight: float = 1.0,
         projection: Literal["learned", "none"] = "learned",
         temperature: float = 1.0,
-        prediction_epochs: float | None = None,
-        prediction_steps: int | None = None,
+        prediction_share: float = 0.2,
         prediction_learning_rate: float = 3e-5,
         **settings: Unpack[DistillSettings],
     ) -> None:
-        super().__init__(settings=settings)
+        super().__init__(
+            prediction_share=prediction_share, prediction_learning_rate=prediction_learning_rate, settings=settings
+        )
         check_temperature(temperature)
         self.weights = {"embedding": embedding_weight, "hidden": hidden_weight, "attention": attention_weight}
         for name, weight in self.weights.items():
@@ -74,33 +68,11 @@ class TinyBERT(Distillation):
         if self.settings.trains and not any(self.weights.values()):
             raise UserError("hidden_weight: expected it, embedding_weight or attention_weight above 0, given all 0")
         self.layer_map, self.projection, self.temperature = layer_map, projection, temperature
-        if self.corpus is None:
-            self._prediction = self._second_fit(prediction_epochs, prediction_steps, prediction_learning_rate)
-        self.settings = replace(self.settings, patience=None)
         self.projections = nn.ModuleDict()
         self._pairs: dict[int, int] = {}
         self._heads: dict[int, int] = {}
 
-    def _second_fit(self, epochs: float | None, steps: int | None, learning_rate: float) -> Fit | None:
-        try:
-            fit = replace(self.settings, epochs=epochs, steps=steps, learning_rate=learning_rate)
-        except UserError as error:
-            raise UserError(f"prediction_{error}") from error
-        if fit.patience is not None and not fit.trains:
-            raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
-        return fit if fit.trains else None
-
     # -- what planning asks ------------------------------------------------------------------------
-
-    @property
-    def trains_head(self) -> bool:
-        """Where the predictions are learnt."""
-        return self._prediction is not None
-
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Where the predictions are learnt."""
-        return self.trains_head
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Layers must exist; heads, widths and families fit what is compared."""
@@ -141,10 +113,6 @@ class TinyBERT(Distillation):
             self.notes.append("a corpus has no predictions to learn: only embeddings, hidden states and attention were")
         elif self.trains_head:
             check_outputs(student["labels"], [teacher["labels"]])
-
-    def phases(self) -> list[Fit]:
-        """What happens inside, then the predictions."""
-        return [self.settings] if self._prediction is None else [self.settings, self._prediction]
 
     def asks_student(self) -> Asks:
         """Inside first, then the answers."""
