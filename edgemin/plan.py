@@ -168,8 +168,9 @@ class _Planner:
                 )
         content = start.content(self.study.splits, parent.key if parent else None)
         content |= {"code": code_digest("edgemin.roots", "edgemin.checkpoint"), "versions": _versions()}
-        shape = start.shape._replace(pruned=start.shape.pruned or (parent is not None and parent.shape.pruned))
-        trained = start.own_labels or (parent is not None and parent.head_trained)
+        giver = parent if start.root.inherit == "all" else None  # of layers and head
+        shape = start.shape._replace(pruned=start.shape.pruned or (giver is not None and giver.shape.pruned))
+        trained = start.own_labels or (giver is not None and giver.head_trained)
         if start.own_labels and start.generic_labels:
             self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")
         return Node(

@@ -137,11 +137,13 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
         outline = roots.outline(config, structure, root)
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
-    if facts is not None and facts.quantised and outline.structure != facts.structure:
+    untouched = root.inherit == "all" and facts is not None and outline.structure == facts.structure
+    if facts is not None and facts.quantised and not untouched:
         raise UserError(f"{name}.source: expected weights that can be cut, given {root.source}, which is quantised")
     _check_tokenizer(name, outline, tokenizer, splits)
     own = (
-        facts is not None
+        root.inherit == "all"  # else its head is fresh
+        and facts is not None
         and facts.labels is not None
         and splits is not None
         and not splits.task.regression

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from edgemin import config, encoder, toy
-from edgemin.data import DataModule, load
+from edgemin.data import DataModule
 from edgemin.distillation.outputs import teacher_outputs
 from edgemin.errors import UserError
 from edgemin.stages.base import Stage
@@ -348,3 +348,11 @@ def test_sequences_longer_than_a_model_takes_are_refused_before_training(corpus:
     given = ("stages=[distill,finetune]", f"distill.corpus={corpus}", "distill.teacher=teacher")
     with pytest.raises(UserError, match=r"^distill\.corpus_length: expected at most \d+ tokens, what student takes"):
         studies.plan(*given, "distill.corpus_length=4096")
+
+
+def test_a_student_that_inherits_embeddings_alone_has_no_trained_head() -> None:
+    cut = ("student.source=teacher", "student.family=null", "student.vocabulary=null", "student.truncate=first")
+    given = ("stages=[finetune]", *cut)
+    for inherit, trained in (("all", True), ("embeddings", False)):
+        nodes = {node.path: node for node in studies.plan(*given, f"student.inherit={inherit}").nodes}
+        assert nodes["student"].head_trained is trained and nodes["student"].shape.hidden == 16
