@@ -21,10 +21,11 @@ from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
 from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
+from edgemin.nodes import Plan, Study
 from edgemin.order import order_name, row_specs
 from edgemin.origin import git_revision, versions
 from edgemin.pipeline import Done, Pipeline
-from edgemin.plan import Plan, Study, build
+from edgemin.plan import build
 from edgemin.progress import node_line
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root

@@ -21,8 +21,8 @@ from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
 from edgemin.measure.runtime import Measure, measure
+from edgemin.nodes import Node, Plan, Study
 from edgemin.origin import git_revision, versions
-from edgemin.plan import Node, Plan, Study
 from edgemin.progress import NodeProgress, live_line, node_line
 from edgemin.stages import fitting
 from edgemin.stages.base import Stage
@@ -161,7 +161,11 @@ class Pipeline:
             return DataModule(None, tokenizer, self.store.root / ".tokens")
         own = self.data(node.start)
         theirs = [self.data(teacher.start) for teacher in node.teachers]
-        if all(module is own for module in theirs) or stage.same_tokens:
+        if stage.same_tokens:
+            # Of equal tokens those with segments, where a teacher reads them and the student does not.
+            segmented = [module for module in theirs if module.has_segments]
+            return segmented[0] if segmented and node.start.structure["token_types"] <= 1 else own
+        if all(module is own for module in theirs):
             return own
         return DataModule(self.study.splits, tokenizer, own.cache, theirs)
 
@@ -274,7 +278,7 @@ class Pipeline:
             start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
             encoded = next(iter(self.data(start or next(iter(nodes.values())).start).evaluation.values()))
             chosen = evenly_spaced(range(len(encoded)), settings.sentences)
-            sentences = [_unpadded(encoded.batch([index])) for index in chosen]
+            sentences = [encoded.sentence(index) for index in chosen]
         here = host()
         key = content_key(
             {
@@ -318,9 +322,3 @@ class _Lazy:
         if self._model is None:
             self._model = artifact.load(self.path)[0]
         return self._model
-
-
-def _unpadded(batch: Mapping[str, torch.Tensor]) -> list[int]:
-    ids, mask = batch["input_ids"][0], batch["attention_mask"][0].bool()
-    found: list[int] = ids[mask].tolist()
-    return found

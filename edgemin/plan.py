@@ -7,100 +7,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
 
 from edgemin import config, roots
-from edgemin.data import Splits, Task
+from edgemin.checks import check_stage, stages_key
 from edgemin.digest import code_digest
 from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
-from edgemin.order import RowSpec
-from edgemin.roots import Root
-from edgemin.stages.base import Shape, Stage
+from edgemin.nodes import Node, Plan, Row, Study
+from edgemin.stages.base import Stage
 from edgemin.stages.finetune import Finetune
-from edgemin.stages.fitting import Trainer
-from edgemin.starts import SOURCE, Start, check_same_tokens, read_starts
+from edgemin.starts import SOURCE, read_starts
 from edgemin.store import content_key
-
-
-@dataclass(frozen=True)
-class Study:
-    """All that a plan is made of.
-
-    Attributes:
-        settings: the whole resolved configuration; a stage's name is a key of it.
-        task: what is learnt.
-        splits: its data; ``None`` for ``task=none``.
-        roots: the models that paths start at, by name: ``teacher``, ``student`` and those the study adds.
-        rows: what is printed.
-        trainer: device and precision.
-        seed: the run's.
-    """
-
-    settings: Mapping[str, Any]
-    task: Task
-    splits: Splits | None
-    roots: Mapping[str, Root]
-    rows: Sequence[RowSpec]
-    trainer: Trainer
-    seed: int
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One result: a root (no stages), or a parent with one more stage.
-
-    Attributes:
-        path: ``student/finetune/distill``.
-        key: its address in the store.
-        content: what the key was made of; kept in the provenance.
-        settings: the stage's resolved configuration, or the root's.
-    """
-
-    path: str
-    key: str
-    content: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    start: Start
-    shape: Shape
-    seed: int
-    head_trained: bool
-    final: bool = False
-    head_stale: bool = False  #: the encoder was trained since the head was
-    parent: Node | None = None
-    teachers: tuple[Node, ...] = ()
-
-    @property
-    def stage(self) -> str:
-        """The name of its last stage, or ``weights`` for a root."""
-        return self.path.rpartition("/")[2] if "/" in self.path else "weights"
-
-    def build_stage(self) -> Stage:
-        """A fresh stage object."""
-        stage = config.construct(self.settings, self.stage)
-        assert isinstance(stage, Stage)
-        return stage
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row to print and the node it shows."""
-
-    spec: RowSpec
-    node: Node
-
-
-@dataclass
-class Plan:
-    """What to do, in an order in which it can be done."""
-
-    nodes: list[Node]
-    rows: list[Row]
-    notes: list[str] = field(default_factory=list)
 
 
 def build(study: Study) -> Plan:
@@ -192,19 +113,19 @@ class _Planner:
         study = self.study
         name = path.rpartition("/")[2]
         model = parent.path.partition("/")[0]
-        prefix = "" if model == "student" else f"{model}."
-        settings = self._settings(name, f"{prefix}stages")
+        settings = self._settings(name, stages_key(model))
         stage = _construct(settings, name)
         if parent.final:
             raise UserError(
-                f"{prefix}stages: expected nothing after "
+                f"{stages_key(model)}: expected nothing after "
                 f"{parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) can neither be trained nor "
                 f"pruned, given {name}"
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
         stage = _construct(settings, name)
         teachers = tuple(self._teacher(teacher, name) for teacher in stage.teacher_names)
-        reads = self._check(path, stage, parent, teachers)
+        self.notes += check_stage(study, path, stage, parent, teachers)
+        reads = stage.data_content
         seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
         content = {
             "stage": stage.key_settings(settings),
@@ -234,38 +155,6 @@ class _Planner:
             parent,
             teachers,
         )
-
-    def _check(self, path: str, stage: Stage, parent: Node, teachers: Sequence[Node]) -> Mapping[str, Any] | None:
-        """Refuse a stage that cannot work here; gives what it reads besides the task's data."""
-        study, name = self.study, path.rpartition("/")[2]
-        try:
-            stage.check(parent.shape, [teacher.shape for teacher in teachers])
-            reads = stage.data_content
-        except UserError as error:
-            raise UserError(f"{name}.{error}") from error
-        for read_by in (parent, *teachers):
-            if stage.input_length is not None and stage.input_length > read_by.start.max_tokens:
-                raise UserError(
-                    f"{name}.corpus_length: expected at most {read_by.start.max_tokens} tokens, what {read_by.path} "
-                    f"takes, given {stage.input_length}"
-                )
-        if stage.needs_task and study.splits is None:
-            raise UserError(f"stages: expected only stages that need no data with task=none, given {name}")
-        if study.splits is not None and study.splits.holdout is None and stage.stops_early:
-            raise UserError(
-                f"{name}.patience: expected null, or task.holdout above 0 to stop early on, given a patience alone"
-            )
-        if stage.reads_head and not parent.head_trained:
-            self.notes.append(f"{path} ranks by the loss of a head that no stage before it trained")
-        for teacher in teachers:
-            if stage.same_tokens:
-                check_same_tokens(name, parent.start, teacher.start, study.splits if stage.needs_task else None)
-            if stage.needs_trained_teacher and not teacher.head_trained:
-                raise UserError(
-                    f"{name}.teacher: expected a model whose head was trained on {study.task.name}, as its logits are "
-                    f"learnt from, given {teacher.path}"
-                )
-        return reads
 
     def _settings(self, name: str, key: str = "stages") -> Mapping[str, Any]:
         nodes: dict[str, Mapping[str, Any]]

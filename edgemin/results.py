@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgemin.nodes import Plan, Row
 from edgemin.pipeline import Scored
-from edgemin.plan import Plan, Row
 from edgemin.store import write_atomically
 
 SCHEMA = 1

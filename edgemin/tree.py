@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypedDict
 
-from edgemin.plan import Plan
+from edgemin.nodes import Plan
 from edgemin.stages.fitting import CHECKPOINT
 from edgemin.store import Store
 

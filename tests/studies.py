@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from edgemin import encoder, toy
 from edgemin.job import read_study, run_job
-from edgemin.plan import Plan, build
+from edgemin.nodes import Plan
+from edgemin.plan import build
 from edgemin.results import FILE
 from edgemin.train import conf_directory
 

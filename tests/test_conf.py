@@ -150,8 +150,9 @@ def test_no_file_repeats_a_key() -> None:
         pass
 
     def mapping(loader: Strict, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
+        keys = ["<<" if key.value == "<<" else loader.construct_object(key) for key, _ in node.value]
         assert len(keys) == len(set(keys)), node.start_mark
+        loader.flatten_mapping(node)
         return dict(loader.construct_pairs(node, deep=True))
 
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)

@@ -18,7 +18,8 @@ from edgemin import plan as planning
 from edgemin import tree
 from edgemin.errors import UserError
 from edgemin.job import read_study
-from edgemin.plan import Node, Plan, build
+from edgemin.nodes import Node, Plan
+from edgemin.plan import build
 from edgemin.store import Store
 
 CONTROLS = "order=distill_prune_quantize"
@@ -397,7 +398,7 @@ def test_a_long_path_that_never_trains_the_head_is_refused() -> None:
 def test_without_data_rows_need_no_head() -> None:
     plan = studies.plan("task=none", "teacher.stages=[]", "stages=[prune,quantize]", "prune=random", "prune.steps=0")
     assert [row.spec.path for row in plan.rows] == ["teacher", "student/prune", "student/prune/quantize"]
-    assert refusal("task=none").startswith("stages: expected only stages that need no data with task=none")
+    assert refusal("task=none").startswith("teacher.stages: expected only stages that need no data with task=none")
 
 
 # --- teachers ---------------------------------------------------------------------------------------------

@@ -35,12 +35,12 @@ LAYERS = (
     ("stages", "stages.base", "stages.callbacks", "stages.fit"),
     ("stages.distillation", "stages.two_fits"),
     ("stages.*",),
-    ("job", "order", "origin", "pipeline", "plan", "results", "starts", "tree"),
+    ("checks", "job", "nodes", "order", "origin", "pipeline", "plan", "results", "starts", "tree"),
     ("train",),
 )
 # Rows of finished runs need none of what made them.
 ALONE, ALONE_MAY_IMPORT = "report", ("errors", "report")
-FROM_WHERE_ALONE_IS_SEEN = LAYERS.index(("job", "order", "origin", "pipeline", "plan", "results", "starts", "tree"))
+FROM_WHERE_ALONE_IS_SEEN = next(number for number, layer in enumerate(LAYERS) if "plan" in layer)
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.
 MAY_IMPORT_LATE = {
     "edgemin": None,

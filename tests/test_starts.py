@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from edgemin import artifact, encoder, starts, toy
 from edgemin.data import load
 from edgemin.errors import UserError
+from edgemin.nodes import Plan, Study
 from edgemin.order import RowSpec
 from edgemin.pipeline import Pipeline
-from edgemin.plan import Plan, Study, build
+from edgemin.plan import build
 from edgemin.quantization import dynamic
 from edgemin.roots import Root
 from edgemin.stages.fitting import Trainer

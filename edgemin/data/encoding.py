@@ -58,6 +58,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def sentence(self, index: int) -> list[int]:
+        """The token ids of one example, without padding."""
+        start = int(self.starts[index])
+        found: list[int] = self.ids[start : start + int(self.lengths[index])].tolist()
+        return found
+
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         """A padded batch of the examples at `indices`.
 

@@ -48,6 +48,11 @@ class DataModule:
         return self._splits
 
     @property
+    def has_segments(self) -> bool:
+        """Whether the tokenizer tells the two texts of a pair apart."""
+        return "token_type_ids" in self.tokenizer.model_input_names
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the indices."""
         return self.splits.labels

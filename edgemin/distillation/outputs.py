@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from edgemin import encoder
 from edgemin.data import Encoded, evaluation_batches
+from edgemin.digest import code_digest
 from edgemin.encoder import Projections, Reading
 from edgemin.errors import UserError
 
@@ -91,7 +93,9 @@ def teacher_outputs(
         UserError: the outputs would take more than 8 GiB.
     """
     asked = {"projections": sorted(projections), "hidden": sorted(hidden), "logits": logits}
-    name = hashlib.sha256(json.dumps([_fingerprint(teacher), asked]).encode()).hexdigest()[:20]
+    made_by = [code_digest("edgemin.distillation.outputs"), torch.__version__, transformers.__version__]
+    content = [_fingerprint(teacher), asked, teacher.device.type, *made_by]
+    name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
     path = directory / encoded.key / f"teacher-{name}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +151,15 @@ def _check_size(examples: int, tokens: int, logits: Tensor | None, parts: dict[s
 def _fingerprint(teacher: PreTrainedModel) -> str:
     """Of all weights and of the configuration: two teachers of one fingerprint say the same."""
     digest = hashlib.sha256(teacher.config.to_json_string().encode())
-    for name, tensor in sorted(teacher.state_dict().items()):
+    for name, value in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        for tensor in value if isinstance(value, tuple) else (value,):  # torch's packed Linears: weight and bias
+            if isinstance(tensor, Tensor):
+                digest.update(_content(tensor.detach().cpu()))
     return digest.hexdigest()
+
+
+def _content(tensor: Tensor) -> bytes:
+    if tensor.is_quantized:
+        return f"{tensor.q_scale()} {tensor.q_zero_point()}".encode() + _content(tensor.int_repr())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()

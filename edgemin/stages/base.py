@@ -108,6 +108,9 @@ class Stage(pl.LightningModule):
         """Whether a teacher's head must have been trained on the task."""
         return False
 
+    def check_data(self) -> None:
+        """Raise a ``UserError`` (key first) where what it reads besides the task's data cannot be read."""
+
     @property
     def data_content(self) -> Mapping[str, Any] | None:
         """What it reads besides the task's data, by content, for the key."""

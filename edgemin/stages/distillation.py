@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -84,7 +85,7 @@ class Distillation(Stage):
         self.settings = Fit(**{field.name: given[field.name] for field in fields(Fit) if field.name in given})
         self.task_weight = task_weight
         self.teacher_cache = bool(given.get("teacher_cache", False))
-        self.corpus = self._corpus(given)
+        self.corpus = self._corpus(given, task_weight)
         self._names = self._teachers_of(given.get("teacher"))
         # a list, so that the teachers are no submodules: neither trained nor checkpointed
         self._teachers: list[PreTrainedModel] = []
@@ -92,19 +93,19 @@ class Distillation(Stage):
         self.special_ids: tuple[int, ...] = ()
         self.mask_id: int | None = None
 
-    def _corpus(self, given: Mapping[str, Any]) -> Corpus | None:
+    def _corpus(self, given: Mapping[str, Any], task_weight: TaskWeight) -> Corpus | None:
         if given.get("corpus") is None:
             return None
         refused = {
             "corpus": (self.takes_corpus, "null, as this method needs the task's labels"),
             "epochs": (self.settings.epochs is None, "null and steps instead, as a corpus is streamed"),
             "patience": (self.settings.patience is None, "null, as no task is looked at with a corpus"),
-            "task_weight": (self.task_weight in ("auto", 0), "0, as a corpus has no labels"),
+            "task_weight": (task_weight in ("auto", 0), "0, as a corpus has no labels"),
             "teacher_cache": (not self.teacher_cache, "false with a corpus, which is too large to keep outputs of"),
         }
         for key, (holds, expected) in refused.items():
             if not holds:
-                raise UserError(f"{key}: expected {expected}, given {given.get(key)}")
+                raise UserError(f"{key}: expected {expected}, given {given.get(key, task_weight)}")
         names = {"corpus": "path", "corpus_subset": "subset", "corpus_split": "split", "corpus_column": "column"}
         names["corpus_length"] = "length"
         return Corpus(**{name: given[key] for key, name in names.items() if key in given})
@@ -172,12 +173,17 @@ class Distillation(Stage):
         """Those asked for."""
         return self._names
 
+    def check_data(self) -> None:
+        """The corpus must be there and begin with a text."""
+        if self.corpus is not None:
+            self.corpus.fingerprint()
+            self.corpus.open()
+
     @property
     def data_content(self) -> Mapping[str, Any] | None:
-        """The corpus, by its content; opened once, so that what cannot be read is refused before training."""
+        """The corpus, by its content."""
         if self.corpus is None:
             return None
-        self.corpus.open()
         return {**self.corpus.fingerprint(), "column": self.corpus.column, "length": self.corpus.length}
 
     @property
@@ -222,18 +228,19 @@ class Distillation(Stage):
         """Compute the teachers' outputs where they are to be kept; a resumed fit finds them."""
         if not self.teacher_cache:
             return
+        self._outputs = [ranks.together(partial(self._kept, index)) for index in range(len(self._teachers))]
+
+    def _kept(self, index: int) -> TeacherOutputs:
         asks = self.asks_teacher()
-        self._outputs = [
-            teacher_outputs(
-                teacher,
-                self._tokens_of(index).train,
-                projections=[layer - 1 for layer in asks.projections],
-                hidden=asks.hidden,
-                logits=asks.logits,
-                directory=self.data.cache,
-            )
-            for index, teacher in enumerate(self._teachers)
-        ]
+        nn.Module.to(self._teachers[index], self.device)
+        return teacher_outputs(
+            self._teachers[index],
+            self._tokens_of(index).train,
+            projections=[layer - 1 for layer in asks.projections],
+            hidden=asks.hidden,
+            logits=asks.logits,
+            directory=self.data.cache,
+        )
 
     def training_batches(self, fit: Fit) -> TrainBatches | CorpusBatches:
         """Of the corpus, where there is one."""

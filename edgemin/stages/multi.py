@@ -54,6 +54,11 @@ class Multi(Distillation):
             self.task_weight += self._own_task_weight
 
     @property
+    def trains_head(self) -> bool:
+        """Where the task loss is on, or a method trains it by the teacher's answers."""
+        return super().trains_head or any(part.trains_head for part in self._parts.values())
+
+    @property
     def needs_trained_teacher(self) -> bool:
         """Where any method reads a teacher's logits."""
         return any(part.needs_trained_teacher for part in self._parts.values())
@@ -64,8 +69,8 @@ class Multi(Distillation):
         return (*super().code_modules, *(type(part).__module__ for part in self._parts.values()))
 
     def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """``task_weight=auto`` adds nothing where a method brings the task loss."""
-        if self._own_task_weight and config.get("task_weight", "auto") == "auto":
+        """``task_weight=auto`` adds nothing where a method trains the head."""
+        if self.trains_head and config.get("task_weight", "auto") == "auto":
             return config | {"task_weight": 0.0}
         return super().resolve(config, head_trained, finetuned_later)
 

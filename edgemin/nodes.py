@@ -1,0 +1,91 @@
+"""What a plan is made of: a study, the nodes of its tree, the rows it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgemin import config
+from edgemin.data import Splits, Task
+from edgemin.order import RowSpec
+from edgemin.roots import Root
+from edgemin.stages.base import Shape, Stage
+from edgemin.stages.fitting import Trainer
+from edgemin.starts import Start
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a plan is made of.
+
+    Attributes:
+        settings: the whole resolved configuration; a stage's name is a key of it.
+        task: what is learnt.
+        splits: its data; ``None`` for ``task=none``.
+        roots: the models that paths start at, by name: ``teacher``, ``student`` and those the study adds.
+        rows: what is printed.
+        trainer: device and precision.
+        seed: the run's.
+    """
+
+    settings: Mapping[str, Any]
+    task: Task
+    splits: Splits | None
+    roots: Mapping[str, Root]
+    rows: Sequence[RowSpec]
+    trainer: Trainer
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One result: a root (no stages), or a parent with one more stage.
+
+    Attributes:
+        path: ``student/finetune/distill``.
+        key: its address in the store.
+        content: what the key was made of; kept in the provenance.
+        settings: the stage's resolved configuration, or the root's.
+    """
+
+    path: str
+    key: str
+    content: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    start: Start
+    shape: Shape
+    seed: int
+    head_trained: bool
+    final: bool = False
+    head_stale: bool = False  #: the encoder was trained since the head was
+    parent: Node | None = None
+    teachers: tuple[Node, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """The name of its last stage, or ``weights`` for a root."""
+        return self.path.rpartition("/")[2] if "/" in self.path else "weights"
+
+    def build_stage(self) -> Stage:
+        """A fresh stage object."""
+        stage = config.construct(self.settings, self.stage)
+        assert isinstance(stage, Stage)
+        return stage
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to print and the node it shows."""
+
+    spec: RowSpec
+    node: Node
+
+
+@dataclass
+class Plan:
+    """What to do, in an order in which it can be done."""
+
+    nodes: list[Node]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
