@@ -140,8 +140,8 @@ def test_a_sum_of_methods_is_the_weighted_sum_of_their_losses(data: DataModule) 
         prepared(LogitsDistillation(temperature=2.0, alpha=0.75, **FIT), data),
     ]
     batch = next(iter(whole.training_batches(Fit(**FIT))))
-    losses = [float(part.loss(batch)) for part in parts]
-    assert float(whole.loss(batch)) == pytest.approx(2.0 * losses[0] + 0.5 * losses[1], rel=1e-6)
+    losses = [part.loss(batch).item() for part in parts]
+    assert whole.loss(batch).item() == pytest.approx(2.0 * losses[0] + 0.5 * losses[1], rel=1e-6)
     assert whole.trains_head and whole.needs_trained_teacher
     assert {"edgemin.stages.minilmv2", "edgemin.stages.logits", "edgemin.stages.multi"} == set(whole.code_modules)
 

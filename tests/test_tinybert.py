@@ -338,9 +338,22 @@ def test_patience_is_of_the_predictions(data: DataModule) -> None:
     assert first.decay == second.decay == "cosine" and first.batch_size == second.batch_size
 
 
+@pytest.mark.parametrize(("steps", "share", "parts"), [(500, 0.2, [400, 100]), (7, 0.5, [3, 4]), (2, 0.2, [2])])
+def test_steps_are_the_whole_budget_of_which_the_second_fit_has_its_rounded_share(
+    steps: int, share: float, parts: list[int]
+) -> None:
+    assert [fit.steps for fit in distillation(steps=steps, prediction_share=share).phases()] == parts
+
+
+def test_epochs_are_divided_as_steps_are() -> None:
+    fits = distillation(steps=None, epochs=3.0, prediction_share=0.25).phases()
+    assert [(fit.steps, fit.epochs) for fit in fits] == [(None, 2.25), (None, 0.75)]
+
+
 def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path) -> None:
     stage = distillation(corpus=str(tmp_path))
-    assert len(stage.phases()) == 1 and not stage.trains_head and not stage.needs_trained_teacher
+    assert [fit.steps for fit in stage.phases()] == [5], "the whole budget"
+    assert not stage.trains_head and not stage.needs_trained_teacher
     shapes = [encoder.structure(tiny.model(layers=2)), encoder.structure(tiny.model(layers=4, seed=5))]
     stage.match(shapes[0], shapes[1:])
     (note,) = stage.notes
