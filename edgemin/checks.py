@@ -67,6 +67,8 @@ def _check_data(study: Study, path: str, stage: Stage) -> None:
 
 
 def _check_inputs(name: str, stage: Stage, readers: Sequence[Node]) -> None:
+    if stage.input_length is not None and readers[0].start.tokenizer is None:
+        raise UserError(f"{name}.corpus: expected null for a model without a tokenizer, given a corpus")
     for reader in readers:
         if stage.input_length is not None and stage.input_length > reader.start.max_tokens:
             raise UserError(

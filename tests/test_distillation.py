@@ -156,6 +156,12 @@ def test_a_sum_adds_no_task_loss_of_its_own_where_a_method_brings_one() -> None:
     assert by_hand.task_weight == pytest.approx(0.5 + 0.5 * 0.25)
 
 
+def test_methods_of_a_sum_may_have_any_name_and_the_patience_is_of_the_whole() -> None:
+    inside = {"_target_": "edgemin.stages.tinybert.TinyBERT", "weight": 1.0, "prediction_share": 0.0}
+    stage = Multi(methods={"values": inside, "a.b": METHODS["answers"]}, task_weight=0.0, patience=2, **FIT)
+    assert stage.stops_early and not any(part.stops_early for part in stage._parts.values())
+
+
 def test_what_methods_learn_beside_the_student_is_trained_and_dropped(data: DataModule, tmp_path: Path) -> None:
     methods = {"tiny": {"_target_": "edgemin.stages.tinybert.TinyBERT", "weight": 1.0, "prediction_share": 0.0}}
     stage = Multi(methods=methods, task_weight=0.0, **FIT)
@@ -200,6 +206,7 @@ def test_a_sum_that_cannot_be_is_refused_in_one_line(changes: dict[str, Any], li
         ({"teacher": ["teacher", "other"]}, "teacher: expected one model"),
         ({"corpus": "text", "steps": None, "epochs": 1.0}, "epochs: expected null and steps"),
         ({"corpus": "text", "patience": 1}, "patience: expected null"),
+        ({"layer_map": {}}, "layer_map: expected null"),
         ({"corpus": "text", "task_weight": 1.0}, "task_weight: expected 0"),
         ({"corpus": "text", "teacher_cache": True}, "teacher_cache: expected false"),
         ({"task_weight": -1.0}, "task_weight: expected auto or"),

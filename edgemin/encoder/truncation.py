@@ -207,7 +207,8 @@ def _continued(pattern: Sequence[int | None], length: int) -> list[int | None]:
 
 def _query_key_value(layer: Layer) -> list[Tensor]:
     """Weights and biases of query, key and value, each ``[A*D, H + 1]``, be they in one Linear or in three."""
-    return list(torch.cat([_weight_and_bias(linear) for linear in layer.projections]).chunk(3))
+    found = [_weight_and_bias(linear) for linear in layer.projections]
+    return found if layer.fused == 1 else list(found[0].chunk(3))
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -50,6 +50,8 @@ class MiniLMv2(Distillation):
             raise UserError(f"relation_heads: expected null or a whole number of at least 1, given {relation_heads}")
         if layer_map is not None and (teacher_layer is not None or student_layer is not None):
             raise UserError("layer_map: expected either layer_map or teacher_layer and student_layer, given both")
+        if layer_map is not None and not layer_map:
+            raise UserError("layer_map: expected null, layer_to_layer or at least one pair, given none")
         check_weights(relations)
         self.relation_heads = relation_heads
         self.teacher_layer, self.student_layer, self.layer_map = teacher_layer, student_layer, layer_map

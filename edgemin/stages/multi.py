@@ -45,7 +45,7 @@ class Multi(Distillation):
         self._weights = {name: _weight(name, node) for name, node in methods.items()}
         parts = {name: _part(name, node, settings) for name, node in methods.items()}
         # submodules, so that what a method learns besides the student is trained and checkpointed
-        self.parts = nn.ModuleDict(parts)
+        self.parts = nn.ModuleList(parts.values())
         self._parts = parts
         self._own_task_weight = sum(
             self._weights[name] * part.task_weight for name, part in parts.items() if part.task_weight != "auto"
@@ -92,8 +92,9 @@ class Multi(Distillation):
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
         """Each method's."""
-        for part in self._parts.values():
-            part.match(student, teachers)
+        for name, part in self._parts.items():
+            with _named(name):
+                part.match(student, teachers)
             self.notes += part.notes
 
     def asks_student(self) -> Asks:
@@ -144,7 +145,7 @@ def _part(name: str, node: Mapping[str, Any], settings: DistillSettings) -> Dist
     shared = sorted(set(own) & set(settings))
     if shared:
         raise UserError(f"{key}.{shared[0]}: expected beside methods, as it is that of the whole, given {own}")
-    part = config.construct({**settings, **own}, key)
+    part = config.construct({**settings, "patience": None, **own}, key)  # to be patient is for the whole
     if not isinstance(part, Distillation) or isinstance(part, Multi):
         raise UserError(f"{key}._target_: expected a distillation method, given {node.get('_target_')}")
     if len(part.phases()) != 1:
