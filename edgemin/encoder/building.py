@@ -158,7 +158,7 @@ def silence_padding(model: PreTrainedModel) -> None:
 
     MobileBERT reads trigrams. As Hugging Face runs it, the last token of a sentence has the padding token beside it
     in a padded batch, and zeros in one without padding; so its logits would depend on the lengths of the other
-    sentences. Fresh weights are zero there, published ones are not, and training never moves them.
+    sentences. Fresh weights are zero there, published ones are not, and only a decoder tied to the words moves them.
     """
     words = cast(nn.Embedding, model.get_submodule(table(model).words))
     if getattr(model.config, "trigram_input", False) and words.padding_idx is not None:

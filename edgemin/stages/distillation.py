@@ -261,6 +261,11 @@ class Distillation(Stage):
         """A corpus is counted in steps alone."""
         return super().training_examples() if self.corpus is None else 0
 
+    def finish(self) -> PreTrainedModel:
+        """The student; a decoder tied to its words may have moved the padding that MobileBERT reads beside them."""
+        encoder.silence_padding(self.model)
+        return super().finish()
+
     def phases(self) -> list[Fit]:
         """One fit."""
         return [self.settings]

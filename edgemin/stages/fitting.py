@@ -247,6 +247,9 @@ def _fit(
         if stage.data.holdout is None:
             raise UserError("patience: expected task.holdout above 0, on which to stop early, given 0")
         # before the checkpoint, which holds the score of the epoch that its batch ends
+        never = f"patience {fit.patience} never looked at task.holdout: {len(batches)} batches are less than an epoch"
+        if len(batches) < batches.batches_per_epoch and never not in stage.notes:
+            stage.notes.append(never)
         own.insert(0, EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))
     _quiet_lightning()
     with warnings.catch_warnings():
