@@ -191,11 +191,6 @@ def distillation(**settings: Any) -> DistilbertDistillation:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
 def masking(tmp_path: Path) -> DataModule:
     """The toy task under a tokenizer that has a mask token."""
     tokenizer = toy.tokenizer()
@@ -208,11 +203,6 @@ def corpus(tmp_path: Path) -> str:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "some.txt").write_text("the plot was good .\n\nthe cast was never dull .\n" * 50)
     return str(tmp_path / "corpus")
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
 
 
 def last_states(of: Any, batch: Any) -> Tensor:

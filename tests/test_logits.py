@@ -144,16 +144,6 @@ def distillation(**settings: Any) -> LogitsDistillation:
     return LogitsDistillation(**(given | settings))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
-
-
 @pytest.mark.parametrize("alpha", [0.4, 1.0])
 @pytest.mark.parametrize("teachers", [1, 2])
 def test_the_stages_loss_is_the_equation_on_what_both_sides_answer(

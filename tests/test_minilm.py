@@ -149,21 +149,6 @@ def distillation(**settings: Any) -> MiniLM:
     return MiniLM(**(given | settings))
 
 
-def prepared(stage: MiniLM, student: PreTrainedModel, teacher: PreTrainedModel, data: DataModule) -> MiniLM:
-    stage.prepare(student, data, [teacher])
-    return stage
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
-
-
 @pytest.mark.parametrize(
     ("settings", "student_layer", "teacher_layer"),
     [
@@ -178,7 +163,7 @@ def test_the_loss_is_the_weighted_sum_on_what_both_layers_hold(
     settings: Any, student_layer: int, teacher_layer: int, data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     student, teacher = tiny.model(), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(**settings), student, teacher, data)
+    stage = tiny.prepared(distillation(**settings), student, teacher, data)
     sides = last_projections(teacher, batch, teacher_layer), last_projections(student, batch, student_layer)
     given = {"attention_weight": 1.0, "value_weight": 1.0, "task_weight": 0.0} | settings
     expected = given["attention_weight"] * attention_kl(*sides, batch["attention_mask"], 4)
@@ -190,7 +175,7 @@ def test_the_loss_is_the_weighted_sum_on_what_both_layers_hold(
 
 def test_what_is_below_the_layer_learns_and_nothing_above_it(data: DataModule, batch: dict[str, Tensor]) -> None:
     student = tiny.model()
-    prepared(distillation(student_layer=2), student, tiny.model(seed=5), data).loss(batch).backward()
+    tiny.prepared(distillation(student_layer=2), student, tiny.model(seed=5), data).loss(batch).backward()
     learns = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
     wanted = {f"bert.encoder.layer.1.attention.self.{part}.weight" for part in ("query", "key", "value")}
     assert wanted <= learns and "bert.embeddings.word_embeddings.weight" in learns
@@ -230,10 +215,10 @@ def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, st
 def test_a_modernbert_teacher_is_refused_for_attention_and_taken_for_values(data: DataModule, batch: Any) -> None:
     teacher = tiny.model("modernbert", layers=2, seed=5)
     with pytest.raises(UserError, match=r"^attention_weight: expected 0 with a teacher of family modernbert"):
-        prepared(distillation(), tiny.model(), teacher, data)
+        tiny.prepared(distillation(), tiny.model(), teacher, data)
     stage = distillation(attention_weight=0.0)
     stage.check(Shape("bert", 3, 32, 4), [Shape("modernbert", 2, 32, 4)])
-    assert prepared(stage, tiny.model(), teacher, data).loss(batch).item() > 0
+    assert tiny.prepared(stage, tiny.model(), teacher, data).loss(batch).item() > 0
 
 
 def test_a_pruned_layer_is_refused_when_its_heads_are_known(data: DataModule) -> None:
@@ -242,8 +227,8 @@ def test_a_pruned_layer_is_refused_when_its_heads_are_known(data: DataModule) ->
     stage = distillation()
     stage.check(Shape("bert", 3, 32, 4, pruned=True), [Shape("bert", 3, 32, 4)])
     with pytest.raises(UserError, match=r"^student_layer: .* given 3 heads in the student and 4 in the teacher$"):
-        prepared(stage, student, tiny.model(seed=5), data)
-    prepared(distillation(student_layer=2), student, tiny.model(seed=5), data)
+        tiny.prepared(stage, student, tiny.model(seed=5), data)
+    tiny.prepared(distillation(student_layer=2), student, tiny.model(seed=5), data)
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,6 @@ def distillation(**settings: Any) -> MiniLMv2:
     return MiniLMv2(**(given | settings))
 
 
-def prepared(stage: MiniLMv2, student: PreTrainedModel, teacher: PreTrainedModel, data: DataModule) -> Any:
-    stage.prepare(student, data, [teacher])
-    return stage
-
-
 def projections(of: PreTrainedModel, batch: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value of a BERT's layer (from 1), from the hidden states that enter it; no hooks."""
     of.eval()
@@ -46,16 +41,6 @@ def projections(of: PreTrainedModel, batch: dict[str, Tensor], layer: int) -> tu
         hidden = of(**inputs, output_hidden_states=True).hidden_states[layer - 1]
         attention = of.get_submodule(f"bert.encoder.layer.{layer - 1}.attention.self")
         return attention.query(hidden), attention.key(hidden), attention.value(hidden)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
 
 
 # What the loss is
@@ -77,7 +62,9 @@ def test_the_loss_is_the_mean_relation_loss_of_the_pairs_plus_the_weighted_task_
     settings: Any, pairs: dict[int, int], weight: float, data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     student, teacher = tiny.model(), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(**{"relation_heads": 8, "task_weight": weight} | settings), student, teacher, data)
+    stage = tiny.prepared(
+        distillation(**{"relation_heads": 8, "task_weight": weight} | settings), student, teacher, data
+    )
     given = {"relations": QKV, "relation_heads": 8} | settings
     by_pair = [
         relations_loss(
@@ -98,7 +85,7 @@ def test_the_loss_is_the_mean_relation_loss_of_the_pairs_plus_the_weighted_task_
 def test_pitfall_e_the_teacher_layer_read_is_the_one_asked_for(data: DataModule, batch: dict[str, Tensor]) -> None:
     student, teacher = tiny.model(), tiny.model(layers=4, hidden=64, seed=5)
     losses = [
-        prepared(distillation(relation_heads=8, teacher_layer=layer), student, teacher, data).loss(batch).item()
+        tiny.prepared(distillation(relation_heads=8, teacher_layer=layer), student, teacher, data).loss(batch).item()
         for layer in (1, 2, 3, 4)
     ]
     mine = projections(student, batch, 3)
@@ -112,7 +99,7 @@ def test_pitfall_e_the_teacher_layer_read_is_the_one_asked_for(data: DataModule,
 
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(data: DataModule, batch: dict[str, Tensor]) -> None:
     student = tiny.model()
-    stage = prepared(distillation(relation_heads=8), student, copy.deepcopy(student), data)
+    stage = tiny.prepared(distillation(relation_heads=8), student, copy.deepcopy(student), data)
     loss = stage.loss(batch)
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
@@ -121,7 +108,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(data: DataMod
 
 def test_distillation_brings_the_relations_closer(data: DataModule, tmp_path: Path, batch: dict[str, Tensor]) -> None:
     teacher, student = tiny.model(hidden=64, seed=5), tiny.model(dropout=0.0)
-    measure = prepared(distillation(relation_heads=8), student, teacher, data)
+    measure = tiny.prepared(distillation(relation_heads=8), student, teacher, data)
     before = measure.loss(batch).item()
     stage = distillation(relation_heads=8, steps=30, learning_rate=5e-3)
     tiny.fit(stage, student, data, [teacher], work=tmp_path / "w")
@@ -146,7 +133,7 @@ def test_pitfall_f_the_teacher_runs_in_eval_without_gradients_and_is_not_trained
     teacher = tiny.model(layers=4, hidden=64, seed=5, dropout=0.5).train()
     before, seen = tiny.weights(teacher), watch(teacher)
     student = tiny.model(dropout=0.0)
-    stage = prepared(distillation(relation_heads=8), student, teacher, data)
+    stage = tiny.prepared(distillation(relation_heads=8), student, teacher, data)
     stage.train()
     first, second = stage.loss(batch), stage.loss(batch)
     assert torch.equal(first, second), "a teacher with live dropout is another one each time"
@@ -179,7 +166,7 @@ def test_what_is_not_needed_is_not_run(
     batch: dict[str, Tensor],
 ) -> None:
     student, teacher = tiny.model(), tiny.model(layers=4, seed=5)
-    stage = prepared(
+    stage = tiny.prepared(
         distillation(relation_heads=8, task_weight=weight, student_layer=student_layer, teacher_layer=1),
         student,
         teacher,
@@ -239,7 +226,7 @@ def test_pitfall_i_a_distilbert_teacher_without_token_types_teaches_a_bert_stude
 @pytest.mark.parametrize("of_student", tiny.FAMILIES)
 def test_any_family_teaches_any_other(of_teacher: str, of_student: str, data: DataModule, batch: Any) -> None:
     teacher, student = tiny.model(of_teacher, layers=2, hidden=64, seed=5), tiny.model(of_student, layers=1)
-    loss = prepared(distillation(), student, teacher, data).loss(batch)
+    loss = tiny.prepared(distillation(), student, teacher, data).loss(batch)
     loss.backward()
     assert torch.isfinite(loss) and loss.item() > 0
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
@@ -298,7 +285,7 @@ def test_relation_heads_shrink_where_the_matched_layer_was_pruned_and_it_says_so
     encoder.slice_heads(student, 2, [0, 1, 3])  # width 24; 64 and 24 share 8
     stage = distillation(relation_heads=16, layer_map={1: 2, 3: 4})
     stage.check(Shape("bert", 3, 32, 4, pruned=True), [Shape("bert", 4, 64, 4)])
-    prepared(stage, student, teacher, data)
+    tiny.prepared(stage, student, teacher, data)
     (note,) = stage.notes
     assert "student layer 3" in note and "teacher layer 4" in note and "8 instead of 16" in note
     expected = [
@@ -313,14 +300,14 @@ def test_relation_heads_shrink_where_the_matched_layer_was_pruned_and_it_says_so
 def test_relation_heads_of_the_preset_say_so_too_where_the_layer_was_pruned(data: DataModule) -> None:
     student, teacher = tiny.model(), tiny.model(layers=4, hidden=64, seed=5)
     encoder.slice_heads(student, 2, [0, 1, 3])
-    stage = prepared(distillation(), student, teacher, data)
+    stage = tiny.prepared(distillation(), student, teacher, data)
     assert any("student layer 3" in note for note in stage.notes)
 
 
 def test_relation_heads_as_asked_leave_no_note(data: DataModule) -> None:
     student, teacher = tiny.model(), tiny.model(layers=4, hidden=64, seed=5)
-    assert prepared(distillation(relation_heads=16), student, teacher, data).notes == []
-    assert prepared(distillation(), student, teacher, data).notes == []
+    assert tiny.prepared(distillation(relation_heads=16), student, teacher, data).notes == []
+    assert tiny.prepared(distillation(), student, teacher, data).notes == []
 
 
 @pytest.mark.parametrize(

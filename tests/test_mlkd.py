@@ -220,21 +220,6 @@ def distillation(**settings: Any) -> MLKD:
     return MLKD(**(given | settings))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
-
-
-def prepared(stage: MLKD, student: PreTrainedModel, teacher: PreTrainedModel, data: DataModule) -> MLKD:
-    stage.prepare(student, data, [teacher])
-    return stage
-
-
 def inside(of: PreTrainedModel, batch: dict[str, Tensor]) -> encoder.Reading:
     """Everything; projections counted from 0."""
     layers = len(encoder.structure(of)["layers"])
@@ -265,7 +250,7 @@ def test_the_first_loss_is_the_weighted_sum_over_the_layers(
     settings: Any, pairs: dict[int, int], parts: int, data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     student, teacher = tiny.model(layers=2, heads=2), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(**settings), student, teacher, data)
+    stage = tiny.prepared(distillation(**settings), student, teacher, data)
     assert stage.projection is not None
     weight = {name: settings.get(f"{name}_weight", value) for name, value in WEIGHTS.items()}
     mask, mine, theirs = batch["attention_mask"], inside(student, batch), inside(teacher, batch)
@@ -284,7 +269,7 @@ def test_the_second_loss_is_the_weighted_sum_over_the_examples(
     settings: Any, data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     student, teacher = tiny.model(layers=2, heads=2), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(temperature=2.0, **settings), student, teacher, data)
+    stage = tiny.prepared(distillation(temperature=2.0, **settings), student, teacher, data)
     stage.phase = 1
     assert stage.projection is not None
     weight = {name: settings.get(f"{name}_weight", value) for name, value in WEIGHTS.items()}
@@ -302,7 +287,7 @@ def test_everything_that_should_learn_has_a_gradient_first_inside_then_to_the_he
     data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     student, teacher = tiny.model(layers=2, heads=2), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(), student, teacher, data)
+    stage = tiny.prepared(distillation(), student, teacher, data)
     assert stage.projection is not None
     head = {name for name, _ in student.named_parameters() if "pooler" in name or "classifier" in name}
     stage.loss(batch).backward()
@@ -337,7 +322,7 @@ def test_killed_and_resumed_it_ends_with_the_very_same_weights_and_as_a_plain_en
 def test_it_brings_student_and_teacher_closer(data: DataModule, tmp_path: Path) -> None:
     student, teacher = tiny.model(layers=2, heads=2, dropout=0.0), tiny.model(layers=4, hidden=64, seed=5)
     batch = data.train.batch(range(24))
-    measure = prepared(distillation(), tiny.model(layers=2, heads=2), teacher, data)
+    measure = tiny.prepared(distillation(), tiny.model(layers=2, heads=2), teacher, data)
     fitted = tiny.fit(
         distillation(steps=40, prediction_share=0.0, learning_rate=5e-3), student, data, [teacher], work=tmp_path / "w"
     )
@@ -352,7 +337,7 @@ def test_relation_heads_are_the_students_or_the_next_below_that_divide_both_widt
     encoder.slice_heads(student, 1, [0, 1, 3])  # three heads of 8; with 64 they share 2
     stage = distillation()
     stage.check(Shape("bert", 2, 32, 4, pruned=True), [Shape("bert", 4, 64, 4)])
-    prepared(stage, student, teacher, data)
+    tiny.prepared(stage, student, teacher, data)
     (note,) = stage.notes
     assert "student layer 2" in note and "2 instead of 3" in note
     assert stage.loss(data.train.batch(range(4))).isfinite()
@@ -413,7 +398,7 @@ def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, st
 def test_without_attention_modernbert_will_do(data: DataModule, batch: dict[str, Tensor]) -> None:
     stage = distillation(attention_weight=0.0)
     teacher = tiny.model("modernbert", layers=4, hidden=64, seed=5)
-    assert prepared(stage, tiny.model(layers=2), teacher, data).loss(batch).isfinite()
+    assert tiny.prepared(stage, tiny.model(layers=2), teacher, data).loss(batch).isfinite()
 
 
 @pytest.mark.parametrize(

@@ -119,16 +119,6 @@ def transfer(**settings: Any) -> MobileBERT:
     return MobileBERT(**(given if "epochs" not in settings else {k: v for k, v in given.items() if k != "steps"}))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
-
-
 def student_of(family: str = "bert", **shape: Any) -> PreTrainedModel:
     return tiny.model(family, **shape)
 

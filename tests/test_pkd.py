@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,16 +127,6 @@ def test_a_student_without_a_layer_to_match_or_deeper_than_its_teacher_is_refuse
 def distillation(**settings: Any) -> PatientDistillation:
     given: dict[str, Any] = {"temperature": 10.0, "alpha": 0.7, "beta": 0.65, "steps": 2, "batch_size": 8}
     return PatientDistillation(**(given | settings))
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
 
 
 def states(of: Any, batch: dict[str, Tensor], layers: list[int]) -> Tensor:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgemin.distillation import relation
+from edgemin.distillation.layers import layer_map
 from edgemin.distillation.relation import (
     PAIRS,
     check_weights,
     common_relation_heads,
-    layer_map,
     preset,
     relation_kl,
     relations_loss,

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from edgemin import config, encoder
 from edgemin.data import DataModule
-from edgemin.distillation.tinybert import hidden_mse, matched_layers, prediction_loss, score_mse
+from edgemin.distillation.layers import matched_layers
+from edgemin.distillation.tinybert import hidden_mse, prediction_loss, score_mse
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
 from edgemin.stages.tinybert import TinyBERT
@@ -199,21 +200,6 @@ def distillation(**settings: Any) -> TinyBERT:
     return TinyBERT(**(given | settings))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataModule:
-    return tiny.data(tmp_path)
-
-
-@pytest.fixture
-def batch(data: DataModule) -> dict[str, Tensor]:
-    return data.train.batch(range(6))
-
-
-def prepared(stage: TinyBERT, student: PreTrainedModel, teacher: PreTrainedModel, data: DataModule) -> TinyBERT:
-    stage.prepare(student, data, [teacher])
-    return stage
-
-
 @pytest.mark.parametrize(
     ("settings", "pairs"),
     [
@@ -228,7 +214,7 @@ def test_the_first_loss_is_the_sum_over_the_layers_of_what_both_sides_hold(
     settings: Any, pairs: dict[int, int], data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     student, teacher = tiny.model(layers=2), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(**settings), student, teacher, data)
+    stage = tiny.prepared(distillation(**settings), student, teacher, data)
     weights = {f"{name}_weight": 1.0 for name in ("embedding", "hidden", "attention")} | settings
     mask, mine, theirs = batch["attention_mask"], *(inside(of, batch) for of in (student, teacher))
     maps = {name: linear.weight.detach().T for name, linear in stage.projections.items()}
@@ -255,7 +241,7 @@ def inside(of: PreTrainedModel, batch: dict[str, Tensor]) -> encoder.Reading:
 
 def test_the_second_loss_is_of_the_answers_alone(data: DataModule, batch: dict[str, Tensor]) -> None:
     student, teacher = tiny.model(layers=2), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(temperature=2.0), student, teacher, data)
+    stage = tiny.prepared(distillation(temperature=2.0), student, teacher, data)
     stage.phase = 1
     expected = prediction_loss(tiny.logits(teacher, batch), tiny.logits(student, batch), 2.0)
     torch.testing.assert_close(stage.loss(batch).detach(), expected)
@@ -265,7 +251,7 @@ def test_everything_that_should_learn_has_a_gradient_first_inside_then_to_the_he
     data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     student, teacher = tiny.model(layers=2), tiny.model(layers=4, hidden=64, seed=5)
-    stage = prepared(distillation(), student, teacher, data)
+    stage = tiny.prepared(distillation(), student, teacher, data)
     head = {name for name, _ in student.named_parameters() if "pooler" in name or "classifier" in name}
     stage.loss(batch).backward()
     learns = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
@@ -300,10 +286,10 @@ def test_equal_widths_can_be_compared_as_they_are_and_a_copy_then_loses_nothing(
     data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     teacher = tiny.model(seed=5)
-    stage = prepared(distillation(projection="none"), tiny.model(seed=5), teacher, data)
+    stage = tiny.prepared(distillation(projection="none"), tiny.model(seed=5), teacher, data)
     assert not list(stage.projections.children())
     assert stage.loss(batch).item() == 0
-    assert prepared(distillation(), tiny.model(seed=5), teacher, data).loss(batch).item() > 0.1
+    assert tiny.prepared(distillation(), tiny.model(seed=5), teacher, data).loss(batch).item() > 0.1
 
 
 @pytest.mark.parametrize(("batch_killed", "phase"), [(2, 0), (2, 1)])
@@ -379,7 +365,7 @@ def test_without_attention_any_family_and_any_number_of_heads_will_do(data: Data
     stage = distillation(attention_weight=0.0)
     stage.check(Shape("modernbert", 2, 32, 2), [Shape("bert", 4, 64, 4)])
     student = tiny.model("modernbert", layers=2, heads=2)
-    assert prepared(stage, student, tiny.model(layers=4, hidden=64, seed=5), data).loss(batch).isfinite()
+    assert tiny.prepared(stage, student, tiny.model(layers=4, hidden=64, seed=5), data).loss(batch).isfinite()
 
 
 def test_a_pruned_layer_is_refused_when_its_heads_are_known(data: DataModule) -> None:
@@ -388,8 +374,8 @@ def test_a_pruned_layer_is_refused_when_its_heads_are_known(data: DataModule) ->
     stage = distillation()
     stage.check(Shape("bert", 3, 32, 4, pruned=True), [Shape("bert", 3, 32, 4)])
     with pytest.raises(UserError, match=r"^attention_weight: .* given 3 heads in the student and 4 in the teacher$"):
-        prepared(stage, student, tiny.model(seed=5), data)
-    prepared(distillation(layer_map={1: 1, 3: 3}), student, tiny.model(seed=5), data)
+        tiny.prepared(stage, student, tiny.model(seed=5), data)
+    tiny.prepared(distillation(layer_map={1: 1, 3: 3}), student, tiny.model(seed=5), data)
 
 
 @pytest.mark.parametrize(

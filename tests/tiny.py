@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,7 @@ from edgemin.stages.base import Stage
 CONF = Path(__file__).parents[1] / "conf"
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "mobilebert")
 CUTTABLE = FAMILIES[:-1]  #: also across FFN units and hidden size
+AnyStage = TypeVar("AnyStage", bound=Stage)
 TRAINER = {"accelerator": "cpu", "precision": 32}
 
 
@@ -82,6 +83,12 @@ def task(**settings: Any) -> Task:
 def data(cache: Path, **settings: Any) -> DataModule:
     """The toy task in tokens."""
     return DataModule(load(task(**settings)), toy.tokenizer(), cache / "tokens")
+
+
+def prepared(stage: AnyStage, student: PreTrainedModel, teacher: PreTrainedModel, examples: DataModule) -> AnyStage:
+    """A stage that has been given its student and its one teacher."""
+    stage.prepare(student, examples, [teacher])
+    return stage
 
 
 def fit(

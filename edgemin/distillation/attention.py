@@ -14,11 +14,14 @@ Shapes: B batch, T tokens, A attention heads, D head size.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.distillation.averages import arithmetic
 from edgemin.errors import UserError
 
 
@@ -54,7 +57,7 @@ def attention_outputs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, h
     """
     tokens = mask.bool()
     visible = tokens | ~tokens.any(-1, keepdim=True)  # a sequence without tokens sees its padding: a number, no NaN
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    dtype = arithmetic(query)
     with torch.autocast(query.device.type, enabled=False):
         queries, keys, values = (split_heads(projection.to(dtype), heads) for projection in (query, key, value))
         outputs = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible[:, None, None])
@@ -68,13 +71,12 @@ def split_heads(projection: Tensor, heads: int) -> Tensor:
     return projection.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
-def check_rebuildable(student: str, teacher: str, key: str) -> None:
-    """Refuse families whose attention is not what their projections give.
+def check_rebuildable(student: str, teacher: str) -> None:
+    """Refuse an ``attention_weight`` where a family's attention is not what its projections give.
 
     Args:
         student: family, as ``encoder.family`` names it.
         teacher: family.
-        key: the weight that would have to be 0.
 
     Raises:
         UserError: one of them is ModernBERT.
@@ -82,12 +84,18 @@ def check_rebuildable(student: str, teacher: str, key: str) -> None:
     for side, family in (("student", student), ("teacher", teacher)):
         if family == "modernbert":
             raise UserError(
-                f"{key}: expected 0 with a {side} of family modernbert, which turns queries and keys after they were "
-                "projected and sees windows, so that its attention is not what is read, given a weight above 0"
+                f"attention_weight: expected 0 with a {side} of family modernbert, which turns queries and keys after "
+                "they were projected and sees windows, so that its attention is not what is read, given a weight "
+                "above 0"
             )
 
 
-def check_same_heads(student: int, teacher: int, key: str, expected: str) -> None:
+def check_same_heads(
+    student: int,
+    teacher: int,
+    key: str = "attention_weight",
+    expected: str = "0 where heads cannot be matched one by one",
+) -> None:
     """Refuse two layers whose heads cannot be matched one by one.
 
     Args:
@@ -103,3 +111,23 @@ def check_same_heads(student: int, teacher: int, key: str, expected: str) -> Non
         raise UserError(
             f"{key}: expected {expected}, given {student} heads in the student and {teacher} in the teacher"
         )
+
+
+def matched_heads(
+    student: Sequence[Mapping[str, Any]], teacher: Sequence[Mapping[str, Any]], pairs: Mapping[int, int]
+) -> dict[int, int]:
+    """The attention heads of each matched student layer, which its teacher layer has too.
+
+    Args:
+        student: its layers, as ``encoder.structure`` describes them.
+        teacher: its layers.
+        pairs: {student layer: teacher layer}, counted from 1.
+
+    Raises:
+        UserError: two matched layers have different numbers of heads; named is ``attention_weight``.
+    """
+    found = {}
+    for mine, theirs in pairs.items():
+        found[mine] = student[mine - 1]["heads"]
+        check_same_heads(found[mine], teacher[theirs - 1]["heads"])
+    return found

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgemin.distillation.averages import arithmetic, over_tokens
+
 IGNORED = -100
 """The target of a token that is not to be predicted."""
 
@@ -40,15 +42,11 @@ def hidden_cosine(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
         A scalar from 0 to 2. A sequence without any token adds nothing and is not counted.
     """
     assert teacher.shape == student.shape and teacher.shape[:2] == mask.shape, "the same tokens, equal widths"
-    tokens = mask.bool()
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         target = F.normalize(teacher.detach().to(dtype), dim=-1)
         learnt = F.normalize(student.to(dtype), dim=-1)
-        distances = (learnt - target).square().sum(-1) / 2  # [B, T]
-        lengths = tokens.sum(-1)
-        per_sequence = distances.masked_fill(~tokens, 0.0).sum(-1) / lengths.clamp(min=1)
-        return per_sequence.sum() / lengths.count_nonzero().clamp(min=1)
+        return over_tokens((learnt - target).square().sum(-1) / 2, mask.bool())
 
 
 def mask_tokens(
@@ -118,7 +116,7 @@ def masked_word_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     chosen = targets != IGNORED
     counts = chosen.sum(-1)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    dtype = arithmetic(logits)
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.to(dtype), targets[chosen], reduction="none")
         return (losses / counts.repeat_interleave(counts)).sum() / counts.count_nonzero().clamp(min=1)

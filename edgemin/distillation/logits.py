@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.distillation.averages import arithmetic
 from edgemin.errors import UserError
 
 
@@ -64,7 +65,7 @@ def soft_target_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tens
     """
     assert teacher.shape == student.shape, "teacher and student must know the same classes"
     assert temperature > 0
-    dtype = _arithmetic(teacher, student)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         target = F.log_softmax(teacher.detach().to(dtype) / temperature, dim=-1)
         learnt = F.log_softmax(student.to(dtype) / temperature, dim=-1)
@@ -74,7 +75,7 @@ def soft_target_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tens
 def squared_error(teacher: Tensor, student: Tensor) -> Tensor:
     """(z_T - z_S)², averaged over examples, for tasks whose one output ``[B, 1]`` is a score."""
     assert teacher.shape == student.shape and student.shape[-1] == 1
-    dtype = _arithmetic(teacher, student)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         return F.mse_loss(student.to(dtype), teacher.detach().to(dtype))
 
@@ -98,11 +99,3 @@ def check_outputs(student: int, teachers: Sequence[int]) -> None:
     for outputs in teachers:
         if outputs != student:
             raise UserError(f"teacher: expected a head of {student} outputs, as the student's, given one of {outputs}")
-
-
-def _arithmetic(*tensors: Tensor) -> torch.dtype:
-    """At least float32."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype

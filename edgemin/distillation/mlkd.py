@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgemin.distillation.attention import attention_outputs
+from edgemin.distillation.averages import arithmetic
 from edgemin.distillation.relation import relation_kl
 
 
@@ -114,7 +115,7 @@ def contrastive_relation(teacher: Tensor, student: Tensor, labels: Tensor, tempe
         A scalar in nats, above 0 but for a batch of one.
     """
     assert teacher.shape == student.shape and labels.shape == student.shape[:1]
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         vectors = F.normalize(torch.cat([teacher.detach().to(dtype), student.to(dtype)]), dim=-1)
         itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)

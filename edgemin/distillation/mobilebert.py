@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.distillation.averages import arithmetic, over_tokens
+
 
 def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normalise: bool) -> Tensor:
     """Mean squared error of feature maps: L_FMT, or L_norm.
@@ -51,12 +53,12 @@ def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normali
             target, learnt = (F.layer_norm(side, side.shape[-1:], eps=1e-12) for side in (target, learnt))
         return (learnt - target).square().mean(-1)
 
-    return _over_tokens(error, teacher, student, mask)
+    return _averaged(error, teacher, student, mask)
 
 
 def mean_error(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     """L_mean: squared difference of each token's mean over its units; arguments as for ``feature_map_error``."""
-    return _over_tokens(lambda target, learnt: (learnt.mean(-1) - target.mean(-1)).square(), teacher, student, mask)
+    return _averaged(lambda target, learnt: (learnt.mean(-1) - target.mean(-1)).square(), teacher, student, mask)
 
 
 def variance_error(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
@@ -65,16 +67,12 @@ def variance_error(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     def error(target: Tensor, learnt: Tensor) -> Tensor:
         return (learnt.var(-1, correction=0) - target.var(-1, correction=0)).abs()
 
-    return _over_tokens(error, teacher, student, mask)
+    return _averaged(error, teacher, student, mask)
 
 
-def _over_tokens(error: Callable[[Tensor, Tensor], Tensor], teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
+def _averaged(error: Callable[[Tensor, Tensor], Tensor], teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     """Mean over sequences of the mean over tokens of an error ``[B, T]``."""
     assert teacher.shape[:2] == student.shape[:2] == mask.shape, "teacher and student must read the same tokens"
-    tokens = mask.bool()
-    lengths = tokens.sum(-1)
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
-        errors = error(teacher.detach().to(dtype), student.to(dtype))
-        sums = errors.masked_fill(~tokens, 0.0).sum(-1)
-        return (sums / lengths.clamp(min=1)).sum() / lengths.count_nonzero().clamp(min=1)
+        return over_tokens(error(teacher.detach().to(dtype), student.to(dtype)), mask.bool())

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.distillation.averages import arithmetic
 from edgemin.errors import UserError
 
 Strategy = Literal["skip", "last"]
@@ -38,7 +39,7 @@ def patience_loss(teacher: Tensor, student: Tensor) -> Tensor:
         A scalar from 0 (equal directions) to 4 (opposite ones).
     """
     assert teacher.shape == student.shape and student.ndim == 3, "equal numbers of layers, equal widths"
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         target = F.normalize(teacher.detach().to(dtype), dim=-1)
         learnt = F.normalize(student.to(dtype), dim=-1)

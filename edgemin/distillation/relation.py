@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.distillation.averages import arithmetic, over_sequences
 from edgemin.distillation.relation_blocks import Projected, blocked_relation_kl
+from edgemin.distillation.weights import check_weight
 from edgemin.errors import UserError
 
 PAIRS = tuple(rows + columns for rows in "qkv" for columns in "qkv")
@@ -83,16 +85,14 @@ def plain_relation_kl(
     Slow and large: it is what tests and ``benchmarks.relation_loss`` compare ``relation_kl`` with.
     """
     tokens = mask.bool()
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         with torch.no_grad():
             target = _log_relation(teacher, teacher_keys, tokens, relation_heads, dtype)
         learned = _log_relation(student, student_keys, tokens, relation_heads, dtype)
         rows = F.kl_div(learned, target, reduction="none", log_target=True).sum(-1)  # [B, A, T]
-        lengths = tokens.sum(-1)  # [B]
         sums = rows.masked_fill(~tokens[:, None], 0.0).sum((1, 2))
-        per_sequence = sums / (relation_heads * lengths).clamp(min=1)
-        return per_sequence.sum() / lengths.count_nonzero().clamp(min=1)
+        return over_sequences(sums, relation_heads * tokens.sum(-1))
 
 
 def relations_loss(
@@ -138,8 +138,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for pair, weight in weights.items():
         if pair not in PAIRS:
             raise UserError(f"relations: expected names among {', '.join(PAIRS)}, given {pair!r}")
-        if not 0 <= weight < math.inf:
-            raise UserError(f"relations.{pair}: expected a number of at least 0, given {weight}")
+        check_weight(f"relations.{pair}", weight)
     if not any(weights.values()):
         raise UserError(f"relations: expected at least one relation of weight above 0, given {dict(weights)}")
 
@@ -158,16 +157,6 @@ def common_relation_heads(asked: int, *widths: int) -> int:
     assert widths and min(widths) > 0
     common = math.gcd(*widths)
     return next(heads for heads in range(min(asked, common), 0, -1) if common % heads == 0)
-
-
-def layer_map(student_layers: int, teacher_layers: int) -> dict[int, int]:
-    """Which teacher layer each student layer learns from: l -> ⌈l L_T / L_S⌉.
-
-    Equation 1 of the EdgeMIN paper. Layers count from 1 on both sides, and the last learns from the last. A
-    student deeper than its teacher uses teacher layers more than once.
-    """
-    assert student_layers > 0 and teacher_layers > 0
-    return {layer: -(-layer * teacher_layers // student_layers) for layer in range(1, student_layers + 1)}
 
 
 def preset(layers: int, hidden: int, family: str) -> tuple[int, int]:

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from edgemin.distillation.averages import arithmetic
+
 # One buffer's share of a thread: with it the speed is within some per cent of the best from 1 to 4 MiB (cores
 # with 1 MiB of level 2 cache and a level 3 cache behind it). Smaller blocks lose to the cost of calling.
 _BYTES_PER_THREAD = 2**21
@@ -127,7 +129,7 @@ def _divergence(
     teacher: Projected, student: Projected, tokens: Tensor, heads: int, *, learns: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss and, where it is learnt from, its gradients in the student's rows and, where given, keys."""
-    dtype = torch.promote_types(torch.promote_types(teacher.rows.dtype, student.rows.dtype), torch.float32)
+    dtype = arithmetic(teacher.rows, student.rows)
     numbers = _block_numbers(tokens.device, dtype)
     losses = [torch.zeros((), dtype=dtype, device=tokens.device)]
     gradients = [torch.zeros(x.shape, dtype=dtype, device=x.device) for x in student if learns and x is not None]

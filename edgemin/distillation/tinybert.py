@@ -19,16 +19,13 @@ Shapes: B batch, T tokens, H hidden size, A attention heads, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edgemin.distillation.attention import attention_scores
+from edgemin.distillation.averages import arithmetic, over_sequences
 from edgemin.distillation.logits import squared_error
-from edgemin.distillation.relation import layer_map
-from edgemin.errors import UserError
 
 
 def hidden_mse(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
@@ -47,11 +44,11 @@ def hidden_mse(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     """
     assert teacher.shape == student.shape and teacher.shape[:2] == mask.shape, "the same tokens, equal widths"
     tokens = mask.bool()
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         errors = student.to(dtype) - teacher.detach().to(dtype)
         squares = errors.masked_fill(~tokens[..., None], 0.0).square().sum((1, 2))
-        return _over_sequences(squares / errors.shape[-1], tokens.sum(-1))
+        return over_sequences(squares / errors.shape[-1], tokens.sum(-1))
 
 
 def score_mse(
@@ -74,7 +71,7 @@ def score_mse(
     """
     assert teacher[0].shape[:2] == student[0].shape[:2] == mask.shape, "teacher and student must read the same tokens"
     tokens = mask.bool()
-    dtype = torch.promote_types(torch.promote_types(teacher[0].dtype, student[0].dtype), torch.float32)
+    dtype = arithmetic(teacher[0], student[0])
 
     def scores(query: Tensor, key: Tensor) -> Tensor:
         # Queries and keys of padding are made 0: then so are scores in its rows and columns, on both sides.
@@ -86,7 +83,7 @@ def score_mse(
             target = scores(teacher[0], teacher[1])
         squares = (scores(student[0], student[1]) - target).square().sum((1, 2, 3))
         lengths = tokens.sum(-1)
-        return _over_sequences(squares / heads / lengths.clamp(min=1), lengths)
+        return over_sequences(squares / heads / lengths.clamp(min=1), lengths)
 
 
 def prediction_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -106,35 +103,7 @@ def prediction_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) 
     assert teacher.shape == student.shape, "teacher and student must know the same classes"
     if student.shape[-1] == 1:
         return squared_error(teacher, student)
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         target = F.softmax(teacher.detach().to(dtype) / temperature, dim=-1)
         return temperature**2 * F.cross_entropy(student.to(dtype) / temperature, target)
-
-
-def matched_layers(asked: Mapping[int, int] | None, student_layers: int, teacher_layers: int) -> dict[int, int]:
-    """Which teacher layer each student layer learns from, counted from 1.
-
-    Args:
-        asked: {student layer: teacher layer}; ``None`` spreads them evenly, l -> ⌈l N / M⌉ of M student layers and N
-            teacher layers, which is the paper's l N / M where M divides N.
-        student_layers: M.
-        teacher_layers: N.
-
-    Raises:
-        UserError: no pair, or a layer that one of the models does not have.
-    """
-    if asked is None:
-        return layer_map(student_layers, teacher_layers)
-    if not asked:
-        raise UserError("layer_map: expected null or at least one {student layer: teacher layer}, given none")
-    for student, teacher in asked.items():
-        for side, layer, count in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
-            if not 1 <= layer <= count:
-                raise UserError(f"layer_map: expected a {side} layer from 1 to {count}, given {layer}")
-    return dict(asked)
-
-
-def _over_sequences(sums: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over the sequences that have tokens, of what is summed over a sequence's tokens ``[B]``."""
-    return (sums / lengths.clamp(min=1)).sum() / lengths.count_nonzero().clamp(min=1)

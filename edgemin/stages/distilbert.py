@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack, cast
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from edgemin.distillation.distilbert import IGNORED, MaskedLanguageHead, hidden_cosine, mask_tokens, masked_word_loss
 from edgemin.distillation.logits import check_outputs, check_temperature, output_loss
+from edgemin.distillation.weights import check_weight
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
@@ -54,8 +54,8 @@ class DistilbertDistillation(Distillation):
         check_temperature(temperature)
         weights = {"soft_weight": soft_weight, "cosine_weight": cosine_weight, "hard_weight": hard_weight}
         for name, weight in weights.items():
-            if weight != "auto" and not 0 <= weight < math.inf:
-                raise UserError(f"{name}: expected a number of at least 0, given {weight}")
+            if weight != "auto":
+                check_weight(name, weight)
         on_task = settings.get("corpus") is None
         if not on_task and soft_weight not in ("auto", 0):
             raise UserError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import Tensor
 
 from edgemin.distillation.attention import check_rebuildable, check_same_heads
+from edgemin.distillation.layers import check_layers
 from edgemin.distillation.minilm import attention_kl, value_kl
+from edgemin.distillation.weights import check_term_weights
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
@@ -46,9 +47,7 @@ class MiniLM(Distillation):
         **settings: Unpack[DistillSettings],
     ) -> None:
         super().__init__(task_weight=task_weight, settings=settings)
-        for key, weight in (("attention_weight", attention_weight), ("value_weight", value_weight)):
-            if not 0 <= weight < math.inf:
-                raise UserError(f"{key}: expected a number of at least 0, given {weight}")
+        check_term_weights({"attention": attention_weight, "value": value_weight})
         if attention_weight == value_weight == 0:
             raise UserError("attention_weight: expected it or value_weight above 0, given both 0")
         self.teacher_layer, self.student_layer = teacher_layer, student_layer
@@ -80,9 +79,7 @@ class MiniLM(Distillation):
         """
         mine = student_layers if self.student_layer is None else self.student_layer
         theirs = teacher_layers if self.teacher_layer is None else self.teacher_layer
-        for side, layer, count in (("student", mine, student_layers), ("teacher", theirs, teacher_layers)):
-            if not 1 <= layer <= count:
-                raise UserError(f"{side}_layer: expected a {side} layer from 1 to {count}, given {layer}")
+        check_layers({mine: theirs}, student_layers, teacher_layers)
         return mine, theirs
 
     def asks_student(self) -> Asks:
@@ -106,7 +103,7 @@ class MiniLM(Distillation):
 
     def _check_family(self, student: str, teacher: str) -> None:
         if self.attention_weight:
-            check_rebuildable(student, teacher, "attention_weight")
+            check_rebuildable(student, teacher)
 
     @staticmethod
     def _check_heads(student: int, teacher: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from edgemin.distillation.relation import check_weights, common_relation_heads, layer_map, preset, relations_loss
+from edgemin.distillation.layers import check_layers, layer_map, matched_layers
+from edgemin.distillation.relation import check_weights, common_relation_heads, preset, relations_loss
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
@@ -81,16 +82,12 @@ class MiniLMv2(Distillation):
         if self.layer_map == "layer_to_layer":
             return layer_map(student_layers, teacher.layers)
         if self.layer_map is not None:
-            found, key = {int(student): int(of) for student, of in self.layer_map.items()}, "layer_map"
-        else:
-            published = preset(teacher.layers, teacher.hidden, teacher.family)[0]
-            teacher_layer = published if self.teacher_layer is None else self.teacher_layer
-            found, key = {student_layers if self.student_layer is None else self.student_layer: teacher_layer}, "layer"
-        for student, of in found.items():
-            for side, layer, count in (("student", student, student_layers), ("teacher", of, teacher.layers)):
-                if not 1 <= layer <= count:
-                    name = f"{side}_{key}" if key == "layer" else key
-                    raise UserError(f"{name}: expected a {side} layer from 1 to {count}, given {layer}")
+            asked = {int(student): int(of) for student, of in self.layer_map.items()}
+            return matched_layers(asked, student_layers, teacher.layers)
+        published = preset(teacher.layers, teacher.hidden, teacher.family)[0]
+        theirs = published if self.teacher_layer is None else self.teacher_layer
+        found = {student_layers if self.student_layer is None else self.student_layer: theirs}
+        check_layers(found, student_layers, teacher.layers)
         return found
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:

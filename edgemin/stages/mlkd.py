@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from edgemin.distillation.attention import check_rebuildable
+from edgemin.distillation.layers import matched_layers
 from edgemin.distillation.logits import check_outputs, check_temperature, output_loss
 from edgemin.distillation.mlkd import attention_relation, contrastive_relation, sample_relation, token_relation
 from edgemin.distillation.relation import common_relation_heads
-from edgemin.distillation.tinybert import hidden_mse, matched_layers
+from edgemin.distillation.tinybert import hidden_mse
+from edgemin.distillation.weights import check_term_weights
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
@@ -111,9 +113,7 @@ class MLKD(TwoFits):
         self._last = (0, 0)
 
     def _check_weights(self) -> None:
-        for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise UserError(f"{name}_weight: expected a number of at least 0, given {weight}")
+        check_term_weights(self.weights)
         for fit, names in ((self.settings, _INSIDE), (self._prediction, _PREDICTION)):
             if fit is not None and fit.trains and not any(self.weights[name] for name in names):
                 others = " or ".join(f"{name}_weight" for name in names[1:])
@@ -136,7 +136,7 @@ class MLKD(TwoFits):
         (teacher,) = teachers
         matched_layers(self.layer_map, model.layers, teacher.layers)
         if self.weights["attention"]:
-            check_rebuildable(model.family, teacher.family, "attention_weight")
+            check_rebuildable(model.family, teacher.family)
             for side, shape in (("student", model), ("teacher", teacher)):
                 if self.relation_heads is not None and not shape.pruned and shape.width % self.relation_heads:
                     raise UserError(
@@ -152,7 +152,7 @@ class MLKD(TwoFits):
         self._last = (len(student["layers"]), len(teacher["layers"]))
         self._pairs = matched_layers(self.layer_map, *self._last)
         if self.weights["attention"]:
-            check_rebuildable(student["family"], teacher["family"], "attention_weight")
+            check_rebuildable(student["family"], teacher["family"])
             for mine, theirs in self._pairs.items():
                 self._heads[mine] = self._heads_of(student["layers"][mine - 1], teacher["layers"][theirs - 1], mine)
         if self.corpus is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -12,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from edgemin import encoder
-from edgemin.distillation.attention import check_rebuildable, check_same_heads
+from edgemin.distillation.attention import check_rebuildable, check_same_heads, matched_heads
+from edgemin.distillation.layers import matched_layers
 from edgemin.distillation.minilm import attention_kl
 from edgemin.distillation.mobilebert import feature_map_error, mean_error, variance_error
-from edgemin.distillation.tinybert import matched_layers
+from edgemin.distillation.weights import check_term_weights
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
@@ -74,9 +74,7 @@ class MobileBERT(Distillation):
             "variance": variance_weight,
             "attention": attention_weight,
         }
-        for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise UserError(f"{name}_weight: expected a number of at least 0, given {weight}")
+        check_term_weights(self.weights)
         if not any(self.weights.values()):
             raise UserError("feature_weight: expected it or another weight above 0, given all 0")
         if progressive and task_weight == 0 and self.settings.patience is not None:
@@ -96,21 +94,17 @@ class MobileBERT(Distillation):
         (teacher,) = teachers
         matched_layers(self.layer_map, model.layers, teacher.layers)
         self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
-        if not (model.pruned or teacher.pruned):
-            self._check_heads(model.heads, teacher.heads)
+        if self.weights["attention"] and not (model.pruned or teacher.pruned):
+            check_same_heads(model.heads, teacher.heads)
 
     def _check_sides(self, student: str, teacher: str, student_width: int, teacher_width: int) -> None:
         if self.weights["attention"]:
-            check_rebuildable(student, teacher, "attention_weight")
+            check_rebuildable(student, teacher)
         if self.weights["feature"] and student_width != teacher_width:
             raise UserError(
                 f"feature_weight: expected 0 where the student's hidden size {student_width} is not the teacher's "
                 f"{teacher_width}, as feature maps are compared unit by unit, given {self.weights['feature']}"
             )
-
-    def _check_heads(self, student: int, teacher: int) -> None:
-        if self.weights["attention"]:
-            check_same_heads(student, teacher, "attention_weight", "0 where heads cannot be matched one by one")
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -120,9 +114,8 @@ class MobileBERT(Distillation):
         self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
         pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
         self._pairs = dict(sorted(pairs.items()))
-        for mine, theirs in self._pairs.items():
-            self._heads[mine] = student["layers"][mine - 1]["heads"]
-            self._check_heads(self._heads[mine], teacher["layers"][theirs - 1]["heads"])
+        if self.weights["attention"]:
+            self._heads = matched_heads(student["layers"], teacher["layers"], self._pairs)
         untrained = [layer for layer, fit in zip(self._pairs, self.phases(), strict=False) if not fit.trains]
         if self.settings.trains and untrained:
             self.notes.append(f"{self.settings.steps} steps are too few for a fit of each layer: none of {untrained}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
+from edgemin.distillation.layers import matched_layers
 from edgemin.distillation.logits import check_outputs, check_temperature, output_loss
 from edgemin.distillation.pkd import Strategy, patience_loss, patient_layers
+from edgemin.distillation.weights import check_weight
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
@@ -50,8 +51,7 @@ class PatientDistillation(Distillation):
         check_temperature(temperature)
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha: expected a share in [0, 1], given {alpha}")
-        if not 0 <= beta < math.inf:
-            raise UserError(f"beta: expected a number of at least 0, given {beta}")
+        check_weight("beta", beta)
         if alpha == beta == 0:
             raise UserError(
                 "alpha: expected alpha or beta above 0, for nothing else comes from the teacher, given both 0"
@@ -96,11 +96,7 @@ class PatientDistillation(Distillation):
             return {}
         if isinstance(self.layer_map, str):
             return patient_layers(self.layer_map, student_layers, teacher_layers)
-        for student, teacher in self.layer_map.items():
-            for side, layer, count in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
-                if not 1 <= layer <= count:
-                    raise UserError(f"layer_map: expected a {side} layer from 1 to {count}, given {layer}")
-        return dict(self.layer_map)
+        return matched_layers(self.layer_map, student_layers, teacher_layers)
 
     def asks_student(self) -> Asks:
         """Its answers where the teacher's are to be learnt, the states of its matched layers."""

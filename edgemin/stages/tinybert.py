@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
-from edgemin.distillation.attention import check_rebuildable, check_same_heads
+from edgemin.distillation.attention import check_rebuildable, check_same_heads, matched_heads
+from edgemin.distillation.layers import matched_layers
 from edgemin.distillation.logits import check_outputs, check_temperature
-from edgemin.distillation.tinybert import hidden_mse, matched_layers, prediction_loss, score_mse
+from edgemin.distillation.tinybert import hidden_mse, prediction_loss, score_mse
+from edgemin.distillation.weights import check_term_weights
 from edgemin.encoder import Reading
 from edgemin.errors import UserError
 from edgemin.stages.base import Shape
@@ -62,9 +63,7 @@ class TinyBERT(TwoFits):
         )
         check_temperature(temperature)
         self.weights = {"embedding": embedding_weight, "hidden": hidden_weight, "attention": attention_weight}
-        for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise UserError(f"{name}_weight: expected a number of at least 0, given {weight}")
+        check_term_weights(self.weights)
         if self.settings.trains and not any(self.weights.values()):
             raise UserError("hidden_weight: expected it, embedding_weight or attention_weight above 0, given all 0")
         self.layer_map, self.projection, self.temperature = layer_map, projection, temperature
@@ -79,21 +78,17 @@ class TinyBERT(TwoFits):
         (teacher,) = teachers
         matched_layers(self.layer_map, model.layers, teacher.layers)
         self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
-        if not (model.pruned or teacher.pruned):
-            self._check_heads(model.heads, teacher.heads)
+        if self.weights["attention"] and not (model.pruned or teacher.pruned):
+            check_same_heads(model.heads, teacher.heads)
 
     def _check_sides(self, student: str, teacher: str, student_width: int, teacher_width: int) -> None:
         if self.weights["attention"]:
-            check_rebuildable(student, teacher, "attention_weight")
+            check_rebuildable(student, teacher)
         if self.projection == "none" and student_width != teacher_width:
             raise UserError(
                 f"projection: expected learned, as the student's hidden size {student_width} is not the teacher's "
                 f"{teacher_width}, given none"
             )
-
-    def _check_heads(self, student: int, teacher: int) -> None:
-        if self.weights["attention"]:
-            check_same_heads(student, teacher, "attention_weight", "0 where heads cannot be matched one by one")
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -102,9 +97,8 @@ class TinyBERT(TwoFits):
         (teacher,) = teachers
         self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
         self._pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
-        for mine, theirs in self._pairs.items():
-            self._heads[mine] = student["layers"][mine - 1]["heads"]
-            self._check_heads(self._heads[mine], teacher["layers"][theirs - 1]["heads"])
+        if self.weights["attention"]:
+            self._heads = matched_heads(student["layers"], teacher["layers"], self._pairs)
         if self.projection == "learned":
             for name in ("embedding", "hidden"):
                 if self.weights[name]:

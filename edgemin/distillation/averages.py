@@ -1,0 +1,45 @@
+"""What losses over tokens share: the precision they are computed in, and means over sequences of means inside them.
+
+So neither padding nor a long neighbour in the batch changes what a sequence counts for.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def arithmetic(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: that which holds all of them, at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def over_tokens(errors: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over sequences of the mean over tokens.
+
+    Args:
+        errors: ``[B, T]``.
+        tokens: ``[B, T]``, true where there is a token; errors elsewhere may be anything.
+
+    Returns:
+        A scalar. A sequence without any token adds nothing and is not counted.
+    """
+    return over_sequences(errors.masked_fill(~tokens, 0.0).sum(-1), tokens.sum(-1))
+
+
+def over_sequences(sums: Tensor, counts: Tensor) -> Tensor:
+    """Mean over sequences of the mean inside each.
+
+    Args:
+        sums: ``[B]``, of what is averaged inside a sequence; 0 where that is nothing.
+        counts: ``[B]``, whole numbers: how many were summed.
+
+    Returns:
+        A scalar. A sequence of which nothing was summed adds nothing and is not counted.
+    """
+    return (sums / counts.clamp(min=1)).sum() / counts.count_nonzero().clamp(min=1)
