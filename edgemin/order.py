@@ -1,12 +1,13 @@
-"""Which rows a study prints: an order of stages, by hand or by name, its prefixes and its controls."""
+"""Which rows a study prints: an order of stages, by hand or by name, its prefixes, its controls and its ablations."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from edgemin.config import check_type
+from edgemin.config import check_type, construct
 from edgemin.errors import UserError
 
 
@@ -26,6 +27,67 @@ class RowSpec:
         return "/".join((self.model, *self.stages))
 
 
+class Ablation(ABC):
+    """A way to expand one order into the rows that answer a question about its stages; a choice of ``ablate``."""
+
+    @abstractmethod
+    def rows(self, stages: Sequence[str], rows: Sequence[RowSpec]) -> list[RowSpec]:
+        """The rows to print, controls apart.
+
+        Args:
+            stages: the student's stages as they will run.
+            rows: those that would be printed without the ablation.
+
+        Raises:
+            UserError: the stages are not such that the question can be asked; the message begins with ``ablate.``.
+        """
+
+
+class Interaction(Ablation):
+    r"""Two stages crossed: the order with neither, with each of them alone, with both; all other stages in place.
+
+    With :math:`m` the primary metric, the stages interact by
+    :math:`(m_{both} - m_{one}) - (m_{other} - m_{neither})`, which the report forms from these rows
+    (``edgemin/report/interaction.py``). It finds them by their stages, so their names are free.
+
+    Args:
+        stages: the two, each once in the order.
+    """
+
+    def __init__(self, stages: list[str]) -> None:
+        if len(stages) != 2 or stages[0] == stages[1]:
+            raise UserError(f"stages: expected two different stages, given {stages}")
+        self.stages = tuple(stages)
+
+    def rows(self, stages: Sequence[str], rows: Sequence[RowSpec]) -> list[RowSpec]:
+        """The other models' rows and the student's that have neither stage, then the group.
+
+        A row that has all stages but the two (the student baseline, say) keeps its name and is the group's first.
+        """
+        if any(list(stages).count(stage) != 1 for stage in self.stages):
+            counts = " and ".join(f"{stage} {list(stages).count(stage)} times" for stage in self.stages)
+            raise UserError(
+                f"ablate.stages: expected two stages that the order has once each, given {counts} in {list(stages)}"
+            )
+        one, other = self.stages
+        cells = {
+            f"Neither {one} nor {other}": (one, other),
+            f"Only {one}": (other,),
+            f"Only {other}": (one,),
+            f"Both {one} and {other}": (),
+        }
+        group = [
+            RowSpec(name, "student", tuple(stage for stage in stages if stage not in without))
+            for name, without in cells.items()
+        ]
+        kept = [row for row in rows if row.model != "student" or not set(self.stages) & set(row.stages)]
+        if any(row.path == group[0].path for row in kept):
+            # A prefix that is left out where its head is stale must not be left out here.
+            kept = [replace(row, named=True) if row.path == group[0].path else row for row in kept]
+            del group[0]
+        return [*kept, *group]
+
+
 def row_specs(
     order: Mapping[str, Any], stages: Sequence[str], own_stages: Mapping[str, Sequence[str]]
 ) -> list[RowSpec]:
@@ -33,16 +95,17 @@ def row_specs(
 
     Args:
         order: the ``order`` node: ``name``, ``stages``, ``rows`` (``None``: the teacher and every prefix),
-            ``controls``.
+            ``controls``, and ``ablate`` where an :class:`Ablation` expands it.
         stages: the student's stages as they will run. Where they are not the order's own, they were given by hand,
             and the order's rows
             and controls do not apply.
         own_stages: for every model of the study the path of its own, by name; ``student``'s is empty.
 
     Raises:
-        UserError: a row or control that is not of the form ``{name, model, stages}``, or two rows of one name.
+        UserError: a row or control that is not of the form ``{name, model, stages}``, two rows of one name, or an
+            ablation that the stages do not allow.
     """
-    for key in sorted(set(order) - {"name", "stages", "rows", "controls"}):
+    for key in sorted(set(order) - {"name", "stages", "rows", "controls", "ablate"}):
         raise UserError(f"order.{key}: unknown key (there are: name, stages, rows, controls)")
     by_hand = list(stages) != list(order["stages"])
     rows = None if by_hand else order.get("rows")
@@ -58,6 +121,8 @@ def row_specs(
         specs = [_row(row, f"order.rows[{index}]", own_stages) for index, row in enumerate(rows)]
         if tuple(stages) not in {spec.stages for spec in specs if spec.model == "student"}:
             raise UserError(f"order.stages: expected the stages of one of order.rows, given {list(stages)}")
+    if order.get("ablate") is not None:
+        specs = _ablation(order["ablate"]).rows(stages, specs)
     specs += [_row(row, f"order.controls[{index}]", own_stages, control=True) for index, row in enumerate(controls)]
     names = [spec.name for spec in specs]
     for name in names:
@@ -69,6 +134,13 @@ def row_specs(
 def order_name(order: Mapping[str, Any], stages: Sequence[str]) -> str:
     """The order's name, or that its stages were given by hand."""
     return str(order["name"]) if list(stages) == list(order["stages"]) else "by hand"
+
+
+def _ablation(node: Any) -> Ablation:
+    made = construct(node, "ablate")
+    if not isinstance(made, Ablation):
+        raise UserError(f"ablate._target_: expected an ablation, given {node['_target_']}")
+    return made
 
 
 def _prefixes(stages: Sequence[str]) -> list[RowSpec]:

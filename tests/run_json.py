@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,56 @@ def run(
     }
     fill_deltas(made)
     return made
+
+
+def gate(run: dict[str, Any], number: int, *, parent: int, passed: bool, **changes: Any) -> dict[str, Any]:
+    """The gate of one row against another, as the pipeline writes it."""
+    row, other = run["rows"][number], run["rows"][parent]
+    task, split = run["task"]["name"], run["task"]["splits"][0]
+    value, theirs = (one["metrics"][task][split]["accuracy"] for one in (row, other))
+    worst = ["bert.encoder.layer.1.output.dense", "bert.pooler.dense", "classifier", "bert.embeddings.word_embeddings"]
+    return {
+        "parent": f"{other['model']}/{'/'.join(other['stages'])}",
+        "parent_artifact": other["artifact"],
+        "task": task,
+        "split": split,
+        "metric": "accuracy",
+        "parent_value": theirs,
+        "value": value,
+        "drop": theirs - value,
+        "max_drop": 0.01,
+        "agreement": 1 - 41 / 872,
+        "flips": 41,
+        "examples": 872,
+        "passed": passed,
+        "worst": [] if passed else [{"layer": name, "damage": 0.4 / 2**place} for place, name in enumerate(worst)],
+        **changes,
+    }
+
+
+QUANTISATION = {"bits": {"classifier": 8}, "activations": "static", "granularity": "channel", "group_size": None}
+_MODULES = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+
+
+def sensitivity(layers: int = 12, factor: float = 1.0, budget: float | None = 14.0) -> dict[str, Any]:
+    """What a BERT of so many layers could find, its matrices in the order of the forward pass."""
+    names = ["bert.embeddings.word_embeddings", "bert.embeddings.position_embeddings"]
+    names += [f"bert.encoder.layer.{layer}.{module}" for layer in range(layers) for module in _MODULES]
+    names += ["bert.pooler.dense", "classifier"]
+    entries = []
+    for place, name in enumerate(names):
+        wobble = factor * (1 + 0.8 * math.sin(2.4 * place))
+        damage = {"8": 2e-6 * wobble, "4": 7e-4 * wobble, "2": 0.09 * wobble}
+        bits = 8 if place % 5 == 0 else 2 if place % 7 == 3 else 4
+        entries.append({"name": name, "weights": 384 * 384, "damage": damage, "bits": bits})
+    return {"examples": 256, "candidates": [8, 4, 2], "budget_mib": budget, "size_mib": 13.7, "layers": entries}
 
 
 def save(directory: Path, data: dict[str, Any]) -> Path:

@@ -248,7 +248,7 @@ def _labels(figure: Figure, axes: Axes, shown: Sequence[Point], xs: Sequence[flo
                 zorder=3,
             )
         axes.annotate(
-            _literal(point.name),
+            literal(point.name),
             xy=(x, y),
             xytext=_offset(centre, spot),
             textcoords="offset points",
@@ -283,12 +283,12 @@ def _bars(axes: Axes, point: Point, x: float, y: float) -> list[Segment]:
 
 def _extent(figure: Figure, name: str, font: float) -> tuple[float, float]:
     """Width and height of a label in pixels, a little air included."""
-    text = figure.text(0, 0, _literal(name), fontsize=font)
+    text = figure.text(0, 0, literal(name), fontsize=font)
     box = text.get_window_extent()
     text.remove()
     return box.width + 6, box.height + 4
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
     """A name that matplotlib does not take for mathematics."""
     return name.replace("$", r"\$")

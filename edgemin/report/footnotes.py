@@ -9,7 +9,17 @@ from edgemin.report.measures import REFERENCES, Measure, split_title, task_title
 from edgemin.report.schema import Row, Run
 
 UNSTABLE = "the spread of the timings is too wide to support a speed-up"
+SIMULATED = (
+    "simulated: torch computes the quantised layers in float with rounding, so this is no measure of integer kernels; "
+    "the size is the file's"
+)
 OWN_LENGTH = "the task's own sentences, unpadded"
+
+_AS_FLOAT = [
+    ("cost", name)
+    for name in ("peak_memory_bytes", "runtime_memory_bytes", "model_memory_bytes", "energy_mj", "power_w")
+]
+"""What a simulated model costs beside its time, and an integer one would not."""
 
 
 def column_notes(measure: Measure, study: Study, lines: Sequence[Entry]) -> list[str]:
@@ -29,11 +39,21 @@ def column_notes(measure: Measure, study: Study, lines: Sequence[Entry]) -> list
 def cell_notes(measure: Measure, line: Line, value: Statistic) -> list[str]:
     """The footnotes of one number."""
     notes = []
-    variant = _variant(measure)
-    if variant is not None and line.any(lambda run, row: _unstable(run, row, measure, variant)):
-        notes.append(UNSTABLE)
+    for run, row in zip(line.runs, line.rows, strict=True):
+        notes += [note for note in timing_notes(measure, run, row) if note not in notes]
     if value.n < len(line.rows):
         notes.append(f"known for {value.n} of {len(line.rows)} seeds")
+    return notes
+
+
+def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:
+    """What one row's time, memory or energy does not say by itself."""
+    notes = []
+    variant = _variant(measure)
+    if variant is not None and _unstable(run, row, measure, variant):
+        notes.append(UNSTABLE)
+    if row.simulated and (variant is not None or measure.path in _AS_FLOAT):
+        notes.append(SIMULATED)
     return notes
 
 

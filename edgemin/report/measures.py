@@ -72,6 +72,11 @@ def metric_title(metric: str) -> str:
     return _METRIC_TITLES.get(metric, (metric, ""))[0]
 
 
+def metric_word(metric: str) -> str:
+    """A metric's name inside a sentence: all but the accuracy are proper names."""
+    return metric if metric == "accuracy" else metric_title(metric)
+
+
 def split_title(split: str) -> str:
     """A split's name without what all validation splits share."""
     return split.removeprefix("validation_")

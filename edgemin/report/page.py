@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import PurePosixPath
 
 from edgemin.report.fold import Study
 from edgemin.report.grid import Table
 from edgemin.report.render import escape_markdown, markdown
+
+_FOLDED_AWAY_FROM = 40
+"""Longer tables open on a click."""
 
 
 def page(
@@ -31,7 +35,12 @@ def page(
     lines += ["## Tables", ""]
     for table in tables:
         stem = f"tables/{table.name}"
-        lines += [markdown(table), f"[CSV]({stem}.csv), [LaTeX]({stem}.tex), [Markdown]({stem}.md)", ""]
+        links = f"[CSV]({stem}.csv), [LaTeX]({stem}.tex), [Markdown]({stem}.md)"
+        if len(table.rows) > _FOLDED_AWAY_FROM:
+            summary = f"<summary>{escape(table.title)} ({len(table.rows)} rows)</summary>"
+            lines += ["<details>", summary, "", markdown(table), "</details>", "", links, ""]
+        else:
+            lines += [markdown(table), links, ""]
     lines += ["## Figures", ""]
     for stem in dict.fromkeys(file.rpartition(".")[0] for file in files if file.startswith("figures/")):
         kinds = [file for file in files if file.rpartition(".")[0] == stem]

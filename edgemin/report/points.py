@@ -91,5 +91,9 @@ def _suffix(study: Study, groups: list[Group], known: _Found) -> str:
 
 
 def _caution(line: Line, cost: Measure) -> str:
+    if cost.path[:2] != ("cost", "latency_ms"):
+        return ""
     keys = (*cost.path[:-1], "unstable")
-    return " (unstable timing)" if line.any(lambda run, row: bool(row.get(*keys))) else ""
+    remarks = ["unstable timing"] if line.any(lambda run, row: bool(row.get(*keys))) else []
+    remarks += ["simulated"] if line.any(lambda run, row: row.simulated) else []
+    return f" ({', '.join(remarks)})" if remarks else ""

@@ -47,6 +47,8 @@ _ROW: tuple[tuple[str, type, bool], ...] = (
     ("cost", dict, False),
     ("delta", dict, False),
     ("notes", list, False),
+    ("gate", dict, False),
+    ("findings", dict, False),
 )
 
 
@@ -98,6 +100,11 @@ class Row:
     def notes(self) -> tuple[str, ...]:
         """What the reader of its numbers must know."""
         return _strings(self.data, "notes")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether torch computes its quantised layers in float, as ours are: only the file is small, not the time."""
+        return bool(self.get("findings", "quantisation"))
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:

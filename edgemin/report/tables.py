@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgemin.report import interaction, sensitivity
 from edgemin.report import measures as m
 from edgemin.report.fold import Entry, Study, entries, side_by_side
 from edgemin.report.footnotes import cell_notes, column_notes, same_graph_notes, study_notes
+from edgemin.report.gate import MEASURES as GATE
+from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
 from edgemin.report.measures import Measure
 
@@ -15,8 +18,16 @@ _PAGES = ("padded", "task")
 
 
 def tables(study: Study) -> list[Table]:
-    """All tables that the study has numbers for: the stage table first, then Tables I to IV."""
-    built = (stage_table(study), accuracy(study), latency(study), size(study), operations(study))
+    """All tables that the study has numbers for: the stage table first, Tables I to IV, then what an ablation found."""
+    built = (
+        stage_table(study),
+        accuracy(study),
+        latency(study),
+        size(study),
+        operations(study),
+        interaction.table(study),
+        sensitivity.table(study),
+    )
     return [table for table in built if table is not None]
 
 
@@ -50,7 +61,9 @@ def stage_table(study: Study) -> Table | None:
         measures += [m.difference(reference, FULL), m.ratio("params", reference, FULL)]
         measures += [m.ratio("flops", reference, FULL)]
     title = "What each stage cost and bought"
-    return _table("stages", title, study, study.keys, entries(study), measures)
+    built = _table("stages", title, study, study.keys, entries(study), [*measures, *GATE])
+    below = tuple(("", sentence) for sentence in interaction.sentences(study))
+    return replace(built, footnotes=built.footnotes + below) if built is not None else None
 
 
 def accuracy(study: Study) -> Table | None:
@@ -194,6 +207,8 @@ def _leading(entry: Entry, study: Study, footnotes: Footnotes) -> list[Cell]:
     """The cells before the numbers: the swept values, the row's name with its notes, the number of seeds."""
     every = [row for line in entry.lines.values() for row in line.rows]
     notes = list(dict.fromkeys(note for row in every for note in row.notes))
+    several = len(entry.lines) > 1
+    notes += [note for line in entry.lines.values() for note in gate_notes(line, name_task=several)]
     cells = [Cell(label) for label in entry.labels]
     cells.append(Cell(entry.name, footnotes.mark(notes)))
     if study.folded:

@@ -15,6 +15,7 @@ from edgemin.report.order_figure import pipeline
 from edgemin.report.page import page
 from edgemin.report.render import FORMATS, terminal
 from edgemin.report.schema import Run, find, read
+from edgemin.report.sensitivity_figure import sensitivities
 from edgemin.report.tables import tables
 
 
@@ -129,6 +130,7 @@ def _write(top: Path, runs: Sequence[Run], jobs: Sequence[Path]) -> dict[str, Pa
     study = fold(runs)
     built, remarks = _tables(study)
     drawn, skipped = figures(study)
+    drawn += sensitivities(study)
     contents: dict[str, bytes] = {}
     for table in built:
         for suffix, form in FORMATS.items():

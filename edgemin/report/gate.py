@@ -1,0 +1,114 @@
+"""Quality gates: the footnote of a row that lost more than it was allowed, and what CSV holds of every gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgemin.errors import UserError
+from edgemin.report.fold import Line
+from edgemin.report.grid import FULL, Column
+from edgemin.report.measures import Measure, metric_word, split_title, task_title
+from edgemin.report.schema import Row, Run
+
+MEASURES = (
+    Measure(
+        ("gate", "agreement"),
+        Column("agreement_with_parent_fraction", "Agreement with parent", "%", 100.0, 2, level=FULL),
+    ),
+    Measure(("gate", "flips"), Column("predictions_changed", "Predictions changed", "", 1.0, 0, level=FULL)),
+    Measure(("gate", "drop"), Column("gate_drop_fraction", "Drop from parent", "pp", 100.0, 2, level=FULL)),
+    Measure(("gate", "max_drop"), Column("gate_max_drop_fraction", "Allowed drop", "pp", 100.0, 2, False, True, FULL)),
+)
+"""The parent is the model that the row's last stage was given, whether or not that is a row."""
+_WORST = 3
+"""So many layers are named."""
+
+
+def gate_notes(line: Line, *, name_task: bool = False) -> list[str]:
+    """The footnote of a row whose gate did not pass; none where all passed, or none was set.
+
+    Args:
+        line: the row, with its seeds.
+        name_task: whether to say which task it was, where several stand in one row.
+
+    Raises:
+        UserError: a gate without ``passed``, or with what is not a number in the place of one.
+    """
+    gated = [(run, row) for run, row in zip(line.runs, line.rows, strict=True) if row.get("gate") is not None]
+    failed = [(run, row) for run, row in gated if not _passed(row)]
+    if not failed:
+        return []
+    run = failed[0][0]
+    said = f"quality gate not passed{f' on {task_title(run.task)}' if name_task and run.task else ''}"
+    said += f" in {len(failed)} of {len(line.rows)} seeds" if len(line.rows) > 1 else ""
+    rows = [row for _, row in failed]
+    return [f"{said}: {_loss(run, rows)}{_changed(rows)}{_worst(rows)}"]
+
+
+def _passed(row: Row) -> bool:
+    found = row.get("gate", "passed")
+    if not isinstance(found, bool):
+        raise UserError(f"{row.file}: rows[{row.name!r}].gate.passed: expected true or false, given {found!r}")
+    return found
+
+
+def _loss(run: Run, rows: Sequence[Row]) -> str:
+    gate = rows[0].get("gate")
+    drops = [100 * drop for row in rows if (drop := row.number("gate", "drop")) is not None]
+    metric = metric_word(str(gate.get("metric", "the primary metric")))
+    split = gate.get("split")
+    where = f" on {split_title(split)}" if split and run.splits and split != run.splits[0] else ""
+    allowed = rows[0].number("gate", "max_drop")
+    limits = [] if allowed is None else [100 * allowed]
+    digits = _digits(drops, limits)
+    limit = f" (allowed {_span(limits, digits)})" if limits else ""
+    lost = _span(drops, digits) if drops else "too many"
+    return f"{lost} points of {metric}{where} below its parent {_parent(run, gate)}{limit}"
+
+
+def _digits(drops: Sequence[float], limits: Sequence[float]) -> int:
+    """Decimals that tell the numbers from zero and the least drop from the limit that it exceeds: one to four."""
+    least = min((abs(value) for value in (*drops, *limits) if value), default=1.0)
+    digits = min(max(1, -math.floor(math.log10(least))), 4)
+    while digits < 4 and drops and limits and _span([min(drops)], digits) == _span(limits, digits):
+        digits += 1
+    return digits
+
+
+def _span(values: Sequence[float], digits: int) -> str:
+    """``3.2`` or ``2.1 to 3.2``."""
+    return " to ".join(dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values))))
+
+
+def _parent(run: Run, gate: Mapping[str, Any]) -> str:
+    """The parent by the name of its row, else by its path."""
+    artifact = gate.get("parent_artifact")
+    named = (row.name for row in run.rows if artifact is not None and row.artifact == artifact)
+    name = next(named, None)
+    return str(gate.get("parent", "")) if name is None else f'"{name}"'
+
+
+def _changed(rows: Sequence[Row]) -> str:
+    """How many predictions differ from the parent's; nothing for a regression, which has none to count."""
+    flips = [flips for row in rows if (flips := row.number("gate", "flips")) is not None]
+    examples = [n for row in rows if (n := row.number("gate", "examples")) is not None]
+    if not flips:
+        return ""
+    return f", {_span(flips, 0)}{f' of {max(examples):.0f}' if examples else ''} predictions changed"
+
+
+def _worst(rows: Sequence[Row]) -> str:
+    """The layers that did most of the damage, by its sum over seeds."""
+    damage: dict[str, float] = {}
+    for row in rows:
+        for entry in row.get("gate", "worst") or ():
+            try:
+                layer, value = str(entry["layer"]), float(entry["damage"])
+            except (KeyError, TypeError, ValueError):
+                where = f"{row.file}: rows[{row.name!r}].gate.worst"
+                raise UserError(f"{where}: expected layers with their damage, given {entry!r}") from None
+            damage[layer] = damage.get(layer, 0.0) + value
+    layers = sorted(damage, key=lambda layer: -damage[layer])[:_WORST]
+    return f"; worst layers: {', '.join(layers)}" if layers else ""

@@ -1,0 +1,216 @@
+r"""``ablate=interaction``: whether two stages help or hurt one another, from the rows with neither, each and both.
+
+A metric is compared by differences and a cost by ratios, both against the order with neither stage:
+
+.. math:: I_{metric} = (m_{both} - m_{one}) - (m_{other} - m_{neither}), \qquad
+          I_{cost} = \frac{c_{neither} / c_{both}}{(c_{neither} / c_{one}) \, (c_{neither} / c_{other})}.
+
+0 and 1 say that what the stages do alone adds up (multiplies) to what they do together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from edgemin.report import measures as m
+from edgemin.report.fold import Group, Statistic, Study, statistic
+from edgemin.report.footnotes import SIMULATED, UNSTABLE, timing_notes
+from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
+from edgemin.report.measures import Measure
+from edgemin.report.schema import Row, Run
+
+ABLATION = "edgemin.order.Interaction"
+"""``config.ablate._target_`` of a job that asked for it."""
+
+
+class Cells(NamedTuple):
+    """The four rows of one job."""
+
+    neither: Row
+    one: Row
+    other: Row
+    both: Row
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """A row of the table: how it follows from the four numbers, in the order of `Cells`, of a metric and of a cost."""
+
+    name: str
+    difference: Callable[[float, float, float, float], float]
+    ratio: Callable[[float, float, float, float], float]
+
+
+_INTERACTION = _Effect(
+    "Interaction",
+    lambda none, one, other, both: (both - one) - (other - none),
+    lambda none, one, other, both: one * other / none / both,
+)
+_EFFECTS = (
+    _Effect("Only {one}", lambda none, one, other, both: one - none, lambda none, one, other, both: none / one),
+    _Effect("Only {other}", lambda none, one, other, both: other - none, lambda none, one, other, both: none / other),
+    _Effect(
+        "Both {one} and {other}",
+        lambda none, one, other, both: both - none,
+        lambda none, one, other, both: none / both,
+    ),
+    _Effect(
+        "Both, if they did not interact",
+        lambda none, one, other, both: (one - none) + (other - none),
+        lambda none, one, other, both: (none / one) * (none / other),
+    ),
+    _INTERACTION,
+)
+
+
+def stages(run: Run) -> tuple[str, str] | None:
+    """The two stages that a job crossed; None where it did not."""
+    ablate = (run.data.get("config") or {}).get("ablate")
+    if not isinstance(ablate, Mapping) or ablate.get("_target_") != ABLATION:
+        return None
+    crossed = ablate.get("stages")
+    return (str(crossed[0]), str(crossed[1])) if isinstance(crossed, list) and len(crossed) == 2 else None
+
+
+def cells(run: Run) -> Cells | None:
+    """The four rows of a job, found by their stages; None where it crossed nothing, or one is missing."""
+    crossed = stages(run)
+    if crossed is None:
+        return None
+    every = [str(stage) for stage in (run.data.get("order") or {}).get("stages", ())]
+    found = []
+    for without in (crossed, crossed[1:], crossed[:1], ()):
+        path = tuple(stage for stage in every if stage not in without)
+        found.append(next((row for row in run.rows if row.model == "student" and row.stages == path), None))
+    there = [row for row in found if row is not None]
+    return Cells(*there) if len(there) == len(found) else None
+
+
+def table(study: Study) -> Table | None:
+    """What the two stages do alone and together, per metric, size and latency; None where no job crossed two."""
+    groups = [(group, known) for group in study.groups if (known := _known(group))]
+    if not groups:
+        return None
+    measures = [measure for measure in _measures(study) if any(_values(measure, known) for _, known in groups)]
+    footnotes = Footnotes()
+    leading = [Column(key, key, level=CORE, text=True) for key in study.keys]
+    leading.append(Column("name", "Stages", level=CORE, text=True))
+    columns = [_column(measure) for measure in measures]
+    columns = [
+        replace(column, marks=footnotes.mark(_timing(measure, [pair for _, known in groups for pair in known])))
+        for column, measure in zip(columns, measures, strict=True)
+    ]
+    rows: list[tuple[Cell, ...]] = []
+    sections = []
+    for group, known in groups:
+        sections += [len(rows)] if rows else []
+        footnotes.general += [note for note in _group_notes(group, known) if note not in footnotes.general]
+        one, other = _crossed(group)
+        for effect in _EFFECTS:
+            numbers = [Cell(_fold(measure, known, effect)) for measure in measures]
+            name = Cell(effect.name.format(one=one, other=other))
+            rows.append((*(Cell(label) for label in group.labels), name, *numbers))
+    footnotes.general.append(_HOW)
+    footnotes.general += ["± is the sample standard deviation over seeds"] if study.folded else []
+    return Table("interaction", _TITLE, (*leading, *columns), tuple(rows), tuple(sections), footnotes.listed())
+
+
+def sentences(study: Study) -> list[str]:
+    """The interaction in one sentence per group of seeds, for below the stage table."""
+    said = []
+    for group in study.groups:
+        known = _known(group)
+        if not known:
+            continue
+        one, other = _crossed(group)
+        points: list[str] = []
+        ratios: list[str] = []
+        for measure in _measures(study):
+            value = _fold(measure, known, _INTERACTION)
+            if value is not None:
+                (points if _is_metric(measure) else ratios).append(_words(measure, value, known))
+        labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, group.labels, strict=True))
+        parts = [f"(both - only {one}) - (only {other} - neither) is {', '.join(points)}"] if points else []
+        parts += [f"what both gain is, of the product of what each gains, {', '.join(ratios)}"] if ratios else []
+        said.append(f"interaction of {one} and {other}{f' ({labels})' if labels else ''}: {'; '.join(parts)}")
+    return said
+
+
+_TITLE = "What two stages do alone and together"
+_HOW = (
+    "all against the row with neither stage; if two stages do not interact, their differences of a metric add up "
+    "(interaction 0) and their ratios of costs multiply (interaction 1)"
+)
+
+
+def _crossed(group: Group) -> tuple[str, str]:
+    return next(crossed for run in group.runs if (crossed := stages(run)) is not None)
+
+
+def _known(group: Group) -> list[tuple[Run, Cells]]:
+    return [(run, found) for run in group.runs if (found := cells(run)) is not None]
+
+
+def _measures(study: Study) -> list[Measure]:
+    """Primary metrics, the size, and the latencies."""
+    metrics = [measure for measure in m.primary_metrics(study) if measure.column.level == CORE]
+    return [*metrics, m.SIZE, m.latency("padded", "p50", CORE), m.latency("task", "p50", CORE)]
+
+
+def _is_metric(measure: Measure) -> bool:
+    return measure.path[0] == "metrics"
+
+
+def _column(measure: Measure) -> Column:
+    own = measure.column
+    if _is_metric(measure):
+        unit = "pp" if own.unit == "%" else own.unit
+        key = f"{own.key.removesuffix('_fraction')}_difference" + "_fraction" * own.key.endswith("_fraction")
+        return replace(own, key=key, title=f"{own.title}, difference", unit=unit, level=CORE)
+    if measure is m.SIZE:
+        return Column("compression_ratio", "Compression", "x", 1.0, 2, exact=True, level=CORE)
+    variant = measure.path[2]
+    place = "padded" if variant == "padded" else "own length"
+    return Column(f"speed_up_{variant}", f"Speed-up, {place}", "x", 1.0, 2, level=CORE)
+
+
+def _values(measure: Measure, known: Sequence[tuple[Run, Cells]]) -> list[tuple[float, float, float, float]]:
+    """The four numbers of each seed that has them all."""
+    found = []
+    for run, rows in known:
+        none, one, other, both = (measure.read(run, row) for row in rows)
+        if none is not None and one is not None and other is not None and both is not None:
+            found.append((none, one, other, both))
+    return found if _is_metric(measure) else [four for four in found if min(four) > 0]
+
+
+def _fold(measure: Measure, known: Sequence[tuple[Run, Cells]], effect: _Effect) -> Statistic | None:
+    """An effect, formed in each seed by itself and then folded."""
+    form = effect.difference if _is_metric(measure) else effect.ratio
+    return statistic(form(*four) for four in _values(measure, known))
+
+
+def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Cells]]) -> str:
+    column = _column(measure)
+    if _is_metric(measure):
+        sign = "+" if value.mean > 0 else ""
+        return f"{sign}{written(value, column, 2)} points of {m.metric_word(measure.path[-1])}"
+    weak = _timing(measure, known)
+    caution = ["unstable"] * (UNSTABLE in weak) + ["simulated"] * (SIMULATED in weak)
+    remark = f" ({', '.join(caution)})" if caution else ""
+    return f"{written(value, column, 2)} x {column.title.lower()}{remark}"
+
+
+def _timing(measure: Measure, known: Sequence[tuple[Run, Cells]]) -> list[str]:
+    """What weakens a measure: timings that spread, or are of rounded floats."""
+    return [note for run, rows in known for row in rows for note in timing_notes(measure, run, row)]
+
+
+def _group_notes(group: Group, known: Sequence[tuple[Run, Cells]]) -> list[str]:
+    """Which row has neither stage, and how many seeds lack one of the four."""
+    found = [f'neither stage: the row "{known[0][1].neither.name}"']
+    if len(known) < len(group.runs):
+        found.append(f"formed from the {len(known)} of {len(group.runs)} seeds that have all four rows")
+    return found
