@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin import encoder
 from edgemin.errors import UserError
 from edgemin.quantization import dynamic
+from edgemin.quantization import model as quantisation
 
 WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
-#: How the integers of a quantised Linear end in the file.
+#: How the integers of torch's dynamic INT8 end in the file.
 PACKED = dynamic.PARTS[0]
 #: What a runtime reads to run the model; the tokenizer is apart.
 MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
@@ -40,18 +40,15 @@ def save(
 
     Args:
         directory: where to; :meth:`edgemin.store.Store.commit` makes it permanent.
-        model: any encoder that :mod:`edgemin.encoder` knows, uneven or dynamically quantised ones included.
+        model: any encoder that :mod:`edgemin.encoder` knows, uneven or quantised ones included.
         tokenizer: ``None`` for an architecture without data (``task=none``).
         provenance: how it came to be: resolved config, parents, seed, versions.
     """
-    tensors: dict[str, Tensor] = {}
-    quantised = {name: module for name, module in model.named_modules() if dynamic.is_quantised(module)}
-    for name, module in quantised.items():
-        tensors |= {f"{name}.{part}": tensor for part, tensor in dynamic.pack(module).items()}
-    prefixes = tuple(f"{name}." for name in quantised)
-    for name, value in model.state_dict().items():
-        if not name.startswith(prefixes) or not prefixes:
-            tensors[name] = value
+    tensors = quantisation.tensors(model)
+    dynamic_layers = {name: module for name, module in model.named_modules() if dynamic.is_quantised(module)}
+    for layer, module in dynamic_layers.items():
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{layer}.")}
+        tensors |= {f"{layer}.{part}": tensor for part, tensor in dynamic.pack(module).items()}
     # clone: safetensors refuses tensors that share storage
     save_file(
         {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
@@ -59,7 +56,7 @@ def save(
         {"format": "pt"},
     )
     model.config.save_pretrained(directory)
-    _write_json(directory / STRUCTURE, encoder.structure(model))
+    _write_json(directory / STRUCTURE, quantisation.structure(model))
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     _write_json(directory / PROVENANCE, provenance)
@@ -100,7 +97,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
     # the weights drawn here are overwritten: leave the caller's generator alone
     with torch.random.fork_rng(devices=[]):
         try:
-            model = encoder.build(config, structure)
+            model = quantisation.build(config, structure)
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({_one_line(error)})") from error
     _fill(model, tensors, directory)
@@ -122,13 +119,14 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], directory: Path) -
         for part in (*dynamic.PARTS, "bias"):
             if (tensor := tensors.pop(f"{layer}.{part}", None)) is not None:
                 packed[layer][part] = tensor
-    of_packed = tuple(f"{layer}." for layer in packed)
-    kept = {name for name in model.state_dict() if not (of_packed and name.startswith(of_packed))}
-    damaged = sorted(kept ^ set(tensors))
-    if damaged:
-        raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} (first difference: {damaged[0]})")
+    for name in packed:  # stand-ins without weights, until the packed ones are back
+        model.set_submodule(name, torch.nn.Identity())
     try:
-        model.load_state_dict(tensors, strict=False)  # the names were compared above; what is packed is still to come
+        quantisation.fill(model, tensors)
+    except KeyError as error:
+        raise UserError(
+            f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} (first difference: {error.args[0]})"
+        ) from error
     except RuntimeError as error:
         raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({_one_line(error)})") from error
     for name, parts in packed.items():

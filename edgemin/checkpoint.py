@@ -190,10 +190,7 @@ def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:
         raise UserError(
             f"source: expected the labels in the order {list(labels)} of a head that is quantised, given others"
         )
-    with torch.no_grad():
-        for name in ("weight", "bias"):
-            parameter = cast(torch.Tensor, getattr(classifier, name))
-            parameter.copy_(parameter[order].clone())
+    encoder.slice_weight(classifier, torch.tensor(order), None)
     _name_labels(model, labels)
     return True
 

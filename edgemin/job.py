@@ -29,6 +29,7 @@ from edgemin.plan import build
 from edgemin.progress import node_line
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root
+from edgemin.scoring import Scoring
 from edgemin.stages.fitting import Trainer
 from edgemin.store import Store, disk_errors, write_atomically
 from edgemin.tracking import Tracker
@@ -114,7 +115,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
             done = pipeline.train()
 
             def conclude() -> None:
-                scored = pipeline.score(asked.transfer, asked.measure)
+                scored = Scoring(asked.study, plan, asked.store, pipeline.data).rows(asked.transfer, asked.measure)
                 primary = _primary(asked.study)
                 rows = results.rows(plan, scored, run_dir, primary, list(asked.transfer))
                 content = _content(settings, job, asked.study, started, done, [*plan.notes, *warned], primary)

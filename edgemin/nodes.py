@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from edgemin import config
-from edgemin.data import Splits, Task
+from edgemin.data import DataModule, Splits, Task
 from edgemin.order import RowSpec
 from edgemin.roots import Root
 from edgemin.stages.base import Shape, Stage
@@ -89,3 +90,25 @@ class Plan:
     nodes: list[Node]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+
+
+class StudyData:
+    """The data of a study in the tokens of its models, each made once.
+
+    Args:
+        study: whose task it is.
+        cache: directory for token ids.
+    """
+
+    def __init__(self, study: Study, cache: Path) -> None:
+        self.study, self.cache = study, cache
+        self._made: dict[str, DataModule] = {}
+
+    def of(self, start: Start, splits: Splits | None = None) -> DataModule:
+        """The task's data, or that of another task, in the tokens of one root."""
+        splits = splits or self.study.splits
+        assert splits is not None and start.tokenizer is not None
+        name = f"{splits.task.name}/{id(start.tokenizer)}"
+        if name not in self._made:
+            self._made[name] = DataModule(splits, start.tokenizer, self.cache)
+        return self._made[name]

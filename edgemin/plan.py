@@ -23,6 +23,8 @@ from edgemin.stages.finetune import Finetune
 from edgemin.starts import SOURCE, read_starts
 from edgemin.store import content_key
 
+PARENT = "parent"  #: as a teacher: the very model that the stage is given
+
 
 def build(study: Study) -> Plan:
     """Lay out every node that the rows need.
@@ -90,7 +92,10 @@ class _Planner:
         content = start.content(self.study.splits, parent.key if parent else None)
         content |= {"code": code_digest("edgemin.roots", "edgemin.checkpoint"), "versions": _versions()}
         giver = parent if start.root.inherit == "all" else None  # of layers and head
-        shape = start.shape._replace(pruned=start.shape.pruned or (giver is not None and giver.shape.pruned))
+        shape = start.shape._replace(
+            pruned=start.shape.pruned or (giver is not None and giver.shape.pruned),
+            quantised=start.shape.quantised or (giver is not None and giver.shape.quantised),
+        )
         trained = start.own_labels or (giver is not None and giver.head_trained)
         if start.own_labels and start.generic_labels:
             self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")
@@ -123,7 +128,7 @@ class _Planner:
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
         stage = _construct(settings, name)
-        teachers = tuple(self._teacher(teacher, name) for teacher in stage.teacher_names)
+        teachers = tuple(self._teacher(teacher, name, parent) for teacher in stage.teacher_names)
         self.notes += check_stage(study, path, stage, parent, teachers)
         reads = stage.data_content
         seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
@@ -139,7 +144,9 @@ class _Planner:
         }
         if reads is not None:
             content["reads"] = reads
-        shape = parent.shape._replace(pruned=parent.shape.pruned or stage.narrows)
+        shape = parent.shape._replace(
+            pruned=parent.shape.pruned or stage.narrows, quantised=parent.shape.quantised or stage.quantises
+        )
         trained = parent.head_trained or stage.trains_head
         return Node(
             path,
@@ -164,11 +171,13 @@ class _Planner:
             raise UserError(f"{key}: expected names of stages in the configuration ({known}), given {name!r}")
         return nodes[name]
 
-    def _teacher(self, name: str, stage: str) -> Node:
+    def _teacher(self, name: str, stage: str, parent: Node) -> Node:
+        if name == PARENT:
+            return parent
         model = name.removesuffix(SOURCE)
         if model not in self.study.roots:
             known = ", ".join(f"{known}, {known}{SOURCE}" for known in self.study.roots)
-            raise UserError(f"{stage}.teacher: expected one of {known}, given {name!r}")
+            raise UserError(f"{stage}.teacher: expected one of {known}, {PARENT}, given {name!r}")
         return self._model(model, trained=not name.endswith(SOURCE))
 
     def _model(self, name: str, trained: bool) -> Node:

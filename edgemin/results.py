@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemin.nodes import Plan, Row
-from edgemin.pipeline import Scored
+from edgemin.scoring import Scored
 from edgemin.store import write_atomically
 
 SCHEMA = 1
@@ -59,6 +59,8 @@ def _row(number: int, row: Row, scored: Scored, run_dir: Path, transfer: Sequenc
         "transfer": [name for name in transfer if name in scored.metrics],
         "cost": scored.cost,
         "notes": list(scored.notes),
+        **({"findings": scored.findings} if scored.findings else {}),
+        **({"gate": scored.gate} if scored.gate is not None else {}),
     }
     if scored.predictions:
         directory = run_dir / "predictions" / str(number)

@@ -128,6 +128,7 @@ class Outline(NamedTuple):
 
     structure: dict[str, Any]
     max_tokens: int
+    matrices: dict[str, encoder.Matrix]
 
 
 def outline(config: PretrainedConfig, structure: dict[str, Any] | None, root: Root) -> Outline:
@@ -139,7 +140,7 @@ def outline(config: PretrainedConfig, structure: dict[str, Any] | None, root: Ro
     with torch.device("meta"):
         model = encoder.build(config, structure)
     if root.source is None:
-        return Outline(encoder.structure(model), encoder.max_tokens(model))
+        return Outline(encoder.structure(model), encoder.max_tokens(model), encoder.matrices(model))
     before = encoder.structure(model)
     model = reshape(model, root)
     after = encoder.structure(model)
@@ -150,7 +151,7 @@ def outline(config: PretrainedConfig, structure: dict[str, Any] | None, root: Ro
                 "%s: truncate=%s cuts nothing: no width that it may cut is asked below that of %s",
                 *(root.name, root.truncate, root.source),
             )
-    return Outline(after, encoder.max_tokens(model))
+    return Outline(after, encoder.max_tokens(model), encoder.matrices(model))
 
 
 def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from edgemin import checkpoint, roots
 from edgemin.checkpoint import Facts
 from edgemin.data import Splits
+from edgemin.encoder import Matrix
 from edgemin.errors import UserError
 from edgemin.roots import Outline, Root
 from edgemin.stages.base import Shape
@@ -32,6 +33,7 @@ class Start:
         facts: of its checkpoint; ``None`` for any other start.
         tokenizer: ``None`` only without data.
         structure: of the model that starts here, as :func:`edgemin.encoder.structure` gives it.
+        matrices: its weight matrices, as :func:`edgemin.encoder.matrices` lists them.
         max_tokens: the longest input it takes.
         own_labels: its checkpoint's head already speaks the task's labels.
         origin: the model of the study that it is cut from, if any.
@@ -44,6 +46,7 @@ class Start:
     facts: Facts | None
     tokenizer: PreTrainedTokenizerBase | None
     structure: dict[str, Any]
+    matrices: dict[str, Matrix]
     max_tokens: int
     own_labels: bool
     origin: str | None = None
@@ -56,7 +59,17 @@ class Start:
         widths = {layer["heads"] * layer["head_size"] for layer in layers}
         width = layers[0]["heads"] * layers[0]["head_size"]
         narrowed = len(widths) > 1 or (self.family != "mobilebert" and widths != {self.structure["hidden"]})
-        return Shape(self.family, len(layers), self.structure["hidden"], layers[0]["heads"], narrowed, width)
+        quantised = self.facts is not None and "quantised" in (self.facts.structure or {})
+        return Shape(
+            self.family,
+            len(layers),
+            self.structure["hidden"],
+            layers[0]["heads"],
+            narrowed,
+            width,
+            self.matrices,
+            quantised,
+        )
 
     @property
     def family(self) -> str:
@@ -156,6 +169,7 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
         facts,
         tokenizer,
         outline.structure,
+        outline.matrices,
         min(outline.max_tokens, tokenizer.model_max_length) if tokenizer is not None else outline.max_tokens,
         own,
         origin.name if origin is not None else None,

@@ -285,7 +285,8 @@ def test_a_student_may_be_cut_from_the_assistant(tmp_path: Path) -> None:
 
 
 def test_an_unknown_teacher_is_refused_by_name() -> None:
-    line = r"^distill\.teacher: expected one of teacher, teacher\.source, student, student\.source, given 'tutor'$"
+    known = r"teacher, teacher\.source, student, student\.source, parent"
+    line = rf"^distill\.teacher: expected one of {known}, given 'tutor'$"
     with pytest.raises(UserError, match=line):
         studies.plan("stages=[finetune,distill]", "distill.teacher=tutor")
 

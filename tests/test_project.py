@@ -33,9 +33,9 @@ LAYERS = (
     ("artifact", "checkpoint", "evaluate", "roots", "store"),
     ("measure", "progress", "tracking"),
     ("stages", "stages.base", "stages.callbacks", "stages.fit"),
-    ("stages.distillation", "stages.two_fits"),
+    ("stages.distillation", "stages.method_sum", "stages.quantisation", "stages.two_fits"),
     ("stages.*",),
-    ("checks", "job", "nodes", "order", "origin", "pipeline", "plan", "results", "starts", "tree"),
+    ("checks", "gate", "job", "nodes", "order", "origin", "pipeline", "plan", "results", "scoring", "starts", "tree"),
     ("train",),
 )
 # Rows of finished runs need none of what made them.

@@ -36,6 +36,7 @@ class TrainBatches:
         start: The first step to yield; ``len()`` stays the whole fit.
         rank: This process, of
         world: so many; each takes its rows of every batch (see `own_rows`), so their number changes nothing.
+        rows: Which examples of the split to draw from; ``None``: all.
     """
 
     def __init__(
@@ -48,13 +49,15 @@ class TrainBatches:
         start: int = 0,
         rank: int = 0,
         world: int = 1,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         assert batch_size > 0 and (epochs is None) != (steps is None), "give epochs or steps"
         assert 0 <= rank < world, f"process {rank} of {world}"
         self.encoded = encoded
         self.batch_size = batch_size
         self.seed = seed
-        self.batches_per_epoch = -(-len(encoded) // batch_size)
+        self.rows = np.arange(len(encoded)) if rows is None else rows
+        self.batches_per_epoch = -(-len(self.rows) // batch_size)
         if steps is None:
             assert epochs is not None
             # Rounded before it is cut up, so that 0.1 + 0.2 epochs are not one step more than 0.3.
@@ -79,7 +82,7 @@ class TrainBatches:
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
         """The indices of every batch of one epoch, in order."""
         generator = np.random.default_rng((self.seed, number))
-        order = generator.permutation(len(self.encoded))
+        order = self.rows[generator.permutation(len(self.rows))]
         window = self.batch_size * BUCKET_BATCHES
         batches = []
         for begin in range(0, len(order), window):

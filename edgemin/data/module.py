@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -85,12 +86,16 @@ class DataModule:
             batch_size: Examples in a batch.
             seed: Seed of the draw.
         """
+        drawn = self.drawn(examples, seed)
+        drawn = drawn[np.argsort(self.train.lengths[drawn], kind="stable")]
+        return [self.train.batch(drawn[i : i + batch_size]) for i in range(0, len(drawn), batch_size)]
+
+    def drawn(self, examples: int, seed: int) -> NDArray[np.int64]:
+        """Positions of so many training examples, drawn without replacement; all and a warning where they are fewer."""
         train = self.train
         if examples > len(train):
             log.warning("calibration: %d examples asked for, all %d of train used", examples, len(train))
-        drawn = np.random.default_rng(seed).permutation(len(train))[:examples]
-        drawn = drawn[np.argsort(train.lengths[drawn], kind="stable")]
-        return [train.batch(drawn[i : i + batch_size]) for i in range(0, len(drawn), batch_size)]
+        return np.random.default_rng(seed).permutation(len(train))[:examples]
 
     def _encode(self, examples: Examples) -> Encoded:
         return encode(examples, self.tokenizer, self.splits.task.max_length, self.cache)

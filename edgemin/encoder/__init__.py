@@ -9,11 +9,13 @@ from __future__ import annotations
 from edgemin.encoder.building import attach_head, build, max_tokens, silence_padding, structure
 from edgemin.encoder.families import family
 from edgemin.encoder.parts import (
+    Matrix,
     classifier_prefix,
     head_parts,
     head_prefixes,
     heads,
     label_names,
+    matrices,
     num_layers,
     parameters_by_depth,
 )
@@ -27,15 +29,17 @@ from edgemin.encoder.slicing import (
     slice_vocabulary,
     slice_weight,
 )
-from edgemin.encoder.taps import Projections, Reading, head_contexts, logits, read
+from edgemin.encoder.taps import Projections, Reading, changed_input, head_contexts, logits, read
 from edgemin.encoder.truncation import Truncation, truncate, with_fresh_layers
 
 __all__ = [
+    "Matrix",
     "Projections",
     "Reading",
     "Truncation",
     "attach_head",
     "build",
+    "changed_input",
     "classifier_prefix",
     "configure",
     "family",
@@ -45,6 +49,7 @@ __all__ = [
     "heads",
     "label_names",
     "logits",
+    "matrices",
     "max_tokens",
     "num_layers",
     "parameters_by_depth",

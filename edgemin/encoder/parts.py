@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -141,6 +141,36 @@ def hidden_size(model: PreTrainedModel) -> int:
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the word embeddings."""
     return cast(int, model.get_submodule(table(model).words).num_embeddings)
+
+
+class Matrix(NamedTuple):
+    """A weight matrix: of a Linear ``[out, in]``, or of an embedding table ``[entries, features]``."""
+
+    place: str  #: ``embeddings``, the number of a layer from ``1``, ``head``, or ``classifier`` for the final Linear
+    is_table: bool
+    rows: int
+    columns: int
+
+
+def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
+    """The float weight matrices that a forward multiplies by or looks up in, by path, in the order of the modules."""
+    family, head = table(model), head_linears(model)
+    tables = (family.words, family.positions, family.token_types)
+    found: dict[str, Matrix] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        if path.startswith(f"{family.layers}."):
+            place = str(int(path.removeprefix(f"{family.layers}.").partition(".")[0]) + 1)
+        elif path in head:
+            place = "classifier" if path == family.classifier else "head"
+        elif path in tables or (path == family.projection and has_projection(model)):
+            place = "embeddings"
+        else:
+            continue  # MobileBERT holds Linears that it does not run
+        rows, columns = module.weight.shape
+        found[path] = Matrix(place, isinstance(module, nn.Embedding), rows, columns)
+    return found
 
 
 def has_projection(model: PreTrainedModel) -> bool:

@@ -51,16 +51,16 @@ def slice_weight(module: nn.Module, rows: Tensor | None, columns: Tensor | None)
 @slice_weight.register
 def _(module: nn.Linear, rows: Tensor | None, columns: Tensor | None) -> None:
     assert type(module) is nn.Linear, "a subclass of Linear slices itself: register it"
-    module.weight = _kept(_kept(module.weight, 0, rows), 1, columns)
+    module.weight = kept_entries(kept_entries(module.weight, 0, rows), 1, columns)
     if module.bias is not None:
-        module.bias = _kept(module.bias, 0, rows)
+        module.bias = kept_entries(module.bias, 0, rows)
     module.out_features, module.in_features = module.weight.shape
 
 
 @slice_weight.register
 def _(module: nn.Embedding, rows: Tensor | None, columns: Tensor | None) -> None:
     assert type(module) is nn.Embedding, "a subclass of Embedding slices itself: register it"
-    module.weight = _kept(_kept(module.weight, 0, rows), 1, columns)
+    module.weight = kept_entries(kept_entries(module.weight, 0, rows), 1, columns)
     module.num_embeddings, module.embedding_dim = module.weight.shape
     if rows is not None and module.padding_idx is not None:
         module.padding_idx = rows.tolist().index(module.padding_idx)
@@ -71,9 +71,9 @@ def _(module: nn.LayerNorm, rows: Tensor | None, columns: Tensor | None) -> None
     assert rows is None and columns is not None
     module.normalized_shape = (len(columns),)
     if module.weight is not None:
-        module.weight = _kept(module.weight, 0, columns)
+        module.weight = kept_entries(module.weight, 0, columns)
     if module.bias is not None:
-        module.bias = _kept(module.bias, 0, columns)
+        module.bias = kept_entries(module.bias, 0, columns)
 
 
 @slice_weight.register
@@ -279,9 +279,10 @@ def _blocks(kept: Tensor, size: int) -> Tensor:
     return (kept[:, None] * size + torch.arange(size)).flatten()
 
 
-def _kept(parameter: Tensor, dim: int, index: Tensor | None) -> nn.Parameter:
-    kept = parameter.detach() if index is None else parameter.detach().index_select(dim, index.to(parameter.device))
-    return nn.Parameter(kept, requires_grad=parameter.requires_grad)
+def kept_entries(parameter: Tensor, dim: int, index: Tensor | None) -> nn.Parameter:
+    """A parameter of the entries at ``index`` of a dimension (``None``: of all), trained where the old one was."""
+    found = parameter.detach() if index is None else parameter.detach().index_select(dim, index.to(parameter.device))
+    return nn.Parameter(found, requires_grad=parameter.requires_grad)
 
 
 def _checked(keep: Sequence[int], count: int, what: str, *, first: int = 0) -> Tensor:

@@ -128,6 +128,30 @@ class _Taps:
 
 
 @contextmanager
+def changed_input(model: PreTrainedModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Give one layer other hidden states than the layers before it make.
+
+    Args:
+        model: A sequence classification model of a known family.
+        layer: Counted from 0.
+        change: From the hidden states [B, T, H] to those the layer shall read.
+    """
+
+    def hook(
+        _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if inputs:
+            return (change(inputs[0]), *inputs[1:]), named
+        return inputs, named | {"hidden_states": change(named["hidden_states"])}
+
+    handle = layer_at(model, layer).module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def head_contexts(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Watch the inputs of every attention output projection, the heads' contexts side by side.
 

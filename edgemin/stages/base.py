@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, get_scheduler
 
 from edgemin import encoder, ranks
 from edgemin.data import CorpusBatches, DataModule, TrainBatches
+from edgemin.quantization import model as quantisation
 from edgemin.stages.fit import Fit
 
 
@@ -26,6 +30,8 @@ class Shape(NamedTuple):
     heads: int  #: per layer
     pruned: bool = False  #: whether an earlier stage may have narrowed its layers
     inner: int | None = None  #: width of queries, keys and values, where it is not the hidden size
+    matrices: Mapping[str, encoder.Matrix] = MappingProxyType({})  #: by path; widths before any pruning
+    quantised: bool = False  #: whether an earlier stage quantised layers of it
 
     @property
     def width(self) -> int:
@@ -49,12 +55,17 @@ class Stage(pl.LightningModule):
     narrows: ClassVar[bool] = False
     #: Teacher and student must read the same tokens.
     same_tokens: ClassVar[bool] = False
+    #: Its result has quantised layers, their ranges chosen by itself; after any other stage that changes such a model
+    #: they are chosen again.
+    quantises: ClassVar[bool] = False
 
     model: PreTrainedModel
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
+        self.findings: dict[str, Any] = {}  #: what it found out besides the model, for run.json
+        self.max_drop: float | None = None  #: how much worse than what it was given its result may be, as a fraction
         self.name = type(self).__name__  #: in messages; a run gives its path
         self.seed = 0
         self.phase = 0
@@ -181,11 +192,17 @@ class Stage(pl.LightningModule):
             steps=steps,
             rank=ranks.rank(),
             world=ranks.world(),
+            rows=self.training_rows(),
         )
+
+    def training_rows(self) -> NDArray[np.int64] | None:
+        """Which examples of the training split it is trained on; ``None``: all."""
+        return None
 
     def training_examples(self) -> int:
         """How many examples an epoch has."""
-        return len(self.data.train)
+        rows = self.training_rows()
+        return len(self.data.train) if rows is None else len(rows)
 
     @property
     def data(self) -> DataModule:
@@ -226,13 +243,13 @@ class Stage(pl.LightningModule):
         self.log(name, own if self._share is None else ranks.mean(self._share * own))
 
     def configure_optimizers(self) -> Any:
-        """AdamW without weight decay on vectors, with warm-up and decay per optimiser step."""
+        """AdamW without weight decay on vectors and scales, with warm-up and decay per optimiser step."""
         fit = self.phases()[self.phase]
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": fit.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        groups: list[dict[str, Any]]
+        groups = [{"params": [], "weight_decay": fit.weight_decay}, {"params": [], "weight_decay": 0.0}]
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[parameter.ndim < 2 or name.endswith("_scale")]["params"].append(parameter)
         # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)
@@ -257,16 +274,16 @@ class Stage(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint carries its structure, so that any moment can be resumed."""
         checkpoint.setdefault("edgemin", {}).update(
-            phase=self.phase, structure=encoder.structure(self.model), notes=list(self.notes)
+            phase=self.phase, structure=quantisation.structure(self.model), notes=list(self.notes)
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the model the checkpoint's shape before Lightning fills in its weights."""
         saved = checkpoint["edgemin"]
         self.phase, self.notes = saved["phase"], list(saved["notes"])
-        if saved["structure"] != encoder.structure(self.model):
+        if saved["structure"] != quantisation.structure(self.model):
             device = self.model.device
-            self.model = encoder.build(self.model.config, saved["structure"])
+            self.model = quantisation.build(self.model.config, saved["structure"])
             nn.Module.to(self.model, device)
 
 

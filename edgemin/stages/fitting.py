@@ -30,9 +30,10 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgemin import launch, ranks
+from edgemin import encoder, launch, ranks
 from edgemin.data import CorpusBatches, DataModule, TrainBatches
 from edgemin.errors import UserError
+from edgemin.quantization import model as quantisation
 from edgemin.stages.base import Stage
 from edgemin.stages.callbacks import Checkpoint, EarlyStop, Spent
 from edgemin.stages.fit import Fit
@@ -125,6 +126,7 @@ class Fitted:
     steps: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    findings: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -161,6 +163,7 @@ def run(
     ranks.together(lambda: stage.prepare(model, data, teachers))
     saved = ranks.together(lambda: _read_checkpoint(work / CHECKPOINT))
     _check_same(work, saved)
+    before = encoder.structure(model)
     spent = Spent(began)
     if saved is not None:  # what was spent before the kill counts
         spent = Spent(began - saved["edgemin"]["seconds"], saved["edgemin"]["steps_before"])
@@ -186,8 +189,32 @@ def run(
         if fit.trains:
             log = logger(phase) if logger is not None else None
             _fit(stage, fit, start, trainer, work, spent, callbacks, log, stream)
-    finished = stage.finish().cpu().eval()
-    return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes))
+    changed = spent.steps > 0 or encoder.structure(stage.model) != before
+    finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()
+    return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes), stage.findings)
+
+
+def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, changed: bool) -> PreTrainedModel:
+    """Leave a quantised model as its file will bring it back, with ranges that fit what the stage has made of it."""
+    layers = quantisation.quantised(model)
+    if not layers:
+        return model
+    if not stage.quantises and changed:
+        if rescaled := sum(layer.rescaled for layer in layers.values()):
+            stage.notes.append(f"chose the scales of {rescaled} groups of weights again, which a cut went through")
+        watched, calibration = quantisation.static_layers(model), quantisation.calibration_of(model)
+        if watched and data is not None and stage.needs_task:
+            nn.Module.to(model, stage.model.device)
+            quantisation.fit_inputs(model, data.calibration(calibration.examples, 32, stage.seed))
+            stage.notes.append(f"calibrated the activations of {len(watched)} quantised layers again")
+        elif watched:
+            stage.notes.append(
+                f"the activations of {len(watched)} quantised layers keep their ranges: {stage.name} sees no data of "
+                "the task to calibrate them on"
+            )
+    quantisation.settle(model)
+    stage.findings["quantisation"] = quantisation.summary(model)
+    return model
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,102 @@
+"""The quality gate: a model against the one it was made from, and which layers are to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edgemin import encoder
+from edgemin.quantization import dynamic
+from edgemin.quantization.layers import Quantised
+from edgemin.quantization.sensitivity import damage
+
+SENTENCES = 64  #: of the scored split, that layers are blamed on
+NAMED = 5  #: layers that are named
+
+
+def compare(
+    before: float, after: float, logits_before: NDArray[np.float32], logits_after: NDArray[np.float32], max_drop: float
+) -> dict[str, Any]:
+    """One model against the one it was made from, on the same sentences.
+
+    Args:
+        before: the metric of the model it was made from.
+        after: its own.
+        logits_before: ``[N, C]``.
+        logits_after: ``[N, C]``, in the same order.
+        max_drop: how much of the metric may be lost.
+
+    Returns:
+        ``parent_value``, ``value``, ``drop`` (before less after), ``max_drop``, ``passed``; ``agreement`` (share of the
+        sentences with the same answer) and ``flips`` (number of the others), both ``None`` for a regression;
+        ``examples``.
+    """
+    found: dict[str, Any] = {
+        "parent_value": before,
+        "value": after,
+        "drop": before - after,
+        "max_drop": max_drop,
+        "passed": before - after <= max_drop,
+        "agreement": None,
+        "flips": None,
+        "examples": len(logits_after),
+    }
+    if logits_after.shape[1] > 1:
+        same = logits_before.argmax(1) == logits_after.argmax(1)
+        found |= {"agreement": float(same.mean()), "flips": int((~same).sum())}
+    return found
+
+
+def verdict(path: str, parent: str, metric: str, compared: Mapping[str, Any]) -> str:
+    """What a failed gate says, in one line."""
+    worst = ", ".join(f"{layer['layer']} ({layer['damage']:.3g})" for layer in compared["worst"])
+    flips = f"; {compared['flips']} of {compared['examples']} answers changed" if compared["flips"] is not None else ""
+    blamed = f"; most damage by {worst}" if worst else ""
+    return (
+        f"{path} lost {compared['drop']:.4f} of {metric} against {parent}, more than max_drop "
+        f"{compared['max_drop']:g}{flips}{blamed}"
+    )
+
+
+@torch.no_grad()
+def blame(
+    parent: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+) -> list[dict[str, Any]]:
+    """How much each quantised layer does to the answers when it alone takes its place in the model before.
+
+    Damage as :func:`edgemin.quantization.sensitivity.damage` has it.
+
+    Args:
+        parent: the model before, in full precision or not.
+        changed: the quantised one; the layers of both have the same places.
+        batches: sentences.
+
+    Returns:
+        ``layer`` and ``damage``, the worst first; nothing where the places differ.
+    """
+    parent.eval()
+    changed.eval()
+    mine = dict(parent.named_modules())
+    layers = {
+        path: module
+        for path, module in changed.named_modules()
+        if (isinstance(module, Quantised) or dynamic.is_quantised(module)) and path in mine
+    }
+    device = parent.device
+    nn.Module.to(parent, "cpu")
+    nn.Module.to(changed, "cpu")
+    reference = [encoder.logits(parent, batch) for batch in batches]
+    found = []
+    for path, layer in layers.items():
+        parent.set_submodule(path, layer)
+        answers = [encoder.logits(parent, batch) for batch in batches]
+        parent.set_submodule(path, mine[path])
+        found.append({"layer": path, "damage": damage(torch.cat(reference), torch.cat(answers))})
+    nn.Module.to(parent, device)
+    return sorted(found, key=lambda entry: -entry["damage"])

@@ -1,0 +1,179 @@
+"""A whole encoder, quantised: which of its layers, how, and what a file holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from edgemin import encoder
+from edgemin.quantization.layers import Quantised, QuantisedEmbedding, QuantisedLinear, Scales
+from edgemin.quantization.ranges import Calibration, calibrate
+from edgemin.quantization.weights import FLOAT, Spec, WeightRange
+
+#: How the integers of a quantised weight end in a file.
+PACKED = "weight_packed"
+
+
+def quantise(
+    model: PreTrainedModel, specs: Mapping[str, Spec], weight_range: WeightRange, calibration: Calibration
+) -> None:
+    """Quantise these layers, in place.
+
+    Scales of weights are chosen at once, those of activations by :func:`fit_inputs`. A layer that is quantised already
+    is quantised anew, from the weights it has.
+
+    Args:
+        model: an encoder.
+        specs: by path, of :func:`edgemin.encoder.matrices`; 32 bits leave a layer as it is.
+        weight_range: how scales of weights are chosen.
+        calibration: how ranges of activations are chosen, now and when a later stage has moved them.
+    """
+    for path, spec in specs.items():
+        if spec.bits == FLOAT:
+            continue
+        old = model.get_submodule(path)
+        model.set_submodule(path, quantised_layer(old, spec, weight_range).train(old.training))
+    cast(Any, model).calibration = calibration
+
+
+def quantised(model: nn.Module) -> dict[str, Quantised]:
+    """The quantised layers by path, in the order of the modules."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Quantised)}
+
+
+def static_layers(model: nn.Module) -> dict[str, QuantisedLinear]:
+    """Those whose activations have a range of their own."""
+    return {
+        path: layer
+        for path, layer in quantised(model).items()
+        if isinstance(layer, QuantisedLinear) and layer.spec.activations == "static"
+    }
+
+
+def calibration_of(model: nn.Module) -> Calibration:
+    """How the ranges of a quantised model's activations are chosen."""
+    return cast(Calibration, cast(Any, model).calibration)
+
+
+def fit_inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
+    """Calibrate what the layers with static activations read.
+
+    Raises:
+        UserError: no sentence, or activations that are not finite.
+    """
+
+    def run(batch: Mapping[str, Tensor]) -> Tensor:
+        return encoder.logits(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+
+    calibrate(model, static_layers(model), run, batches, calibration_of(model))
+
+
+def follow(model: nn.Module, scales: Scales) -> None:
+    """Say what the scales of all quantised layers do in training."""
+    for layer in quantised(model).values():
+        layer.follow(scales)
+
+
+def settle(model: nn.Module) -> None:
+    """Leave every quantised layer as a file would bring it back: fixed scales, weights on their grid."""
+    for layer in quantised(model).values():
+        layer.follow("fixed")
+        layer.settle()
+
+
+def summary(model: nn.Module) -> dict[str, Any]:
+    """Bits of every quantised layer, and what they have in common; for run.json."""
+    layers = quantised(model)
+    specs = [layer.spec for layer in layers.values()]
+    return {
+        "bits": {path: layer.spec.bits for path, layer in layers.items()},
+        "granularity": specs[0].granularity,
+        "group_size": specs[0].group_size,
+        "activations": next(
+            (layer.spec.activations for layer in layers.values() if isinstance(layer, nn.Linear)), "none"
+        ),
+        "calibration": calibration_of(model).describe(),
+    }
+
+
+# -- what a file holds ---------------------------------------------------------------------------------
+
+
+def structure(model: PreTrainedModel) -> dict[str, Any]:
+    """As :func:`edgemin.encoder.structure`, and how which layers are quantised under ``quantised``."""
+    layers = quantised(model)
+    if not layers:
+        return encoder.structure(model)
+    described = {
+        path: layer.spec.describe() | ({"scales": layer.scales} if layer.scales != "fixed" else {})
+        for path, layer in layers.items()
+    }
+    quantisation = {"calibration": calibration_of(model).describe(), "layers": described}
+    return encoder.structure(model) | {"quantised": quantisation}
+
+
+def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """As :func:`edgemin.encoder.build`, of what :func:`structure` gave; quantised layers wait for their weights.
+
+    Raises:
+        UserError: as :func:`edgemin.encoder.build`.
+    """
+    model = encoder.build(config, described)
+    quantisation = (described or {}).get("quantised")
+    if quantisation is not None:
+        cast(Any, model).calibration = Calibration(**quantisation["calibration"])
+        for path, own in quantisation["layers"].items():
+            layer = _layer(model.get_submodule(path), Spec(**{name: own[name] for name in own if name != "scales"}))
+            layer.follow(own.get("scales", "fixed"))
+            model.set_submodule(path, layer)
+    return model
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that a file holds of a model: its state dict, but packed integers in the place of quantised weights."""
+    found = dict(model.state_dict())
+    for path, layer in quantised(model).items():
+        del found[f"{path}.weight"]
+        found |= {f"{path}.{name}": tensor for name, tensor in layer.packed().items()}
+    return found
+
+
+def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Give a built model what :func:`tensors` gave of another one.
+
+    Raises:
+        RuntimeError: shapes differ.
+        KeyError: a tensor is missing (or, named by ``unexpected``, too many).
+    """
+    layers = quantised(model)
+    names = {
+        name for name in model.state_dict() if name.rpartition(".")[0] not in layers or not name.endswith(".weight")
+    }
+    names |= {f"{path}.{PACKED}" for path in layers}
+    if damaged := sorted(names ^ set(found)):
+        raise KeyError(damaged[0])
+    for path, layer in layers.items():
+        layer.unpack({name: found[f"{path}.{name}"] for name in (PACKED, "weight_scale")})
+    own = {f"{path}.weight_scale" for path in layers} | {f"{path}.{PACKED}" for path in layers}
+    rest = {name: tensor for name, tensor in found.items() if name not in own}
+    model.load_state_dict(rest, strict=False)  # the names were compared above
+
+
+def quantised_layer(old: nn.Module, spec: Spec, weight_range: WeightRange) -> Quantised:
+    """A Linear or an Embedding quantised; its activations are yet to be calibrated."""
+    new = _layer(old, spec)
+    new.fit_weights(weight_range)
+    new.settle()
+    return new
+
+
+def _layer(old: nn.Module, spec: Spec) -> QuantisedLinear | QuantisedEmbedding:
+    with torch.no_grad():
+        if isinstance(old, nn.Linear):
+            return QuantisedLinear(old, spec)
+        assert isinstance(old, nn.Embedding)
+        return QuantisedEmbedding(old, spec)

@@ -1,0 +1,220 @@
+"""Scores, judges and measures the rows of a plan, from what lies on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from transformers import PreTrainedModel
+
+from edgemin import artifact, gate
+from edgemin.data import Splits
+from edgemin.digest import code_digest
+from edgemin.evaluate import evaluate, primary_metric
+from edgemin.measure.cost import static_cost
+from edgemin.measure.machine import host, machine_lock
+from edgemin.measure.rounds import evenly_spaced
+from edgemin.measure.runtime import Measure, measure
+from edgemin.nodes import Node, Plan, Study, StudyData
+from edgemin.progress import live_line, node_line
+from edgemin.store import Store, content_key, disk_errors, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Scored:
+    """What is known of one artifact after scoring and measuring."""
+
+    metrics: dict[str, dict[str, dict[str, float]]]
+    cost: dict[str, Any]
+    predictions: dict[str, Path]
+    notes: list[str]
+    findings: dict[str, Any]
+    gate: dict[str, Any] | None
+
+
+class Scoring:
+    """The rows of one job; the first of several processes has it alone.
+
+    Args:
+        study: what was asked for.
+        plan: its rows.
+        store: where artifacts and results are kept.
+        data: the study's, in the tokens of its models.
+    """
+
+    def __init__(self, study: Study, plan: Plan, store: Store, data: StudyData) -> None:
+        self.study, self.plan, self.store, self.data = study, plan, store, data
+
+    def rows(self, transfer: Mapping[str, Splits], settings: Measure | None) -> dict[str, Scored]:
+        """Reload every row's artifact, evaluate it, and measure all of them against each other; by key."""
+        nodes = {row.node.key: row.node for row in self.plan.rows}
+        length = settings.length if settings is not None else 128
+        scored = {}
+        for key, node in nodes.items():
+            path = self.store.path(key)
+            cached = _Lazy(path)
+            metrics: dict[str, dict[str, dict[str, float]]] = {}
+            predictions: dict[str, Path] = {}
+            own = {self.study.splits.task.name: self.study.splits} if self.study.splits is not None else {}
+            for name, splits in {**transfer, **own}.items():
+                metrics[name] = {}
+                for split in splits.evaluation:
+                    metrics[name][split], predictions[f"{name}.{split}"] = self._evaluate(
+                        node, cached, splits, split, name not in own
+                    )
+            cost = self._static(key, cached, length)
+            provenance = artifact.read_provenance(path)
+            scored[key] = Scored(
+                metrics, cost, predictions, list(provenance["notes"]), provenance["findings"], self._gate(node, cached)
+            )
+        if settings is not None:
+            for key, measured in self._measure(nodes, settings).items():
+                scored[key].cost |= measured
+        return scored
+
+    def _evaluate(
+        self, node: Node, cached: _Lazy, splits: Splits, split: str, transfer: bool
+    ) -> tuple[dict[str, float], Path]:
+        task = splits.task
+        device = "cpu" if node.final else self.study.trainer.device
+        content = {
+            "artifact": node.key,
+            "data": splits.fingerprint(split),
+            "max_length": task.max_length,
+            "metrics": list(task.metrics) if task.metrics else None,
+            "transfer": transfer,
+            "device": device,
+            "code": code_digest("edgemin.evaluate", "edgemin.artifact"),
+            "versions": {"torch": str(torch.__version__).partition("+")[0]},
+        }
+        key = content_key(content)
+        predictions = self.store.root / ".results" / "evaluation" / f"{key}.safetensors"
+        kept = self.store.result("evaluation", key)
+        if kept is not None and predictions.is_file():
+            return kept["metrics"], predictions
+        encoded = self.data.of(node.start, splits).evaluation[split]
+        with machine_lock("training"), live_line(f"{node.path}  evaluating  {task.name} {split}"):
+            found = evaluate(
+                cached.model,
+                encoded,
+                regression=task.regression,
+                classes=len(splits.labels),
+                device=device,
+                metrics=task.metrics,
+                transfer=transfer,
+            )
+        with disk_errors(self.store.root):
+            predictions.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(predictions, save({"logits": found.logits, "labels": encoded.labels}))
+        self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
+        return found.metrics, predictions
+
+    def _gate(self, node: Node, cached: _Lazy) -> dict[str, Any] | None:
+        """What the last stage cost against the model it was given, where that stage says how much it may."""
+        splits, parent = self.study.splits, node.parent
+        allowed = node.build_stage().max_drop if node.parent is not None and node.stage != "weights" else None
+        if allowed is None or splits is None or parent is None:
+            return None
+        if not parent.head_trained or parent.head_stale:
+            node_line(node.path, "note", "no quality gate: the head of the model it was made from is not up to date")
+            return None
+        split = next(iter(splits.evaluation))
+        before = _Lazy(self.store.path(parent.key))
+        scores, answers = self._evaluate(node, cached, splits, split, transfer=False)
+        scores_before, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
+        metric = primary_metric(splits.task.regression, len(splits.labels), splits.task.metrics)
+        logits_before, logits = (load_file(predictions)["logits"] for predictions in (answers_before, answers))
+        compared = gate.compare(scores_before[metric], scores[metric], logits_before, logits, allowed)
+        if not compared["passed"]:
+            compared["worst"] = self._worst(node, parent, before, cached)
+            log.warning(gate.verdict(node.path, parent.path, metric, compared))
+            node_line(node.path, "gate", gate.verdict(node.path, parent.path, metric, compared))
+        where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}
+        return {**where, "metric": metric, **compared}
+
+    def _worst(self, node: Node, parent: Node, before: _Lazy, after: _Lazy) -> list[dict[str, Any]]:
+        """The layers that do most damage, each alone in the place of the parent's."""
+        splits = self.study.splits
+        assert splits is not None
+        split = next(iter(splits.evaluation))
+        data = splits.fingerprint(split)
+        content = {"artifacts": [parent.key, node.key], "data": data, "code": code_digest("edgemin.gate")}
+        key = content_key(content)
+        kept = self.store.result("gate", key)
+        if kept is None:
+            encoded = self.data.of(node.start).evaluation[split]
+            chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
+            batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
+            with machine_lock("training"), live_line(f"{node.path}  looking for the layers that do most damage"):
+                kept = {"worst": gate.blame(before.model, after.model, batches)[: gate.NAMED]}
+            self.store.keep_result("gate", key, kept)
+        return list(kept["worst"])
+
+    def _static(self, key: str, cached: _Lazy, length: int) -> dict[str, Any]:
+        name = content_key({"artifact": key, "length": length, "code": code_digest("edgemin.measure.cost")})
+        kept = self.store.result("static", name)
+        if kept is None:
+            kept = dict(static_cost(cached.model, cached.path, length))
+            self.store.keep_result("static", name, kept)
+        return kept
+
+    def _measure(self, nodes: Mapping[str, Node], settings: Measure) -> dict[str, dict[str, Any]]:
+        splits = self.study.splits
+        sentences: list[list[int]] = []
+        if splits is not None:
+            # The same sentences for all, in the student's tokens: what is deployed is the student.
+            start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
+            encoded = next(iter(self.data.of(start or next(iter(nodes.values())).start).evaluation.values()))
+            chosen = evenly_spaced(range(len(encoded)), settings.sentences)
+            sentences = [encoded.sentence(index) for index in chosen]
+        here = host()
+        key = content_key(
+            {
+                "artifacts": sorted(nodes),
+                "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
+                "host": here["id"],
+                "sentences": sentences,
+                "code": code_digest("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact"),
+                "versions": {"torch": str(torch.__version__)},
+            }
+        )
+        kept = self.store.result("measurement", key)
+        if kept is not None:
+            node_line("latency", "cached", key)
+            return kept
+        names = {key: self.store.path(key) for key in nodes}
+        node_line("latency", "measuring", f"{len(nodes)} variants, each in its own process, in turns")
+        with live_line("latency  measuring") as update:
+            found = measure(
+                names,
+                sentences,
+                settings,
+                progress=lambda done, total, name: update(
+                    f"latency  measuring  turn {done}/{total}  {nodes[name].path}"
+                ),
+                waiting=lambda line: node_line("latency", "waiting", line),
+            )
+        self.store.keep_result("measurement", key, found)
+        return found
+
+
+class _Lazy:
+    """An artifact that is read from disk when something really has to run on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model: PreTrainedModel | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            self._model = artifact.load(self.path)[0]
+        return self._model

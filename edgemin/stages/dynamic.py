@@ -1,0 +1,53 @@
+"""The EdgeMIN paper's quantisation, kept as the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+from transformers import PreTrainedModel
+
+from edgemin.errors import UserError
+from edgemin.quantization import dynamic
+from edgemin.stages.base import Shape, Stage
+from edgemin.stages.quantisation import check_max_drop
+
+
+class DynamicQuantisation(Stage):
+    """Torch's dynamic INT8 of every Linear, as the EdgeMIN paper used it; see :mod:`edgemin.quantization.dynamic`.
+
+    Args:
+        bits: of the weights; torch's method knows 8 alone.
+        max_drop: see :class:`edgemin.stages.quantisation.Quantisation`.
+    """
+
+    final: ClassVar[bool] = True
+    quantises: ClassVar[bool] = True
+
+    def __init__(self, *, bits: int = 8, max_drop: float | None = None) -> None:
+        super().__init__()
+        if bits != 8:
+            raise UserError(
+                "bits: expected 8, all that torch's dynamic quantisation has (quantize=static, weight_only, "
+                f"reconstruct and qat have 2, 3, 4 and 8), given {bits}"
+            )
+        check_max_drop(max_drop)
+        self.max_drop = max_drop
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Torch replaces float layers only."""
+        if model.quantised:
+            raise UserError("_target_: expected a float model for torch's dynamic INT8, given one quantised before")
+
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The gate judges the result and does not change it."""
+        return {name: value for name, value in settings.items() if name != "max_drop"}
+
+    @property
+    def needs_task(self) -> bool:
+        """Activations are quantised as they come."""
+        return False
+
+    def finish(self) -> PreTrainedModel:
+        """The encoder with quantised Linears, on the CPU, where they run."""
+        return cast(PreTrainedModel, dynamic.quantise(self.model))

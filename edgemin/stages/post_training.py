@@ -1,0 +1,52 @@
+"""Quantisation without training: rounded weights, and activations calibrated on the task's sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+from transformers import PreTrainedModel
+
+from edgemin.data import DataModule
+from edgemin.stages.base import Shape, Stage
+from edgemin.stages.quantisation import Quantisation, QuantisationSettings
+
+
+class PostTraining(Stage):
+    """Quantise a model as it is.
+
+    The result is an encoder like any other: a later stage trains it under the rounding, prunes it, or quantises it
+    anew.
+
+    Args:
+        settings: see :class:`edgemin.stages.quantisation.Quantisation`.
+    """
+
+    quantises: ClassVar[bool] = True
+
+    def __init__(self, **settings: Unpack[QuantisationSettings]) -> None:
+        super().__init__()
+        self.quantisation = Quantisation(**settings)
+        self.max_drop = self.quantisation.max_drop
+
+    @property
+    def needs_task(self) -> bool:
+        """Static activations are calibrated on its sentences."""
+        return self.quantisation.reads_data
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """What can be told from the shape."""
+        self.quantisation.check(model)
+
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The gate judges the result and does not change it."""
+        return {name: value for name, value in settings.items() if name != "max_drop"}
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Round and calibrate."""
+        super().prepare(model, data, teachers)
+        applied = self.quantisation.apply(model, data, self.seed)
+        self.notes += applied.notes
+        self.findings |= applied.findings

@@ -1,0 +1,139 @@
+"""Reconstruction: a quantised model learns, block by block, to give what the full-precision one gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from edgemin import encoder
+from edgemin.data import DataModule
+from edgemin.errors import UserError
+from edgemin.quantization import model as quantisation
+from edgemin.stages.base import Shape, Stage
+from edgemin.stages.fit import Fit, FitSettings
+from edgemin.stages.quantisation import Quantisation, QuantisationSettings
+
+_OF_FIT = tuple(field.name for field in fields(Fit))
+
+
+class ReconstructionSettings(QuantisationSettings, FitSettings, total=False):
+    """What quantisation and the fit of each block may be given."""
+
+
+class Reconstruction(Stage):
+    r"""Between rounding and quantisation-aware training in cost: calibration sentences, no labels, one block at a time.
+
+    It begins with what post-training quantisation gives. Then, for each layer n in order, that layer's weights and
+    scales (LSQ) minimise
+
+    .. math:: \| f_n(x_{n-1}) - \hat f_n(\tilde x_{n-1}) \|^2, \qquad
+        \tilde x_{n-1} = \lambda_t x_{n-1} + (1 - \lambda_t) \hat x_{n-1}, \quad \lambda_t = max(1 - t / T_0, 0)
+
+    averaged over tokens and hidden units, x what the full-precision model's layers give and x̂ what the quantised ones
+    do (MREM with annealed teacher forcing, arXiv 2109.15082; the first phase of EfficientQAT, arXiv 2407.11062). Last
+    comes what follows the layers, by the squared error of the logits, on the quantised model's own hidden states.
+    Embeddings are only rounded. There is no dropout.
+
+    Args:
+        teacher_forcing: T_0, as a share of the steps of a block; 0: none.
+        settings: those of :class:`edgemin.stages.quantisation.Quantisation`, and of :class:`edgemin.stages.fit.Fit` for
+            each block; an epoch is all calibration sentences.
+    """
+
+    quantises: ClassVar[bool] = True
+
+    def __init__(self, *, teacher_forcing: float = 0.5, **settings: Unpack[ReconstructionSettings]) -> None:
+        super().__init__()
+        given: dict[str, Any] = dict(settings)
+        own: Any = {name: given[name] for name in given if name not in _OF_FIT}
+        self.settings = Fit(**{name: given[name] for name in given if name in _OF_FIT})
+        self.quantisation = Quantisation(**own)
+        if not 0 <= teacher_forcing <= 1:
+            raise UserError(f"teacher_forcing: expected a share in [0, 1], given {teacher_forcing}")
+        if self.settings.patience is not None:
+            raise UserError(
+                f"patience: expected null, as blocks are not scored on task.holdout, given {self.settings.patience}"
+            )
+        self.max_drop = self.quantisation.max_drop
+        self.teacher_forcing = teacher_forcing
+        self.forced = 1.0  #: the part of the full-precision model's hidden states, at this step
+        # a list, so that it is no submodule: neither trained nor checkpointed
+        self._float: list[PreTrainedModel] = []
+
+    @property
+    def reaches_all(self) -> bool:
+        """One block at a time."""
+        return False
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """What can be told from the shape."""
+        self.quantisation.check(model)
+
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The gate judges the result and does not change it."""
+        return {name: value for name, value in settings.items() if name != "max_drop"}
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Keep the model in full precision, and round it."""
+        super().prepare(model, data, teachers)
+        self._float = [copy.deepcopy(model).eval().requires_grad_(False)]
+        applied = self.quantisation.apply(model, data, self.seed)
+        self.notes += applied.notes
+        self.findings |= applied.findings
+        quantisation.follow(model, "learned")
+
+    def phases(self) -> list[Fit]:
+        """A fit for each layer, and one for what follows them; asked before ``prepare``, that of one."""
+        return [self.settings] * (encoder.num_layers(self.model) + 1 if self._float else 1)
+
+    def training_rows(self) -> NDArray[np.int64] | None:
+        """The calibration sentences."""
+        return self.data.drawn(self.quantisation.calibration_examples, self.seed)
+
+    def on_fit_start(self) -> None:
+        """Only one block learns."""
+        self.model.requires_grad_(False)
+        for parameter in encoder.parameters_by_depth(self.model)[self.phase + 1]:
+            parameter.requires_grad_(True)
+        nn.Module.to(self._float[0], self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Anneal."""
+        super().on_train_batch_start(batch, batch_idx)
+        forcing = self.teacher_forcing * self.settings.batches(self.training_examples())
+        self.forced = max(1.0 - batch_idx / forcing, 0.0) if forcing else 0.0
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Squared error of the block's output, or of the logits."""
+        self.model.eval()
+        block = self.phase
+        if block == encoder.num_layers(self.model):
+            with torch.no_grad():
+                wanted = encoder.logits(self._float[0], batch)
+            return functional.mse_loss(encoder.logits(self.model, batch).float(), wanted.float())
+        with torch.no_grad():
+            read = encoder.read(self._float[0], batch, hidden=[block, block + 1], logits=False).hidden
+        forced = self.forced
+
+        def mixed(own: Tensor) -> Tensor:
+            return (forced * read[block] + (1 - forced) * own.detach()).to(own.dtype)
+
+        with encoder.changed_input(self.model, block, mixed):
+            found = encoder.read(self.model, batch, hidden=[block + 1], logits=False).hidden[block + 1]
+        mask = batch["attention_mask"].bool()
+        return functional.mse_loss(found[mask].float(), read[block + 1][mask].float())
+
+    def finish(self) -> PreTrainedModel:
+        """The quantised model, all of it trainable again."""
+        return super().finish().requires_grad_(True)
