@@ -97,7 +97,9 @@ def test_rows_and_controls_of_an_order_name_stages_that_exist(order: str) -> Non
     assert specs[0].model == ("student" if order == "quantise" else "teacher")
 
 
-@pytest.mark.parametrize("order", [order for order in ORDERS if composed(CONF / f"order/{order}.yaml")["order"]["controls"]])
+@pytest.mark.parametrize(
+    "order", [order for order in ORDERS if composed(CONF / f"order/{order}.yaml")["order"]["controls"]]
+)
 def test_controls_follow_the_budget_of_what_they_control(order: str) -> None:
     changed = ["distill.steps=7", "distill.batch_size=3", "prune.ratio=0.4", "prune.epochs=9", "prune.rounds=2"]
     settings = studies.settings(f"order={order}", *changed, tiny=False)

@@ -137,10 +137,11 @@ class Quantisation:
     def check(self, model: Shape) -> None:
         """Refuse patterns that match nothing, and groups that do not divide a width."""
         for path, spec in self.specs(model.matrices).items():
-            columns = model.matrices[path].columns
-            if spec.group_size is not None and columns % spec.group_size and not model.pruned:
+            matrix = model.matrices[path]
+            may_be_cut = model.pruned and matrix.place.isdigit()
+            if spec.group_size is not None and matrix.columns % spec.group_size and not may_be_cut:
                 raise UserError(
-                    f"group_size: expected a divisor of {columns}, the width of {path}, given {spec.group_size}"
+                    f"group_size: expected a divisor of {matrix.columns}, the width of {path}, given {spec.group_size}"
                 )
 
     def specs(self, matrices: Mapping[str, Matrix]) -> dict[str, Spec]:

@@ -101,11 +101,14 @@ class Reconstruction(Stage):
         """The calibration sentences."""
         return self.data.drawn(self.quantisation.calibration_examples, self.seed)
 
-    def on_fit_start(self) -> None:
-        """Only one block learns."""
+    def setup(self, stage: str) -> None:
+        """Only one block learns; said before Lightning looks for what does."""
         self.model.requires_grad_(False)
         for parameter in encoder.parameters_by_depth(self.model)[self.phase + 1]:
             parameter.requires_grad_(True)
+
+    def on_fit_start(self) -> None:
+        """The model in full precision is beside the other."""
         nn.Module.to(self._float[0], self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

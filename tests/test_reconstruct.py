@@ -1,0 +1,101 @@
+"""Reconstruction, block by block: what learns, on what input, and how near it comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from edgemin import artifact, encoder
+from edgemin.data import DataModule
+from edgemin.stages.post_training import PostTraining
+from edgemin.stages.reconstruct import Reconstruction
+
+SETTINGS: dict[str, Any] = {"bits": 2, "calibration_examples": 24, "activations": "none", "granularity": "tensor"}
+FIT: dict[str, Any] = {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_answers_come_nearer_to_the_full_precision_models_than_by_rounding(
+    family: str, data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    wanted = tiny.logits(tiny.model(family), batch)
+    rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(family), data, work=tmp_path / "rounded").model
+    learnt = tiny.fit(Reconstruction(**SETTINGS, **FIT), tiny.model(family), data, work=tmp_path / "learnt").model
+    before, after = (float((tiny.logits(model, batch) - wanted).square().mean()) for model in (rounded, learnt))
+    assert after < 0.5 * before
+    (tmp_path / "saved").mkdir()
+    artifact.save(tmp_path / "saved", learnt, None, {})
+    assert torch.equal(tiny.logits(artifact.load(tmp_path / "saved")[0], batch), tiny.logits(learnt, batch))
+
+
+def test_no_steps_are_post_training_quantisation(data: DataModule, batch: Any, tmp_path: Path) -> None:
+    rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
+    same = tiny.fit(Reconstruction(**SETTINGS, **FIT | {"steps": 0}), tiny.model(), data, work=tmp_path / "same").model
+    assert torch.equal(tiny.logits(rounded, batch), tiny.logits(same, batch))
+
+
+def test_one_block_learns_at_a_time_and_embeddings_never(data: DataModule, tmp_path: Path) -> None:
+    moved: list[set[str]] = []
+
+    class Look(Reconstruction):
+        def on_fit_start(self) -> None:
+            super().on_fit_start()
+            self.before = tiny.weights(self.model)
+
+        def on_fit_end(self) -> None:
+            now = self.model.state_dict()
+            changed = [name for name in now if not torch.equal(now[name], self.before[name])]
+            moved.append({".".join(name.split(".")[:4]) if "layer." in name else "rest" for name in changed})
+            assert not any("embeddings" in name for name in changed)
+
+    tiny.fit(Look(**SETTINGS, **FIT | {"steps": 2}), tiny.model(), data, work=tmp_path)
+    assert moved == [{f"bert.encoder.layer.{index}"} for index in range(3)] + [{"rest"}]
+
+
+@pytest.mark.parametrize("forced", [1.0, 0.25, 0.0])
+def test_the_input_of_a_block_is_mixed_as_the_equation_says(
+    forced: float, data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    stage = Reconstruction(**SETTINGS, **FIT)
+    stage.prepare(tiny.model(dropout=0.0), data)
+    stage.phase, stage.forced = 1, forced
+    loss = stage.loss(batch)
+    model, full = stage.model, stage._float[0]
+    with torch.no_grad():
+        own = encoder.read(model, batch, hidden=[1], logits=False).hidden[1]
+        theirs = encoder.read(full, batch, hidden=[1, 2], logits=False).hidden
+        given = forced * theirs[1] + (1 - forced) * own
+        hidden = torch.zeros_like(given)
+        layer = model.get_submodule("bert.encoder.layer.1")
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            found = layer(given[row : row + 1, :length])
+            hidden[row, :length] = (found[0] if isinstance(found, tuple) else found).reshape(length, -1)
+        mask = batch["attention_mask"].bool()
+        expected = (hidden[mask] - theirs[2][mask]).square().mean()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_forcing_is_annealed_to_nothing_over_its_share_of_the_steps(data: DataModule, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Look(Reconstruction):
+        def loss(self, batch: Any) -> Any:
+            seen.append(self.forced)
+            return super().loss(batch)
+
+    tiny.fit(Look(**SETTINGS, **FIT | {"steps": 8}, teacher_forcing=0.5), tiny.model(), data, work=tmp_path)
+    assert seen[:8] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0] and len(seen) == 4 * 8
+
+
+def test_a_killed_reconstruction_goes_on_as_if_nothing_had_been(data: DataModule, batch: Any, tmp_path: Path) -> None:
+    fit = FIT | {"steps": 5}
+    whole = tiny.fit(Reconstruction(**SETTINGS, **fit), tiny.model(), data, work=tmp_path / "whole").model
+    with pytest.raises(tiny.KilledError):
+        stage = Reconstruction(**SETTINGS, **fit)
+        tiny.fit(stage, tiny.model(), data, work=tmp_path / "cut", seconds=0, callbacks=[tiny.Kill(4, phase=1)])
+    gone_on = tiny.fit(Reconstruction(**SETTINGS, **fit), tiny.model(), data, work=tmp_path / "cut").model
+    assert torch.equal(tiny.logits(whole, batch), tiny.logits(gone_on, batch))

@@ -1,0 +1,117 @@
+"""Mixed precision: the damage of each matrix alone, and bits within a size."""
+
+from __future__ import annotations
+
+import copy
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from edgemin import artifact, encoder
+from edgemin.data import DataModule
+from edgemin.errors import UserError
+from edgemin.quantization import model as quantisation
+from edgemin.quantization.ranges import Calibration
+from edgemin.quantization.sensitivity import assign, damage, matrix_bytes, sensitivity
+from edgemin.quantization.weights import Spec
+from edgemin.stages.post_training import PostTraining
+
+SETTINGS: dict[str, Any] = {"bits": 4, "sensitivity": True, "calibration_examples": 16, "activations": "none"}
+
+
+def test_damage_is_the_mean_divergence_of_the_answers() -> None:
+    before, after = torch.randn(5, 3), torch.randn(5, 3)
+    one, other = before.double().softmax(1), after.double().softmax(1)
+    naive = sum(
+        float(one[row, label] * (one[row, label] / other[row, label]).log()) for row in range(5) for label in range(3)
+    )
+    assert damage(before, after) == pytest.approx(naive / 5, rel=1e-9)
+    assert damage(before, before) == 0.0
+    assert damage(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])) == 2.0
+
+
+def test_a_matrix_is_blamed_for_what_it_does_alone(data: DataModule) -> None:
+    model = tiny.model()
+    batches = data.calibration(12, 5, seed=1)
+    paths = ["bert.embeddings.word_embeddings", "bert.encoder.layer.1.output.dense"]
+    modules = dict(model.named_modules())
+    found = sensitivity(model, {path: [Spec(4, "channel"), Spec(2, "channel")] for path in paths}, "mse", batches)
+    assert all(model.get_submodule(path) is modules[path] for path in paths)
+    reference = torch.cat([tiny.logits(model, batch) for batch in batches])
+    for path, bits in product(paths, (4, 2)):
+        alone = copy.deepcopy(model)
+        quantisation.quantise(alone, {path: Spec(bits, "channel")}, "mse", Calibration())
+        expected = damage(reference, torch.cat([tiny.logits(alone, batch) for batch in batches]))
+        assert found[path][bits] == pytest.approx(expected, abs=1e-9)
+
+
+def test_bits_are_the_best_of_all_that_fit() -> None:
+    generator = torch.Generator().manual_seed(3)
+    names, bits = ["a", "b", "c", "d", "e"], (8, 4, 2)
+    damages = {
+        name: dict(zip(bits, torch.rand(3, generator=generator).cumsum(0).tolist(), strict=True)) for name in names
+    }
+    sizes = {
+        name: {many: int(torch.randint(10, 60, (), generator=generator)) * many for many in bits} for name in names
+    }
+    for budget in (700, 1000, 1400):
+        every = [dict(zip(names, chosen, strict=True)) for chosen in product(bits, repeat=len(names))]
+        fitting = [chosen for chosen in every if sum(sizes[name][chosen[name]] for name in names) <= budget]
+        best = min(sum(damages[name][chosen[name]] for name in names) for chosen in fitting)
+        found = assign(damages, sizes, budget)
+        assert sum(sizes[name][found[name]] for name in names) <= budget
+        assert sum(damages[name][found[name]] for name in names) == pytest.approx(best)
+    with pytest.raises(UserError, match=r"^size_mib: expected room for"):
+        assign(damages, sizes, sum(of[2] for of in sizes.values()) - 1)
+
+
+@pytest.mark.parametrize("spec", [Spec(4, "channel"), Spec(3, "group", 8), Spec(8, "tensor")], ids=str)
+def test_the_bytes_of_a_matrix_are_those_of_its_tensors(spec: Spec) -> None:
+    model = tiny.model()
+    path = "bert.encoder.layer.0.output.dense"
+    size = matrix_bytes(encoder.matrices(model)[path], spec)
+    quantisation.quantise(model, {path: spec}, "minmax", Calibration())
+    packed = quantisation.quantised(model)[path].packed().values()
+    assert size == sum(tensor.numel() * tensor.element_size() for tensor in packed)
+
+
+def test_mixed_bits_take_no_more_than_uniform_ones_and_do_less_damage(
+    data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    done = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "mixed")
+    plain = tiny.fit(PostTraining(**SETTINGS | {"sensitivity": False}), tiny.model(), data, work=tmp_path / "plain")
+    found = done.findings["sensitivity"]
+    bits = {layer["name"]: layer["bits"] for layer in found["layers"]}
+    assert bits == done.findings["quantisation"]["bits"] and set(bits.values()) <= {8, 4, 2}
+    assert found["size_mib"] <= found["budget_mib"] and found["examples"] == 16
+    sizes = {}
+    for name, model in (("mixed", done.model), ("plain", plain.model)):
+        folder = tmp_path / f"{name}_saved"
+        folder.mkdir()
+        artifact.save(folder, model, None, {})
+        sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in quantisation.tensors(model).values())
+        assert torch.equal(tiny.logits(artifact.load(folder)[0], batch), tiny.logits(model, batch))
+    assert found["size_mib"] * 2**20 == pytest.approx(sizes["mixed"], abs=64)
+    assert sizes["mixed"] <= sizes["plain"]
+    smaller = PostTraining(**SETTINGS, size_mib=found["size_mib"] * 0.8)
+    assert tiny.fit(smaller, tiny.model(), data, work=tmp_path / "s").findings["sensitivity"]["size_mib"] <= (
+        0.8 * found["size_mib"]
+    )
+
+
+def test_tables_with_bits_of_their_own_keep_them(data: DataModule, tmp_path: Path) -> None:
+    done = tiny.fit(PostTraining(**SETTINGS, embedding_bits=3), tiny.model(), data, work=tmp_path)
+    bits = done.findings["quantisation"]["bits"]
+    assert {bits[name] for name in bits if "embeddings" in name} == {3}
+    assert not any("embeddings" in layer["name"] for layer in done.findings["sensitivity"]["layers"])
+
+
+def test_a_size_that_cannot_be_reached_is_refused(data: DataModule, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^size_mib: expected room for .* MiB, what the matrices take at the fewest bits"
+    ):
+        tiny.fit(PostTraining(**SETTINGS, size_mib=0.001), tiny.model(), data, work=tmp_path)
