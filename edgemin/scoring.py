@@ -93,7 +93,7 @@ class Scoring:
             "transfer": transfer,
             "device": device,
             "code": code_digest("edgemin.evaluate", "edgemin.artifact"),
-            "versions": {"torch": str(torch.__version__).partition("+")[0]},
+            "versions": _versions(),
         }
         key = content_key(content)
         predictions = self.store.root / ".results" / "evaluation" / f"{key}.safetensors"
@@ -145,9 +145,15 @@ class Scoring:
         splits = self.study.splits
         assert splits is not None
         split = next(iter(splits.evaluation))
-        data = splits.fingerprint(split)
-        content = {"artifacts": [parent.key, node.key], "data": data, "code": code_digest("edgemin.gate")}
-        key = content_key(content)
+        key = content_key(
+            {
+                "artifacts": [parent.key, node.key],
+                "data": splits.fingerprint(split),
+                "max_length": splits.task.max_length,
+                "code": code_digest("edgemin.gate", "edgemin.artifact"),
+                "versions": _versions(),
+            }
+        )
         kept = self.store.result("gate", key)
         if kept is None:
             encoded = self.data.of(node.start).evaluation[split]
@@ -204,6 +210,10 @@ class Scoring:
             )
         self.store.keep_result("measurement", key, found)
         return found
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": str(torch.__version__).partition("+")[0]}
 
 
 class _Lazy:

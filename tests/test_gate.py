@@ -11,8 +11,9 @@ import pytest
 import studies
 import tiny
 import torch
+from safetensors.numpy import load_file
 
-from edgemin import gate
+from edgemin import gate, toy
 from edgemin.data import DataModule
 from edgemin.quantization import dynamic
 from edgemin.quantization import model as quantisation
@@ -30,6 +31,28 @@ def test_agreement_and_flips_are_counted_over_answers() -> None:
     assert gate.compare(0.9, 0.95, before, after, 0.0)["passed"]
     one = gate.compare(0.9, 0.9, before[:, :1], after[:, :1], 0.0)
     assert one["agreement"] is None and one["flips"] is None and one["passed"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_comparing_equals_counting_one_sentence_after_the_other(classes: int) -> None:
+    drawn = np.random.default_rng(classes)
+    before, after = (drawn.normal(size=(97, classes)).astype(np.float32) for _ in range(2))
+    found = gate.compare(0.75, 0.5, before, after, 0.3)
+    flips = 0
+    for one, other in zip(before.tolist(), after.tolist(), strict=True):
+        flips += one.index(max(one)) != other.index(max(other))
+    assert 0 < flips < 97
+    assert (found["flips"], found["agreement"]) == (flips, pytest.approx(1 - flips / 97, abs=1e-12))
+    assert (found["parent_value"], found["value"], found["drop"], found["passed"]) == (0.75, 0.5, 0.25, True)
+
+
+def test_a_loss_of_just_what_is_allowed_passes_whatever_single_precision_makes_of_it() -> None:
+    logits = np.zeros((100, 2), dtype=np.float32)
+    for right in range(2, 101):
+        before, one_less, two_less = (torch.tensor((right - fewer) / 100).item() for fewer in range(3))
+        assert gate.compare(before, one_less, logits, logits, 0.01)["passed"], right
+        assert not gate.compare(before, two_less, logits, logits, 0.01)["passed"], right
+        assert not gate.compare(before, one_less, logits, logits, 0.0)["passed"], right
 
 
 def test_the_worst_layer_is_the_one_that_does_most_alone(data: DataModule) -> None:
@@ -54,6 +77,27 @@ def test_torchs_dynamic_layers_are_blamed_too(data: DataModule) -> None:
     dynamic.quantise(changed)
     found = gate.blame(tiny.model(), changed, data.calibration(4, 4, seed=1))
     assert len(found) == 20 and found[0]["damage"] >= found[-1]["damage"] >= 0
+
+
+def test_a_layer_without_a_place_of_its_shape_is_not_blamed(data: DataModule) -> None:
+    narrow, changed = tiny.model(), tiny.model()
+    path = "bert.encoder.layer.0.intermediate.dense"
+    inner = narrow.get_submodule("bert.encoder.layer.0")
+    inner.intermediate.dense, inner.output.dense = torch.nn.Linear(32, 16), torch.nn.Linear(16, 32)
+    dynamic.quantise(changed)
+    found = {entry["layer"] for entry in gate.blame(narrow, changed, data.calibration(4, 4, seed=1))}
+    assert len(found) == 18 and path not in found and path.replace("layer.0", "layer.1") in found
+
+
+def test_layers_of_a_parent_that_is_quantised_itself_are_blamed_for_what_the_stage_added(data: DataModule) -> None:
+    parent, changed = tiny.model(), tiny.model()
+    first, second = "bert.encoder.layer.0.output.dense", "bert.encoder.layer.1.output.dense"
+    for model, bits in ((parent, {first: 4}), (changed, {first: 4, second: 2})):
+        specs = {path: Spec(many, "tensor") for path, many in bits.items()}
+        quantisation.quantise(model, specs, "minmax", Calibration())
+    found = gate.blame(parent, changed, data.calibration(12, 5, seed=1))
+    assert [entry["layer"] for entry in found] == [second, first]
+    assert found[0]["damage"] > 0 and found[1]["damage"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_run_says_what_was_lost_and_names_the_layers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,3 +126,40 @@ def test_a_run_says_what_was_lost_and_names_the_layers(tmp_path: Path, caplog: p
 def test_without_a_bound_nothing_is_judged(tmp_path: Path) -> None:
     found = studies.run(tmp_path, "quantize=weight_only", "quantize.max_drop=null", "stages=[finetune,quantize]")
     assert "gate" not in found["rows"][-1] and found["rows"][-1]["findings"]["quantisation"]
+
+
+def test_a_parent_that_is_no_row_is_scored_all_the_same(tmp_path: Path) -> None:
+    rows = "order.rows=[{name: Whole, stages: [finetune]}, {name: Small, stages: [finetune, quantize]}]"
+    asked = ("quantize=dynamic", "order.stages=[finetune,quantize]", "stages=[finetune,quantize]")
+    both = studies.run(tmp_path / "both", *asked, rows, "quantize.max_drop=0")
+    alone = studies.run(
+        tmp_path / "alone", *asked, rows.replace("{name: Whole, stages: [finetune]}, ", ""), "quantize.max_drop=0"
+    )
+    assert [row["name"] for row in alone["rows"]] == ["Small"]
+    found, whole = alone["rows"][0]["gate"], both["rows"][0]
+    assert found == both["rows"][1]["gate"] and found["parent_artifact"] == whole["artifact"]
+    assert found["parent_value"] == whole["metrics"]["toy"]["validation"]["accuracy"]
+    logits = [
+        load_file(tmp_path / "both" / row["predictions"] / "toy.validation.safetensors")["logits"]
+        for row in both["rows"]
+    ]
+    assert found["flips"] == int((logits[0].argmax(1) != logits[1].argmax(1)).sum()) and found["examples"] == 40
+
+
+def test_a_regression_is_judged_without_counting_answers(tmp_path: Path) -> None:
+    for split, count, seed in (("train", 64, 1), ("validation", 20, 2)):
+        lines = [f"{text.replace(',', ';')},{len(text) / 40:.3f}" for text in toy.generate(count, seed)[0]]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,score", *lines]) + "\n")
+    own = ("task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.regression=true")
+    asked = ("task.max_length=48", "quantize=dynamic", "quantize.max_drop=1", "stages=[finetune,quantize]")
+    found = studies.run(tmp_path / "run", *own, *asked)["rows"][-1]["gate"]
+    assert (found["metric"], found["agreement"], found["flips"], found["examples"]) == ("pearson", None, None, 20)
+
+
+def test_a_model_made_from_one_without_a_trained_head_is_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("quantize=qat", "quantize.epochs=null", "quantize.steps=2", "quantize.max_drop=0", "stages=[quantize]")
+    found = studies.run(tmp_path, *asked)
+    assert found["rows"][-1]["stages"] == ["quantize"] and "gate" not in found["rows"][-1]
+    assert "no quality gate" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import edgemin
-from edgemin import pipeline, store, toy
+from edgemin import pipeline, scoring, store, toy
 from edgemin.errors import UserError
 from edgemin.measure.runtime import Measure
 from edgemin.report import schema, write
@@ -195,7 +195,7 @@ def test_a_second_run_trains_nothing_and_prints_the_same_table(
         raise AssertionError("nothing is trained or evaluated again")
 
     monkeypatch.setattr(pipeline.fitting, "run", refuse)
-    monkeypatch.setattr(pipeline, "evaluate", refuse)
+    monkeypatch.setattr(scoring, "evaluate", refuse)
     again = studies.run(place / "again", store=place / "store")
     assert all(node["cached"] for node in again["nodes"])
     assert again["rows"] == paper["rows"]
@@ -241,7 +241,7 @@ def test_measurements_are_merged_and_made_once(paper: Run, place: Path, monkeypa
             found[name] = {"latency_ms": {form: {"p50": value, "mean": value} for form, value in p50.items()}}
         return found
 
-    monkeypatch.setattr(pipeline, "measure", stand_in)
+    monkeypatch.setattr(scoring, "measure", stand_in)
     asked = ("measure=default", "measure.runs=7")
     first = studies.run(place / "measured", *asked, store=place / "store")
     second = studies.run(place / "measured again", *asked, store=place / "store")

