@@ -124,7 +124,9 @@ class Scoring:
         if allowed is None or splits is None or parent is None:
             return None
         if not parent.head_trained or parent.head_stale:
-            node_line(node.path, "note", "no quality gate: the head of the model it was made from is not up to date")
+            missing = "no quality gate: the head of the model it was made from is not up to date"
+            node_line(node.path, "note", missing)
+            log.warning("%s: %s", node.path, missing)
             return None
         split = next(iter(splits.evaluation))
         before = _Lazy(self.store.path(parent.key))

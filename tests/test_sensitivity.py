@@ -31,6 +31,7 @@ def test_damage_is_the_mean_divergence_of_the_answers() -> None:
     )
     assert damage(before, after) == pytest.approx(naive / 5, rel=1e-9)
     assert damage(before, before) == 0.0
+    assert damage(before, torch.full_like(after, torch.nan)) == 1e6
     assert damage(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])) == 2.0
 
 

@@ -38,7 +38,7 @@ def batch(tmp_path: Path) -> Any:
 
 def start(name: str, root: Root, tokenizer: Any) -> starts.Start:
     config = encoder.configure("bert", vocabulary=90, **SHAPE)
-    return starts.Start(name, root, config, None, tokenizer, encoder.structure(encoder.build(config)), 512, False)
+    return starts.Start(name, root, config, None, tokenizer, encoder.structure(encoder.build(config)), {}, 512, False)
 
 
 def changed_tokenizer(change: str) -> PreTrainedTokenizerFast:

@@ -128,8 +128,8 @@ def same_weights(first: PreTrainedModel, second: PreTrainedModel) -> bool:
 
 def node(group: str, name: str) -> dict[str, Any]:
     """conf/<group>/<name>.yaml as a run would see it."""
-    with initialize_config_dir(str(CONF / group), version_base="1.3"), warnings.catch_warnings():
+    with initialize_config_dir(str(CONF), version_base="1.3"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*missing `_self_`.*")  # asked of primary configurations only
-        composed = OmegaConf.to_container(compose(name))
+        composed = OmegaConf.to_container(compose(f"{group}/{name}")[group])
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}

@@ -55,8 +55,8 @@ def static_layers(model: nn.Module) -> dict[str, QuantisedLinear]:
 
 
 def calibration_of(model: nn.Module) -> Calibration:
-    """How the ranges of a quantised model's activations are chosen."""
-    return cast(Calibration, cast(Any, model).calibration)
+    """How the ranges of a quantised model's activations are chosen; tables moved to another model have none."""
+    return cast(Calibration, getattr(model, "calibration", Calibration()))
 
 
 def fit_inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:

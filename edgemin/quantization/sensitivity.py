@@ -19,6 +19,8 @@ from edgemin.quantization.packing import packed_width
 from edgemin.quantization.weights import Spec, WeightRange
 
 _MIB = 2**20
+#: The damage of answers that are no numbers any more: above all others, and still a number for files and solvers.
+NOT_FINITE = 1e6
 
 
 def damage(before: Tensor, after: Tensor) -> float:
@@ -28,6 +30,8 @@ def damage(before: Tensor, after: Tensor) -> float:
     the mean squared difference.
     """
     before, after = before.double(), after.double()
+    if not bool(after.isfinite().all()):
+        return NOT_FINITE
     if before.shape[1] == 1:
         return float(functional.mse_loss(after, before))
     target, answer = before.log_softmax(1), after.log_softmax(1)

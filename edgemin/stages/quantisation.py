@@ -163,11 +163,11 @@ class Quantisation:
             exempt |= matched
         return {path: self.spec(matrix) for path, matrix in matrices.items() if path not in exempt}
 
-    def spec(self, matrix: Matrix, bits: int | None = None) -> Spec:
-        """How a matrix is quantised, by so many bits where that is said."""
+    def spec(self, matrix: Matrix) -> Spec:
+        """How a matrix is quantised."""
         tables = (FLOAT if self.bits == FLOAT else 8) if self.embedding_bits == "auto" else self.embedding_bits
         return Spec(
-            bits or (tables if matrix.is_table else self.bits),
+            tables if matrix.is_table else self.bits,
             self.granularity,
             self.group_size if self.granularity == "group" else None,
             "none" if matrix.is_table else self.activations,
