@@ -8,6 +8,7 @@ from typing import TextIO
 
 from edgemin.errors import UserError
 from edgemin.report import published as literature
+from edgemin.report.bits_figure import bits_figures
 from edgemin.report.figures import figures
 from edgemin.report.fold import Study, fold
 from edgemin.report.grid import Table
@@ -130,7 +131,7 @@ def _write(top: Path, runs: Sequence[Run], jobs: Sequence[Path]) -> dict[str, Pa
     study = fold(runs)
     built, remarks = _tables(study)
     drawn, skipped = figures(study)
-    drawn += sensitivities(study)
+    drawn += bits_figures(study) + sensitivities(study)
     contents: dict[str, bytes] = {}
     for table in built:
         for suffix, form in FORMATS.items():

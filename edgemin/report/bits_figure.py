@@ -1,0 +1,134 @@
+"""The metric against the bits of the weights: one line for each method and each sharing of scales."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from edgemin.report.figures import Drawing, literal, saved, style
+from edgemin.report.fold import Group, Statistic, Study
+from edgemin.report.measures import metric_title, task_title
+from edgemin.report.schema import Row, Run
+
+_METHOD = "quantize"
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC3311", "#CC79A7", "#56B4E9", "#666666")
+_MARKS = {"tensor": "v", "channel": "o", "group": "s"}
+_LINES = {"tensor": ":", "channel": "--", "group": "-"}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One artifact, folded over seeds.
+
+    Args:
+        method: the value of `quantize` in the sweep, or the row's name.
+        granularity: what shares a scale.
+        bits: of the weights of its Linears.
+        value: the primary metric, a fraction.
+    """
+
+    method: str
+    granularity: str
+    bits: int
+    value: Statistic
+
+
+def bits_figures(study: Study) -> list[Drawing]:
+    """Draws `<metric>_bits` for every task whose rows have weights of different bits."""
+    made = []
+    for task in study.tasks:
+        groups = [group for group in study.groups if group.task == task]
+        marks = [mark for group in groups for mark in _marks(study, group)]
+        if len({mark.bits for mark in marks}) < 2:
+            continue
+        metric = groups[0].runs[0].metric or "accuracy"
+        before = {value for group in groups for value in _before(group)}
+        with style():
+            one = before.pop() if len(before) == 1 else None
+            figure = draw(marks, one, metric_title(metric), task_title(task))
+            name = f"{metric}_bits" if len(study.tasks) == 1 else f"{metric}_bits_{task}"
+            made.append(Drawing(name, {kind: saved(figure, kind) for kind in ("png", "svg")}))
+    return made
+
+
+def draw(marks: Sequence[Mark], before: float | None, metric: str, task: str) -> Figure:
+    """Draws one figure; call it inside `style`.
+
+    Args:
+        marks: at least one.
+        before: the metric of what was quantised, if it is one model.
+        metric: as titles name it.
+        task: likewise.
+    """
+    figure = Figure(figsize=(6.6, 4.2), dpi=200)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.1, 0.12, 0.56, 0.76))
+    places = {bits: place for place, bits in enumerate(sorted({mark.bits for mark in marks}, reverse=True))}
+    methods = list(dict.fromkeys(mark.method for mark in marks))
+    series = list(dict.fromkeys((mark.method, mark.granularity) for mark in marks))
+    for number, (method, granularity) in enumerate(series):
+        own = sorted((mark for mark in marks if (mark.method, mark.granularity) == (method, granularity)), key=_falling)
+        shift = 0.05 * (number - (len(series) - 1) / 2)
+        axes.errorbar(
+            [places[mark.bits] + shift for mark in own],
+            [100 * mark.value.mean for mark in own],
+            yerr=[100 * (mark.value.sd or 0.0) for mark in own],
+            color=_COLOURS[methods.index(method) % len(_COLOURS)],
+            marker=_MARKS.get(granularity, "D"),
+            linestyle=_LINES.get(granularity, "-"),
+            markersize=4.5,
+            linewidth=1.2,
+            capsize=2,
+            label=literal(f"{method}, {granularity}"),
+        )
+    if before is not None:
+        axes.axhline(100 * before, color="#333333", linewidth=0.8)
+        axes.text(1.01, 100 * before, "before", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+    axes.set_xticks(list(places.values()), [str(bits) for bits in places])
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_xlabel("Bits of the weights of Linears")
+    axes.set_ylabel(literal(f"{metric} (%)"))
+    axes.set_title(literal(f"{metric} against bits of the weights, {task}"), loc="left", fontweight="bold")
+    figure.legend(loc="center left", bbox_to_anchor=(0.72, 0.5), fontsize=7, frameon=False)
+    return figure
+
+
+def _falling(mark: Mark) -> int:
+    return -mark.bits
+
+
+def _marks(study: Study, group: Group) -> list[Mark]:
+    """Rows of uniform bits; mixed ones have no place on this axis."""
+    found = []
+    labels = dict(zip(study.keys, group.labels, strict=True))
+    for name, line in group.lines.items():
+        what = line.rows[0].get("findings", "quantisation")
+        value = line.fold(_metric)
+        if not isinstance(what, Mapping) or value is None or line.rows[0].get("findings", "sensitivity"):
+            continue
+        bits = _bits(what)
+        if bits is not None:
+            found.append(Mark(labels.get(_METHOD) or name, str(what.get("granularity")), bits, value))
+    return found
+
+
+def _bits(what: Mapping[str, object]) -> int | None:
+    """The bits that most of the layers have which are no embeddings."""
+    given = what.get("bits")
+    layers = given if isinstance(given, Mapping) else {}
+    counted = Counter(int(bits) for path, bits in layers.items() if "embeddings" not in path)
+    return counted.most_common(1)[0][0] if counted else None
+
+
+def _metric(run: Run, row: Row) -> float | None:
+    return row.number("metrics", run.task, run.splits[0], run.metric) if run.task and run.metric else None
+
+
+def _before(group: Group) -> list[float]:
+    """What the quantised rows were made from."""
+    values = [row.number("gate", "parent_value") for line in group.lines.values() for row in line.rows]
+    return [value for value in values if value is not None]
