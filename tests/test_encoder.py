@@ -591,6 +591,32 @@ def test_reading_leaves_no_hook_and_lets_gradients_flow(name: str, stop: bool) -
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_layer_given_what_another_models_layers_make_goes_on_from_there(name: str, layer: int) -> None:
+    model, other = make(name), make(name, seed=7)
+    batch = some_batch(model)
+    given = encoder.read(other, batch, hidden=[layer], logits=False).hidden[layer].detach()
+    # the same from a model that is the other up to this layer
+    spliced = copy.deepcopy(model)
+    parts = zip(*(encoder.parameters_by_depth(one)[: layer + 1] for one in (spliced, other)), strict=True)
+    with torch.no_grad():
+        for own, theirs in parts:
+            for parameter, source in zip(own, theirs, strict=True):
+                parameter.copy_(source)
+    before, seen = logits(model, batch), []
+
+    def change(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return given
+
+    with encoder.changed_input(model, layer, change):
+        assert torch.equal(logits(model, batch), logits(spliced, batch))
+    assert torch.equal(logits(model, batch), before) and not torch.equal(logits(spliced, batch), before)
+    (own_states,) = seen
+    assert torch.equal(own_states, encoder.read(model, batch, hidden=[layer], logits=False).hidden[layer])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_of_head_contexts_are_those_of_a_gate_on_every_head(name: str) -> None:
     model = make(name)
     batch = some_batch(model)

@@ -155,6 +155,34 @@ def test_a_later_stage_that_changes_nothing_leaves_the_logits_as_they_are(
     assert torch.equal(tiny.logits(done.model, batch), before)
 
 
+@pytest.mark.parametrize(
+    ("path", "key", "value"),
+    [
+        ("classifier", None, {"bits": 8, "granularity": "channel", "group_size": None, "activations": "none"}),
+        ("bert.pooler", None, {"bits": 8, "granularity": "channel", "group_size": None, "activations": "none"}),
+        ("bert.pooler.dense", "bits", 5),
+        ("bert.pooler.dense", "bits", 4),
+        ("bert.pooler.dense", "granularity", "group"),
+        ("bert.pooler.dense", "activations", "learned"),
+        ("bert.pooler.dense", "surprise", 1),
+    ],
+)
+def test_a_structure_that_does_not_fit_its_file_is_refused_in_one_line(
+    path: str, key: str | None, value: Any, data: DataModule, tmp_path: Path
+) -> None:
+    reloaded(quantised("bert", data, tmp_path / "work"), tmp_path / "saved")
+    file = tmp_path / "saved" / artifact.STRUCTURE
+    structure = json.loads(file.read_text())
+    layers = structure["quantised"]["layers"]
+    if key is None:
+        layers[path] = value
+    else:
+        layers[path][key] = value
+    file.write_text(json.dumps(structure))
+    with pytest.raises(UserError, match=r"^artifact [^\n]*$"):
+        artifact.load(tmp_path / "saved")
+
+
 # Quantisation-aware training
 
 

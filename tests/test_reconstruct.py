@@ -24,9 +24,13 @@ def test_answers_come_nearer_to_the_full_precision_models_than_by_rounding(
 ) -> None:
     wanted = tiny.logits(tiny.model(family), batch)
     rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(family), data, work=tmp_path / "rounded").model
-    learnt = tiny.fit(Reconstruction(**SETTINGS, **FIT), tiny.model(family), data, work=tmp_path / "learnt").model
+    fitted = tiny.fit(Reconstruction(**SETTINGS, **FIT), tiny.model(family), data, work=tmp_path / "learnt")
+    learnt = fitted.model
     before, after = (float((tiny.logits(model, batch) - wanted).square().mean()) for model in (rounded, learnt))
     assert after < 0.5 * before
+    blocks = fitted.findings["reconstruction"]
+    assert [block["block"] for block in blocks] == [1, 2, 3, "head"]
+    assert all(block["after"] < block["before"] for block in blocks)
     (tmp_path / "saved").mkdir()
     artifact.save(tmp_path / "saved", learnt, None, {})
     assert torch.equal(tiny.logits(artifact.load(tmp_path / "saved")[0], batch), tiny.logits(learnt, batch))
@@ -56,14 +60,44 @@ def test_one_block_learns_at_a_time_and_embeddings_never(data: DataModule, tmp_p
     assert moved == [{f"bert.encoder.layer.{index}"} for index in range(3)] + [{"rest"}]
 
 
+def test_what_it_found_is_the_error_of_each_block_on_the_calibration_sentences(
+    data: DataModule, tmp_path: Path
+) -> None:
+    stage = Reconstruction(**SETTINGS, **FIT)
+    fitted = tiny.fit(stage, tiny.model(), data, work=tmp_path)
+    rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
+    drawn = data.drawn(24, seed=1)
+    assert sorted(drawn) == sorted(stage.training_rows())  # type: ignore[arg-type]
+    errors: dict[str, list[list[float]]] = {"before": [], "after": []}
+    for row in drawn:  # one by one, so without padding
+        batch = data.train.batch([int(row)])
+        wanted = encoder.read(tiny.model(), batch, hidden=[1, 2, 3], logits=True)
+        for name, model in (("before", rounded), ("after", fitted.model)):
+            found = encoder.read(model, batch, hidden=[1, 2, 3], logits=True)
+            pairs = [(wanted.hidden[n], found.hidden[n]) for n in (1, 2, 3)] + [(wanted.logits, found.logits)]
+            errors[name].append([float((theirs - own).detach().square().mean()) for theirs, own in pairs])
+    for name, of_rows in errors.items():
+        means = torch.tensor(of_rows).mean(0).tolist()
+        assert [block[name] for block in fitted.findings["reconstruction"]] == pytest.approx(means, rel=1e-3)
+
+
+def test_a_small_train_split_is_warned_of_and_not_at_every_step(
+    data: DataModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = SETTINGS | {"calibration_examples": 1000}
+    tiny.fit(Reconstruction(**settings, **FIT), tiny.model(), data, work=tmp_path)
+    assert 1 <= caplog.text.count("1000 examples asked for") <= 3
+
+
 @pytest.mark.parametrize("forced", [1.0, 0.25, 0.0])
 def test_the_input_of_a_block_is_mixed_as_the_equation_says(
     forced: float, data: DataModule, batch: Any, tmp_path: Path
 ) -> None:
     stage = Reconstruction(**SETTINGS, **FIT)
-    stage.prepare(tiny.model(dropout=0.0), data)
+    stage.prepare(tiny.model(dropout=0.5), data)
     stage.phase, stage.forced = 1, forced
-    loss = stage.loss(batch)
+    stage.train()
+    loss = stage.loss(batch).detach()
     model, full = stage.model, stage._float[0]
     with torch.no_grad():
         own = encoder.read(model, batch, hidden=[1], logits=False).hidden[1]
@@ -74,8 +108,9 @@ def test_the_input_of_a_block_is_mixed_as_the_equation_says(
         for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
             found = layer(given[row : row + 1, :length])
             hidden[row, :length] = (found[0] if isinstance(found, tuple) else found).reshape(length, -1)
-        mask = batch["attention_mask"].bool()
-        expected = (hidden[mask] - theirs[2][mask]).square().mean()
+        lengths = batch["attention_mask"].sum(1)
+        errors = [(hidden[row, :n] - theirs[2][row, :n]).square().mean() for row, n in enumerate(lengths)]
+        expected = sum(errors) / len(errors)
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -91,11 +126,17 @@ def test_forcing_is_annealed_to_nothing_over_its_share_of_the_steps(data: DataMo
     assert seen[:8] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0] and len(seen) == 4 * 8
 
 
-def test_a_killed_reconstruction_goes_on_as_if_nothing_had_been(data: DataModule, batch: Any, tmp_path: Path) -> None:
-    fit = FIT | {"steps": 5}
-    whole = tiny.fit(Reconstruction(**SETTINGS, **fit), tiny.model(), data, work=tmp_path / "whole").model
+@pytest.mark.parametrize("death", [(4, 1), (1, 2), (3, 3)])  # inside a block, between two, at the head
+def test_a_killed_reconstruction_goes_on_as_if_nothing_had_been(
+    death: tuple[int, int], data: DataModule, tmp_path: Path
+) -> None:
+    fit = FIT | {"steps": 5, "accumulate": 2}
+    settings: dict[str, Any] = SETTINGS | {"activations": "static"}
+    whole = tiny.fit(Reconstruction(**settings, **fit), tiny.model(), data, work=tmp_path / "whole")
     with pytest.raises(tiny.KilledError):
-        stage = Reconstruction(**SETTINGS, **fit)
-        tiny.fit(stage, tiny.model(), data, work=tmp_path / "cut", seconds=0, callbacks=[tiny.Kill(4, phase=1)])
-    gone_on = tiny.fit(Reconstruction(**SETTINGS, **fit), tiny.model(), data, work=tmp_path / "cut").model
-    assert torch.equal(tiny.logits(whole, batch), tiny.logits(gone_on, batch))
+        dying = Reconstruction(**settings, **fit)
+        kill = tiny.Kill(death[0], phase=death[1])
+        tiny.fit(dying, tiny.model(), data, work=tmp_path / "cut", seconds=0, callbacks=[kill])
+    gone_on = tiny.fit(Reconstruction(**settings, **fit), tiny.model(), data, work=tmp_path / "cut")
+    assert tiny.same_weights(whole.model, gone_on.model) and whole.findings == gone_on.findings
+    assert whole.steps == gone_on.steps == 4 * 5

@@ -20,7 +20,7 @@ from edgemin import ranks
 from edgemin.encoder import slice_weight
 from edgemin.encoder.slicing import kept_entries
 from edgemin.quantization.affine import LEVELS, SMALLEST, fake_quantise, input_scale, integers, quantise_tokens
-from edgemin.quantization.packing import pack, unpack
+from edgemin.quantization.packing import pack, packed_width, unpack
 from edgemin.quantization.weights import (
     Spec,
     WeightRange,
@@ -115,9 +115,10 @@ class Quantised(nn.Module):
         scale = tensors["weight_scale"].float()
         if scale.shape != self.weight_scale.shape:
             raise RuntimeError(f"scales of shape {list(scale.shape)}, not {list(self.weight_scale.shape)}")
-        found = unpack(tensors["weight_packed"], self.spec.bits, columns)
-        if found.shape != (rows, columns):
-            raise RuntimeError(f"weights of shape {list(found.shape)}, not {[rows, columns]}")
+        packed, width = tensors["weight_packed"], packed_width(columns, self.spec.bits)
+        if packed.shape != (rows, width):
+            raise RuntimeError(f"packed weights of shape {list(packed.shape)}, not {[rows, width]}")
+        found = unpack(packed, self.spec.bits, columns)
         self.weight_scale = scale
         with torch.no_grad():
             self.weight.copy_(ungrouped(grouped(found, self.spec) * scale[..., None], self.weight.shape))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin import encoder
+from edgemin.errors import UserError
 from edgemin.quantization.layers import Quantised, QuantisedEmbedding, QuantisedLinear, Scales
 from edgemin.quantization.ranges import Calibration, calibrate
-from edgemin.quantization.weights import FLOAT, Spec, WeightRange
+from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
 
 #: How the integers of a quantised weight end in a file.
 PACKED = "weight_packed"
@@ -127,7 +128,7 @@ def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) 
     if quantisation is not None:
         cast(Any, model).calibration = Calibration(**quantisation["calibration"])
         for path, own in quantisation["layers"].items():
-            layer = _layer(model.get_submodule(path), Spec(**{name: own[name] for name in own if name != "scales"}))
+            layer = _layer(_place(model, path), _read_spec(path, own))
             layer.follow(own.get("scales", "fixed"))
             model.set_submodule(path, layer)
     return model
@@ -161,6 +162,23 @@ def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
     own = {f"{path}.weight_scale" for path in layers} | {f"{path}.{PACKED}" for path in layers}
     rest = {name: tensor for name, tensor in found.items() if name not in own}
     model.load_state_dict(rest, strict=False)  # the names were compared above
+
+
+def _place(model: nn.Module, path: str) -> nn.Module:
+    found = dict(model.named_modules()).get(path)
+    if not isinstance(found, nn.Linear | nn.Embedding):
+        raise UserError(f"structure: expected a Linear or an Embedding at {path}, found none")
+    return found
+
+
+def _read_spec(path: str, described: Mapping[str, Any]) -> Spec:
+    spec = Spec(**{name: value for name, value in described.items() if name != "scales"})
+    known = (
+        spec.bits in BITS and spec.granularity in get_args(Granularity) and spec.activations in get_args(Activations)
+    )
+    if not known or (spec.granularity == "group") != (isinstance(spec.group_size, int) and spec.group_size >= 1):
+        raise UserError(f"structure: expected how {path} is quantised, given {dict(described)}")
+    return spec
 
 
 def quantised_layer(old: nn.Module, spec: Spec, weight_range: WeightRange) -> Quantised:

@@ -16,12 +16,15 @@ from transformers import PreTrainedModel
 
 from edgemin import encoder
 from edgemin.data import DataModule
+from edgemin.distillation.tinybert import hidden_mse
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantisation
 from edgemin.stages.base import Shape, Stage
 from edgemin.stages.fit import Fit, FitSettings
-from edgemin.stages.quantisation import Quantisation, QuantisationSettings
+from edgemin.stages.quantisation import CALIBRATION_BATCH, Quantisation, QuantisationSettings
 
+#: At most so many calibration sentences tell how near each block came.
+SCORED = 256
 _OF_FIT = tuple(field.name for field in fields(Fit))
 
 
@@ -38,10 +41,14 @@ class Reconstruction(Stage):
     .. math:: \| f_n(x_{n-1}) - \hat f_n(\tilde x_{n-1}) \|^2, \qquad
         \tilde x_{n-1} = \lambda_t x_{n-1} + (1 - \lambda_t) \hat x_{n-1}, \quad \lambda_t = max(1 - t / T_0, 0)
 
-    averaged over tokens and hidden units, x what the full-precision model's layers give and x̂ what the quantised ones
-    do (MREM with annealed teacher forcing, arXiv 2109.15082; the first phase of EfficientQAT, arXiv 2407.11062). Last
-    comes what follows the layers, by the squared error of the logits, on the quantised model's own hidden states.
+    averaged over sequences, in each over tokens and hidden units, x what the full-precision model's layers give and x̂
+    what the quantised ones do (MREM with annealed teacher forcing, arXiv 2109.15082; the first phase of EfficientQAT,
+    arXiv 2407.11062). Last comes what follows the layers, by the squared error of the logits, on the quantised model's
+    own hidden states.
     Embeddings are only rounded. There is no dropout.
+
+    ``findings["reconstruction"]`` has each block's error before and after (``head``: that of the logits), the quantised
+    model running on its own hidden states throughout.
 
     Args:
         teacher_forcing: T_0, as a share of the steps of a block; 0: none.
@@ -68,6 +75,9 @@ class Reconstruction(Stage):
         self.forced = 1.0  #: the part of the full-precision model's hidden states, at this step
         # a list, so that it is no submodule: neither trained nor checkpointed
         self._float: list[PreTrainedModel] = []
+        self._rows: NDArray[np.int64] | None = None
+        self._annealed = 0.0  # T_0 in batches
+        self._before: list[float] = []
 
     @property
     def reaches_all(self) -> bool:
@@ -92,6 +102,8 @@ class Reconstruction(Stage):
         self.notes += applied.notes
         self.findings |= applied.findings
         quantisation.follow(model, "learned")
+        self._rows = self.data.drawn(self.quantisation.calibration_examples, self.seed)
+        self._before = self._errors()
 
     def phases(self) -> list[Fit]:
         """A fit for each layer, and one for what follows them; asked before ``prepare``, that of one."""
@@ -99,7 +111,7 @@ class Reconstruction(Stage):
 
     def training_rows(self) -> NDArray[np.int64] | None:
         """The calibration sentences."""
-        return self.data.drawn(self.quantisation.calibration_examples, self.seed)
+        return self._rows
 
     def setup(self, stage: str) -> None:
         """Only one block learns; said before Lightning looks for what does."""
@@ -108,14 +120,17 @@ class Reconstruction(Stage):
             parameter.requires_grad_(True)
 
     def on_fit_start(self) -> None:
-        """The model in full precision is beside the other."""
+        """The model in full precision is beside the other; of that, what does not learn need not be rounded anew."""
         nn.Module.to(self._float[0], self.device)
+        self._annealed = self.teacher_forcing * self.settings.batches(self.training_examples())
+        for layer in quantisation.quantised(self.model).values():
+            if not layer.weight.requires_grad:
+                layer.settle()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Anneal."""
         super().on_train_batch_start(batch, batch_idx)
-        forcing = self.teacher_forcing * self.settings.batches(self.training_examples())
-        self.forced = max(1.0 - batch_idx / forcing, 0.0) if forcing else 0.0
+        self.forced = max(1.0 - batch_idx / self._annealed, 0.0) if self._annealed else 0.0
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Squared error of the block's output, or of the logits."""
@@ -134,9 +149,30 @@ class Reconstruction(Stage):
 
         with encoder.changed_input(self.model, block, mixed):
             found = encoder.read(self.model, batch, hidden=[block + 1], logits=False).hidden[block + 1]
-        mask = batch["attention_mask"].bool()
-        return functional.mse_loss(found[mask].float(), read[block + 1][mask].float())
+        return hidden_mse(read[block + 1], found, batch["attention_mask"])
 
     def finish(self) -> PreTrainedModel:
         """The quantised model, all of it trainable again."""
+        names = [*range(1, encoder.num_layers(self.model) + 1), "head"]
+        found = zip(names, self._before, self._errors(), strict=True)
+        self.findings["reconstruction"] = [{"block": n, "before": before, "after": after} for n, before, after in found]
         return super().finish().requires_grad_(True)
+
+    @torch.no_grad()
+    def _errors(self) -> list[float]:
+        """Mean squared error of what each layer gives, and of the logits."""
+        full, own = self._float[0], self.model
+        nn.Module.to(own, full.device).eval()  # Lightning leaves it on the CPU after a fit
+        depths = range(1, encoder.num_layers(own) + 1)
+        scored = min(SCORED, self.quantisation.calibration_examples)
+        errors: list[Tensor] = []
+        sizes: list[int] = []
+        for batch in self.data.calibration(scored, CALIBRATION_BATCH, self.seed):
+            here = {name: tensor.to(full.device) for name, tensor in batch.items()}
+            wanted, found = (encoder.read(model, here, hidden=depths, logits=True) for model in (full, own))
+            assert wanted.logits is not None and found.logits is not None
+            of_layers = [hidden_mse(wanted.hidden[n], found.hidden[n], here["attention_mask"]) for n in depths]
+            errors.append(torch.stack([*of_layers, functional.mse_loss(found.logits, wanted.logits)]).double().cpu())
+            sizes.append(len(here["input_ids"]))
+        means: list[float] = (torch.tensor(sizes).double() @ torch.stack(errors) / sum(sizes)).tolist()
+        return means
