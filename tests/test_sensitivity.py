@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import studies
 import tiny
 import torch
 
@@ -16,9 +18,10 @@ from edgemin.data import DataModule
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantisation
 from edgemin.quantization.ranges import Calibration
-from edgemin.quantization.sensitivity import assign, damage, matrix_bytes, sensitivity
+from edgemin.quantization.sensitivity import NOT_FINITE, assign, damage, matrix_bytes, sensitivity
 from edgemin.quantization.weights import Spec
 from edgemin.stages.post_training import PostTraining
+from edgemin.stages.quantisation import Quantisation
 
 SETTINGS: dict[str, Any] = {"bits": 4, "sensitivity": True, "calibration_examples": 16, "activations": "none"}
 
@@ -116,3 +119,105 @@ def test_a_size_that_cannot_be_reached_is_refused(data: DataModule, tmp_path: Pa
         UserError, match=r"^size_mib: expected room for .* MiB, what the matrices take at the fewest bits"
     ):
         tiny.fit(PostTraining(**SETTINGS, size_mib=0.001), tiny.model(), data, work=tmp_path)
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_only_weights_are_blamed(activations: Any, data: DataModule) -> None:
+    path = "bert.encoder.layer.1.output.dense"
+    batches = data.calibration(12, 5, seed=1)
+    found = [
+        sensitivity(tiny.model(), {path: [Spec(2, "channel", None, how)]}, "mse", batches)
+        for how in (activations, "none")
+    ]
+    assert found[0] == found[1] and 0 < found[0][path][2] < 1
+
+
+def test_a_model_is_put_back_when_measuring_fails(data: DataModule) -> None:
+    model, path = tiny.model(), "bert.encoder.layer.1.output.dense"
+    own = model.get_submodule(path)
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sensitivity(model, {path: [Spec(2, "channel")]}, "mse", data.calibration(4, 4, seed=1), interrupted)
+    assert model.get_submodule(path) is own
+
+
+@pytest.mark.parametrize("magnitude", [1e-9, 1e-6, 1.0])
+def test_bits_are_the_best_whatever_the_size_of_damages(magnitude: float) -> None:
+    generator = random.Random(5)
+    bits = (8, 4, 2)
+    for trial in range(10):
+        damages = {name: {many: generator.random() * 10**-many * magnitude for many in bits} for name in "abcdef"}
+        if trial % 2:
+            damages["a"][2] = NOT_FINITE
+        sizes = {name: {many: generator.randint(10**4, 10**6) * many for many in bits} for name in "abcdef"}
+        every = [dict(zip("abcdef", chosen, strict=True)) for chosen in product(bits, repeat=6)]
+        totals = [sum(sizes[name][chosen[name]] for name in chosen) for chosen in every]
+        budget = generator.choice(sorted(totals)[len(totals) // 8 :]) - 1  # one byte short of a choice
+        best = min(
+            sum(damages[name][chosen[name]] for name in chosen)
+            for chosen, total in zip(every, totals, strict=True)
+            if total <= budget
+        )
+        found = assign(damages, sizes, budget)
+        assert sum(sizes[name][found[name]] for name in found) <= budget
+        assert sum(damages[name][found[name]] for name in found) == pytest.approx(best, rel=1e-9, abs=0)
+
+
+def test_a_larger_budget_never_does_more_damage() -> None:
+    generator = random.Random(7)
+    damages = {name: {many: generator.random() / many for many in (8, 4, 2)} for name in "abcde"}
+    sizes = {name: {many: generator.randint(1, 99) * many for many in (8, 4, 2)} for name in "abcde"}
+    least = sum(min(of.values()) for of in sizes.values())
+    chosen = [assign(damages, sizes, least + more) for more in range(0, 2000, 100)]
+    sums = [sum(damages[name][found[name]] for name in found) for found in chosen]
+    assert sums == sorted(sums, reverse=True) and sums[0] > sums[-1]
+
+
+def _bytes(model: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in quantisation.tensors(model).values())
+
+
+@pytest.mark.parametrize("activations", ["static", "none"])
+@pytest.mark.parametrize("again", [False, True], ids=["float", "quantised_before"])
+def test_the_size_said_is_that_of_the_file(activations: Any, again: bool, data: DataModule) -> None:
+    model, uniform = tiny.model(), tiny.model()
+    settings = SETTINGS | {"activations": activations, "exempt": ["first", "classifier"]}
+    if again:
+        for each in (model, uniform):
+            Quantisation(bits=8, activations="static", calibration_examples=8).apply(each, data, 1)
+    found = Quantisation(**settings).apply(model, data, 1).findings["sensitivity"]
+    Quantisation(**settings | {"sensitivity": False, "embedding_bits": 8}).apply(uniform, data, 1)
+    assert round(found["size_mib"] * 2**20) == _bytes(model)
+    assert round(found["budget_mib"] * 2**20) == _bytes(uniform)
+    assert all(0 <= value < 1 for layer in found["layers"] for value in layer["damage"].values())
+
+
+def test_static_mixed_bits_come_back_from_disk(data: DataModule, batch: Any, tmp_path: Path) -> None:
+    done = tiny.fit(PostTraining(**SETTINGS | {"activations": "static"}), tiny.model(), data, work=tmp_path / "work")
+    assert len(set(done.findings["quantisation"]["bits"].values())) > 1
+    (tmp_path / "saved").mkdir()
+    artifact.save(tmp_path / "saved", done.model, None, {})
+    assert torch.equal(tiny.logits(artifact.load(tmp_path / "saved")[0], batch), tiny.logits(done.model, batch))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["quantize.exempt=['*']"], r"^quantize\.sensitivity: expected matrices to choose bits for, given none"),
+        (
+            ["quantize.exempt=['*.layer.*',head]", "quantize.embedding_bits=8"],
+            r"^quantize\.sensitivity: expected matrices to choose bits for, given none",
+        ),
+        (
+            ["quantize.bits=2", "quantize.embedding_bits=2", "quantize.candidates=[8,4]"],
+            r"^quantize\.candidates: expected some that take no more than uniform bits \(2\).*given \[8, 4\]$",
+        ),
+        (["quantize.size_mib=0.0001"], r"^quantize\.size_mib: expected more than .* MiB, .* given 0\.0001$"),
+    ],
+)
+def test_what_cannot_be_reached_is_refused_in_planning(overrides: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        studies.plan("stages=[finetune,quantize]", "quantize=static", "quantize.sensitivity=true", *overrides)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,16 +23,18 @@ from edgemin.quantization.weights import Spec, WeightRange
 _MIB = 2**20
 #: The damage of answers that are no numbers any more: above all others, and still a number for files and solvers.
 NOT_FINITE = 1e6
+#: Of the solver's objective; it stops within 1e-6 of the least.
+_SCALE = 1e6
 
 
 def damage(before: Tensor, after: Tensor) -> float:
     """How far answers have moved, ``[N, C]`` each.
 
     The mean Kullback-Leibler divergence, in nats, of the distributions before from those after; for one output (C = 1)
-    the mean squared difference.
+    the mean squared difference. :data:`NOT_FINITE` where either is not all numbers.
     """
     before, after = before.double(), after.double()
-    if not bool(after.isfinite().all()):
+    if not bool(before.isfinite().all() and after.isfinite().all()):
         return NOT_FINITE
     if before.shape[1] == 1:
         return float(functional.mse_loss(after, before))
@@ -50,7 +54,7 @@ def sensitivity(
 
     Args:
         model: in full precision; left as it was, in eval mode.
-        specs: by path, the ways to quantise a matrix; activations stay in float.
+        specs: by path, the ways to quantise a matrix. Only its weights are: activations stay as they are in the model.
         weight_range: how scales are chosen.
         batches: sentences.
         progress: told how many of how many passes are done.
@@ -70,12 +74,16 @@ def sensitivity(
     for path, ways in specs.items():
         own = model.get_submodule(path)
         found[path] = {}
-        for spec in ways:
-            model.set_submodule(path, quantised_layer(own, spec, weight_range).eval())
-            found[path][spec.bits] = damage(reference, answers())
-            done += 1
-            progress(done, total)
-        model.set_submodule(path, own)
+        try:
+            for spec in ways:
+                # static activations are not calibrated yet, and their rounding is not what bits are chosen for
+                weights = replace(spec, activations="none")
+                model.set_submodule(path, quantised_layer(own, weights, weight_range).eval())
+                found[path][spec.bits] = damage(reference, answers())
+                done += 1
+                progress(done, total)
+        finally:
+            model.set_submodule(path, own)
     return found
 
 
@@ -97,7 +105,7 @@ def assign(
     Damages of single matrices do not add up exactly; that they nearly do is what every method of this kind supposes.
 
     Args:
-        damages: by path and bits.
+        damages: by path and bits; at least one path.
         sizes: bytes, likewise.
         budget: S.
 
@@ -112,14 +120,25 @@ def assign(
         )
     choices = [(path, bits) for path, of in damages.items() for bits in of]
     one_each = np.array([[path == wanted for path, _ in choices] for wanted in damages], dtype=float)
-    weights = np.array([sizes[path][bits] for path, bits in choices], dtype=float)
-    solved = milp(
-        np.array([damages[path][bits] for path, bits in choices]),
-        integrality=np.ones(len(choices)),
-        bounds=Bounds(0, 1),
-        # in units of the budget: the solver's tolerances are absolute
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(weights[None] / max(budget, 1), ub=1.0)],
-        options={"mip_rel_gap": 0.0},
-    )
-    assert solved.success, solved.message
-    return {path: bits for (path, bits), taken in zip(choices, solved.x, strict=True) if taken > 0.5}
+    # The solver's tolerances are absolute. Of sizes: whole units and a bound half a unit above leave no doubt.
+    unit = math.gcd(*(sizes[path][bits] for path, bits in choices))
+    units = np.array([[sizes[path][bits] // unit for path, bits in choices]], dtype=float)
+    limits = [LinearConstraint(one_each, 1, 1), LinearConstraint(units, ub=budget // unit + 0.5)]
+    # Of damages, which span many powers of ten: scaled by the best sum so far, until that is no longer much smaller.
+    # What alone does more damage than that sum is in no better one.
+    excess = np.array([damages[path][bits] - min(damages[path].values()) for path, bits in choices])
+    most = float(excess.max())
+    while True:
+        solved = milp(
+            np.minimum(excess / most, 1.0) * _SCALE if most > 0 else excess,
+            integrality=np.ones(len(choices)),
+            bounds=Bounds(0, (excess <= most).astype(float)),
+            constraints=limits,
+            options={"mip_rel_gap": 0.0},
+        )
+        assert solved.success, solved.message
+        taken = solved.x > 0.5
+        found = float(excess[taken].sum())
+        if found == 0.0 or found >= most / 2:
+            return {path: bits for (path, bits), one in zip(choices, taken, strict=True) if one}
+        most = found

@@ -21,6 +21,7 @@ from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, 
 from edgemin.stages.base import Shape
 
 CALIBRATION_BATCH = 32
+INPUT_BYTES = 8  #: of a static Linear: scale and zero point of what it reads
 _MIB = 2**20
 #: Names of places beside the paths of layers, in patterns.
 PLACES = ("embeddings", "first", "last", "head", "classifier")
@@ -73,8 +74,9 @@ class Quantisation:
         exempt: layers to leave in float: patterns of their paths (``bert.encoder.layer.0.*``), or ``embeddings``,
             ``first`` and ``last`` (layer), ``head`` (pooler and classifier), ``classifier``.
         sensitivity: mixed precision: measure what every matrix does to the answers at each of ``candidates``, alone, on
-            the calibration sentences, and give each the bits that do the least damage in all within ``size_mib``; see
-            :mod:`edgemin.quantization.sensitivity`. Tables keep ``embedding_bits`` where that is a number.
+            the calibration sentences (of train, also where there is a hold-out), and give each the bits that do the
+            least damage in all within ``size_mib``; see :mod:`edgemin.quantization.sensitivity`. Tables keep
+            ``embedding_bits`` where that is a number.
         candidates: the bits to choose from.
         size_mib: the size of the file's tensors in MiB; ``None``: what uniform ``bits`` would take.
         max_drop: the quality gate: how much of the main metric may be lost against the model it was made from, as a
@@ -135,14 +137,52 @@ class Quantisation:
         return self.sensitivity or (self.activations == "static" and self.bits != FLOAT)
 
     def check(self, model: Shape) -> None:
-        """Refuse patterns that match nothing, and groups that do not divide a width."""
-        for path, spec in self.specs(model.matrices).items():
+        """Refuse patterns that match nothing, groups that do not divide a width, and sizes that cannot be reached."""
+        specs = self.specs(model.matrices)
+        if self.sensitivity:
+            self._check_candidates(model, specs)
+        for path, spec in specs.items():
             matrix = model.matrices[path]
             may_be_cut = model.pruned and matrix.place.isdigit()
             if spec.group_size is not None and matrix.columns % spec.group_size and not may_be_cut:
                 raise UserError(
                     f"group_size: expected a divisor of {matrix.columns}, the width of {path}, given {spec.group_size}"
                 )
+
+    def _check_candidates(self, model: Shape, uniform: Mapping[str, Spec]) -> None:
+        """What can be told before there are weights: by what the matrices take, all else apart."""
+        matrices = model.matrices
+        free = self._candidates(matrices, uniform)
+        if not free:
+            raise UserError(
+                "sensitivity: expected matrices to choose bits for, given none: all are exempt or keep embedding_bits"
+            )
+        if model.pruned:  # its widths are not known yet; applying it tells
+            return
+        least = sum(min(matrix_bytes(matrices[path], spec) for spec in ways) for path, ways in free.items())
+        if self.size_mib is None and least > sum(_bytes(matrices[path], uniform[path]) for path in free):
+            raise UserError(
+                f"candidates: expected some that take no more than uniform bits ({self.bits}), as size_mib=null asks, "
+                f"given {list(self.candidates)}"
+            )
+        rest = sum(
+            _bytes(matrix, uniform[path]) if path in uniform else 0  # an earlier stage may have packed what is exempt
+            for path, matrix in matrices.items()
+            if path not in free
+        )
+        if self.size_mib is not None and least + rest > self.size_mib * _MIB:
+            raise UserError(
+                f"size_mib: expected more than {(least + rest) / _MIB:.2f} MiB, what the matrices take at the fewest "
+                f"bits of candidates, given {self.size_mib:g}"
+            )
+
+    def _candidates(self, matrices: Mapping[str, Matrix], uniform: Mapping[str, Spec]) -> dict[str, list[Spec]]:
+        """The ways to quantise each matrix whose bits are to be chosen."""
+        return {
+            path: [replace(spec, bits=bits) for bits in self.candidates]
+            for path, spec in uniform.items()
+            if not matrices[path].is_table or self.embedding_bits == "auto"
+        }
 
     def specs(self, matrices: Mapping[str, Matrix]) -> dict[str, Spec]:
         """How each matrix is quantised; those that are exempt are absent.
@@ -194,7 +234,7 @@ class Quantisation:
         if not specs:
             return Applied(["nothing is quantised: all layers are exempt or keep 32 bits"], {})
         quantisation.quantise(model, specs, self.weight_range, self.calibration)
-        if quantisation.static_layers(model):
+        if self.reads_data and quantisation.static_layers(model):
             assert data is not None
             quantisation.fit_inputs(model, data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed))
         ragged = [path for path, spec in specs.items() if spec.group_size and matrices[path].columns % spec.group_size]
@@ -210,20 +250,15 @@ class Quantisation:
         seed: int,
     ) -> tuple[dict[str, Spec], dict[str, Any]]:
         """Bits by sensitivity: how each matrix is quantised, and the blame."""
-        fixed = [path for path in uniform if matrices[path].is_table and self.embedding_bits != "auto"]
-        free = {
-            path: [replace(uniform[path], bits=bits) for bits in self.candidates]
-            for path in uniform
-            if path not in fixed
-        }
+        free = self._candidates(matrices, uniform)
+        fixed = [path for path, spec in uniform.items() if path not in free and spec.bits != FLOAT]
         batches = data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed)
         damages = sensitivity(model, free, self.weight_range, batches)
         sizes = {path: {spec.bits: matrix_bytes(matrices[path], spec) for spec in ways} for path, ways in free.items()}
-        whole = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        kept = whole - sum(4 * matrix.rows * matrix.columns for path, matrix in matrices.items() if path in free)
-        for path in fixed:
-            kept += self._bytes(matrices[path], uniform[path]) - 4 * matrices[path].rows * matrices[path].columns
-        equal = kept + sum(self._bytes(matrices[path], uniform[path]) for path in free)
+        static = sum(spec.activations == "static" for path, spec in uniform.items() if path in free)
+        kept = _bytes_beside(model, {*free, *fixed}) + static * INPUT_BYTES
+        kept += sum(matrix_bytes(matrices[path], uniform[path]) for path in fixed)
+        equal = kept + sum(_bytes(matrices[path], uniform[path]) for path in free)
         budget = equal if self.size_mib is None else int(self.size_mib * _MIB)
         chosen = assign(damages, sizes, budget - kept)
         found = {
@@ -244,8 +279,18 @@ class Quantisation:
         specs = {path: replace(spec, bits=chosen.get(path, spec.bits)) for path, spec in uniform.items()}
         return specs, {"sensitivity": found}
 
-    def _bytes(self, matrix: Matrix, spec: Spec) -> int:
-        return 4 * matrix.rows * matrix.columns if spec.bits == FLOAT else matrix_bytes(matrix, spec)
+
+def _bytes(matrix: Matrix, spec: Spec) -> int:
+    return 4 * matrix.rows * matrix.columns if spec.bits == FLOAT else matrix_bytes(matrix, spec)
+
+
+def _bytes_beside(model: PreTrainedModel, paths: set[str]) -> int:
+    """What a file holds of a model beside the matrices at these paths; their biases stay."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in quantisation.tensors(model).items()
+        if name.endswith(".bias") or name.rpartition(".")[0] not in paths
+    )
 
 
 def _matches(pattern: str, path: str, place: str, last: int) -> bool:
