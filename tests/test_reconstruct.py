@@ -11,11 +11,12 @@ import torch
 
 from edgemin import artifact, encoder
 from edgemin.data import DataModule
+from edgemin.quantization import model as quantisation
 from edgemin.stages.post_training import PostTraining
 from edgemin.stages.reconstruct import Reconstruction
 
 SETTINGS: dict[str, Any] = {"bits": 2, "calibration_examples": 24, "activations": "none", "granularity": "tensor"}
-FIT: dict[str, Any] = {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.0}
+FIT: dict[str, Any] = {"steps": 40, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -40,6 +41,16 @@ def test_no_steps_are_post_training_quantisation(data: DataModule, batch: Any, t
     rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
     same = tiny.fit(Reconstruction(**SETTINGS, **FIT | {"steps": 0}), tiny.model(), data, work=tmp_path / "same").model
     assert torch.equal(tiny.logits(rounded, batch), tiny.logits(same, batch))
+
+
+def test_weights_begin_where_they_were_and_are_rounded_to_the_same_integers(data: DataModule, batch: Any) -> None:
+    start, rounded, stage = tiny.model(), PostTraining(**SETTINGS), Reconstruction(**SETTINGS, **FIT)
+    rounded.prepare(tiny.model(), data)
+    stage.prepare(tiny.model(), data)
+    for path, layer in quantisation.quantised(stage.model).items():
+        assert torch.equal(layer.weight, start.get_submodule(path).weight)
+        assert torch.equal(layer.integers(), quantisation.quantised(rounded.model)[path].integers())
+    assert torch.equal(tiny.logits(stage.model, batch), tiny.logits(rounded.model, batch))
 
 
 def test_one_block_learns_at_a_time_and_embeddings_never(data: DataModule, tmp_path: Path) -> None:
@@ -69,8 +80,10 @@ def test_what_it_found_is_the_error_of_each_block_on_the_calibration_sentences(
     drawn = data.drawn(24, seed=1)
     assert sorted(drawn) == sorted(stage.training_rows())  # type: ignore[arg-type]
     errors: dict[str, list[list[float]]] = {"before": [], "after": []}
-    for row in drawn:  # one by one, so without padding
-        batch = data.train.batch([int(row)])
+    for row in drawn:  # one by one
+        padded = data.train.batch([int(row)])
+        length = int(padded["attention_mask"].sum())
+        batch = {name: tensor[:, :length] for name, tensor in padded.items() if name != "labels"}
         wanted = encoder.read(tiny.model(), batch, hidden=[1, 2, 3], logits=True)
         for name, model in (("before", rounded), ("after", fitted.model)):
             found = encoder.read(model, batch, hidden=[1, 2, 3], logits=True)

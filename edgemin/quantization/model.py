@@ -24,8 +24,9 @@ def quantise(
 ) -> None:
     """Quantise these layers, in place.
 
-    Scales of weights are chosen at once, those of activations by :func:`fit_inputs`. A layer that is quantised already
-    is quantised anew, from the weights it has.
+    Scales of weights are chosen at once, those of activations by :func:`fit_inputs`. The weights themselves stay where
+    they are until :func:`settle`: training that begins here knows how near each is to the next step. A layer that is
+    quantised already is quantised anew, from the weights it has.
 
     Args:
         model: an encoder.
@@ -37,7 +38,9 @@ def quantise(
         if spec.bits == FLOAT:
             continue
         old = model.get_submodule(path)
-        model.set_submodule(path, quantised_layer(old, spec, weight_range).train(old.training))
+        new = _layer(old, spec)
+        new.fit_weights(weight_range)
+        model.set_submodule(path, new.train(old.training))
     cast(Any, model).calibration = calibration
 
 
@@ -182,7 +185,7 @@ def _read_spec(path: str, described: Mapping[str, Any]) -> Spec:
 
 
 def quantised_layer(old: nn.Module, spec: Spec, weight_range: WeightRange) -> Quantised:
-    """A Linear or an Embedding quantised; its activations are yet to be calibrated."""
+    """A Linear or an Embedding quantised and settled; its activations are yet to be calibrated."""
     new = _layer(old, spec)
     new.fit_weights(weight_range)
     new.settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack, cast
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ class Reconstruction(Stage):
         self.notes += applied.notes
         self.findings |= applied.findings
         quantisation.follow(model, "learned")
+        self._unround()
         self._rows = self.data.drawn(self.quantisation.calibration_examples, self.seed)
         self._before = self._errors()
 
@@ -120,11 +121,13 @@ class Reconstruction(Stage):
             parameter.requires_grad_(True)
 
     def on_fit_start(self) -> None:
-        """The model in full precision is beside the other; of that, what does not learn need not be rounded anew."""
+        """The model in full precision is beside the other; what is done learning need not be rounded anew."""
         nn.Module.to(self._float[0], self.device)
         self._annealed = self.teacher_forcing * self.settings.batches(self.training_examples())
-        for layer in quantisation.quantised(self.model).values():
-            if not layer.weight.requires_grad:
+        done = {"embeddings", *(str(n) for n in range(1, self.phase + 1))}
+        matrices = encoder.matrices(self.model)
+        for path, layer in quantisation.quantised(self.model).items():
+            if matrices[path].place in done:
                 layer.settle()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -157,6 +160,16 @@ class Reconstruction(Stage):
         found = zip(names, self._before, self._errors(), strict=True)
         self.findings["reconstruction"] = [{"block": n, "before": before, "after": after} for n, before, after in found]
         return super().finish().requires_grad_(True)
+
+    @torch.no_grad()
+    def _unround(self) -> None:
+        """Let weights begin where they were, not at what they are rounded to: how near each is to the next step helps.
+
+        The integers are the same. From the middle of its step, every weight has equally far to go.
+        """
+        for path, layer in quantisation.quantised(self.model).items():
+            layer.weight.copy_(cast(Tensor, self._float[0].get_submodule(path).weight))
+            layer.train().eval()  # no longer what it is rounded to
 
     @torch.no_grad()
     def _errors(self) -> list[float]:
