@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from benchmarks import distillation_step, relation_loss, rounds
+from benchmarks import distillation_step, relation_loss, rounds, same_results
 
 
 def test_the_step_written_as_published_has_our_loss_and_gradient_padding_included() -> None:
@@ -50,3 +53,28 @@ def test_a_table_has_columns_as_wide_as_their_content() -> None:
 
 def test_shapes_are_sequences_by_tokens() -> None:
     assert rounds.parser("", 3).parse_args(["--shapes", "8x128", "4x512"]).shapes == [(8, 128), (4, 512)]
+
+
+def _leave(out: Path, weight: float, accuracy: float, stage: str = "prune") -> Path:
+    """What a run of one job with one stage leaves."""
+    (out / "store" / "key").mkdir(parents=True)
+    save_file({"w": torch.tensor([weight, 2.0])}, out / "store" / "key" / "model.safetensors")
+    job = out / "study" / "today" / "0"
+    job.mkdir(parents=True)
+    cost = {name: 1 for name in same_results.COMPARED_COST} | {"latency_ms": out.name}
+    row = {"model": "student", "stages": [stage], "control": False, "metrics": {"toy": accuracy}, "cost": cost}
+    (job / "run.json").write_text(json.dumps({"nodes": [{"path": f"student/{stage}", "key": "key"}], "rows": [row]}))
+    return out
+
+
+def test_two_commits_are_compared_to_the_bit_by_path_and_timed_columns_are_not(tmp_path: Path) -> None:
+    old = _leave(tmp_path / "old", 1.0, 0.5)
+    same = same_results.differences(old, _leave(tmp_path / "same", 1.0, 0.5), {})
+    assert same == ("1 artifacts, 1 tensors, 1 rows", [])
+    _, last_bit = same_results.differences(old, _leave(tmp_path / "bit", 1.0 + 2**-23, 0.5), {})
+    assert last_bit == ["job 0, student/prune: 1 tensors differ, first w"]
+    _, table = same_results.differences(old, _leave(tmp_path / "table", 1.0, 0.25), {})
+    assert len(table) == 1 and table[0].startswith("row job 0: student/prune: ")
+    renamed = _leave(tmp_path / "renamed", 1.0, 0.5, stage="cut")
+    assert same_results.differences(old, renamed, {"prune": "cut"})[1] == []
+    assert len(same_results.differences(old, renamed, {})[1]) == 3  # its path, and a row on either side
