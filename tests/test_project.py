@@ -27,7 +27,7 @@ PACKAGE = HOUSE / "edgemin"
 
 # From the ground up: a module imports from its own line and those above; `a.b` stands with `a` unless named.
 LAYERS = (
-    ("edgemin", "config", "digest", "errors", "launch", "ranks"),
+    ("edgemin", "config", "digest", "errors", "launch", "plain_text", "ranks"),
     ("encoder",),
     ("data", "distillation", "pruning", "quantization", "toy"),
     ("artifact", "checkpoint", "evaluate", "roots", "store"),
@@ -39,7 +39,7 @@ LAYERS = (
     ("train",),
 )
 # Rows of finished runs need none of what made them.
-ALONE, ALONE_MAY_IMPORT = "report", ("errors", "report")
+ALONE, ALONE_MAY_IMPORT = "report", ("errors", "plain_text", "report")
 FROM_WHERE_ALONE_IS_SEEN = next(number for number, layer in enumerate(LAYERS) if "plan" in layer)
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.
 MAY_IMPORT_LATE = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import run_json
 
-from edgemin.report import render, tables
+from edgemin.report import render, tables, write
 from edgemin.report.fold import Statistic, fold
 from edgemin.report.grid import CORE, MAIN, Cell, Column, Table
 from edgemin.report.schema import Run
@@ -144,3 +144,16 @@ def test_a_name_is_not_taken_for_markup_on_the_terminal() -> None:
     file = io.StringIO()
     render.terminal(nasty(), file)
     assert "[link](x)" in file.getvalue()
+
+
+def test_the_tables_of_a_sweep_say_which_jobs_have_no_result(tmp_path: Path) -> None:
+    for number, ratio in enumerate(("0.1", "0.2")):
+        run_json.save(tmp_path / str(number), run_json.run(number=number, overrides=(f"prune.ratio={ratio}",)))
+    failed = ["job 2 (prune.ratio=2): prune.ratio: expected less than 1,\ngiven \x1b[31m2"]
+    said = r"job 2 (prune.ratio=2): prune.ratio: expected less than 1, given \x1b[31m2"
+    shown = io.StringIO()
+    write.print_study(tmp_path, shown, failed)
+    assert shown.getvalue().endswith(f"\n1 of 3 jobs has no result:\n  {said}\n")
+    page = write.write_study(tmp_path, failed)["report.md"].read_text(encoding="utf-8")
+    assert f"## 1 of 3 jobs has no result\n\n- {render.escape_markdown(said)}\n" in page
+    assert "no result" not in write.write_study(tmp_path)["report.md"].read_text(encoding="utf-8")

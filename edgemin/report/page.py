@@ -15,7 +15,12 @@ _FOLDED_AWAY_FROM = 40
 
 
 def page(
-    study: Study, tables: Sequence[Table], files: Sequence[str], remarks: Sequence[str], jobs: Sequence[str]
+    study: Study,
+    tables: Sequence[Table],
+    files: Sequence[str],
+    remarks: Sequence[str],
+    jobs: Sequence[str],
+    failed: Sequence[str] = (),
 ) -> str:
     """Writes report.md.
 
@@ -25,10 +30,12 @@ def page(
         files: the files beside the page, relative to it; its figures are taken from among them.
         remarks: what could not be shown, and why.
         jobs: directories of the jobs that have a page of their own, relative to the page.
+        failed: a line for each job that failed or is missing.
     """
     runs = study.runs
     lines = [f"# {escape_markdown(', '.join(dict.fromkeys(run.study for run in runs)))}", ""]
     lines += _facts(study)
+    lines += _list(failed_jobs(len(runs), failed), failed)
     warnings = dict.fromkeys(warning for run in runs for warning in run.warnings)
     lines += _list("Warnings", [*warnings])
     lines += _list("Not shown", remarks)
@@ -53,6 +60,12 @@ def page(
         lines += [f"- [{job}]({job}/report.md)" for job in jobs]
         lines.append("")
     return "\n".join(lines)
+
+
+def failed_jobs(finished: int, failed: Sequence[str]) -> str:
+    """What stands above the list of jobs that the tables lack: `2 of 9 jobs have no result`."""
+    jobs = finished + len(failed)
+    return f"{len(failed)} of {jobs} job{'s' * (jobs > 1)} {'has' if len(failed) == 1 else 'have'} no result"
 
 
 def _list(title: str, items: Sequence[str]) -> list[str]:

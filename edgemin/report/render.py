@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from edgemin.plain_text import printable
 from edgemin.report.fold import Statistic
 from edgemin.report.grid import MAIN, PAGE, Cell, Column, Table, decimals, written
 
@@ -68,7 +69,7 @@ def markdown(table: Table) -> str:
 
 def escape_markdown(text: str) -> str:
     """Text that no Markdown reader takes for markup."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", printable(text))
 
 
 def comma_separated(table: Table) -> str:
@@ -226,7 +227,7 @@ def _drawn(table: Table, ascii_only: bool) -> TerminalTable:
 
 
 def _plain(text: str, ascii_only: bool) -> str:
-    text = " ".join(text.split())
+    text = printable(text)
     return text.replace("±", "+/-").encode("ascii", "replace").decode("ascii") if ascii_only else text
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TextIO
 
 from edgemin.errors import UserError
+from edgemin.plain_text import printable
 from edgemin.report import published as literature
 from edgemin.report.bits_figure import bits_figures
 from edgemin.report.figures import figures
 from edgemin.report.fold import Study, fold
 from edgemin.report.grid import Table
 from edgemin.report.order_figure import pipeline
-from edgemin.report.page import page
+from edgemin.report.page import failed_jobs, page
 from edgemin.report.render import FORMATS, terminal
 from edgemin.report.schema import Run, find, read
 from edgemin.report.sensitivity_figure import sensitivities
@@ -36,11 +37,12 @@ def write_job(run_dir: Path | str) -> dict[str, Path]:
     return _write(Path(run_dir), [run], [])
 
 
-def write_study(study_dir: Path | str) -> dict[str, Path]:
+def write_study(study_dir: Path | str, failed: Sequence[str] = ()) -> dict[str, Path]:
     """Writes the tables, figures and page over all jobs below a directory.
 
     Args:
         study_dir: the sweep's directory.
+        failed: a line for each job that failed or is missing, for the page.
 
     Returns:
         The files written, by their path relative to the directory.
@@ -51,7 +53,7 @@ def write_study(study_dir: Path | str) -> dict[str, Path]:
     top = Path(study_dir)
     files = find(top)
     jobs = [file.parent for file in files if file.parent != top]
-    return _write(top, [read(file) for file in files], jobs)
+    return _write(top, [read(file) for file in files], jobs, failed)
 
 
 def rebuild(directory: Path | str) -> dict[str, Path]:
@@ -84,9 +86,19 @@ def print_job(run_dir: Path | str, file: TextIO | None = None) -> None:
     _print([read(Path(run_dir))], file)
 
 
-def print_study(study_dir: Path | str, file: TextIO | None = None) -> None:
-    """Prints the main tables over all jobs below a directory."""
-    _print([read(path) for path in find(study_dir)], file)
+def print_study(study_dir: Path | str, file: TextIO | None = None, failed: Sequence[str] = ()) -> None:
+    """Prints the main tables over all jobs below a directory.
+
+    Args:
+        study_dir: the sweep's directory.
+        file: where to; standard output by default.
+        failed: a line for each job that failed or is missing, to be printed below the tables.
+    """
+    runs = [read(path) for path in find(study_dir)]
+    _print(runs, file)
+    if failed:
+        said = [f"{failed_jobs(len(runs), failed)}:", *(f"  {printable(line)}" for line in failed)]
+        print("\n".join(said), file=file)
 
 
 def _print(runs: Sequence[Run], file: TextIO | None) -> None:
@@ -125,7 +137,7 @@ def _locate(name: str, runs: Sequence[Run]) -> Path | None:
     return next((path for path in (Path(name), *above) if path.is_file()), None)
 
 
-def _write(top: Path, runs: Sequence[Run], jobs: Sequence[Path]) -> dict[str, Path]:
+def _write(top: Path, runs: Sequence[Run], jobs: Sequence[Path], failed: Sequence[str] = ()) -> dict[str, Path]:
     if not any(run.rows for run in runs):
         raise UserError(f"{runs[0].file}: rows: expected at least one row, given none")
     study = fold(runs)
@@ -144,7 +156,7 @@ def _write(top: Path, runs: Sequence[Run], jobs: Sequence[Path]) -> dict[str, Pa
         for suffix, data in drawing.files.items():
             contents[f"figures/{drawing.name}.{suffix}"] = data
     links = [job.relative_to(top).as_posix() for job in jobs]
-    contents["report.md"] = page(study, built, list(contents), remarks + skipped, links).encode()
+    contents["report.md"] = page(study, built, list(contents), remarks + skipped, links, failed).encode()
     written = {}
     for name, data in contents.items():
         path = top / name
