@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,10 +22,10 @@ from edgemin.evaluate import primary_metric
 from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
 from edgemin.nodes import Plan, Study
-from edgemin.order import order_name, row_specs
+from edgemin.order import order_name, row_specs, student_stages
 from edgemin.origin import git_revision, versions
 from edgemin.pipeline import Done, Pipeline
-from edgemin.plan import build
+from edgemin.plan import build, unused
 from edgemin.progress import node_line
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root
@@ -45,7 +45,7 @@ def read_study(settings: Mapping[str, Any]) -> Study:
     Raises:
         UserError: the first thing that cannot work.
     """
-    for key, annotation in (("seed", int), ("stages", list[str]), ("study", str)):
+    for key, annotation in (("seed", int), ("stages", list[str] | None), ("study", str), ("order", dict[str, Any])):
         config.check_type(settings.get(key), annotation, key)
     if not 0 <= settings["seed"] < 2**63:
         raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {settings['seed']}")
@@ -72,6 +72,7 @@ def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapp
     _other_tasks(study, transfer)
     store = Store(settings["paths"]["store"])
     plan = build(study)
+    plan.notes += unused(plan, settings, job["given"])
     print(f"plan of job {job['number']}: {' '.join(job['overrides']) or 'defaults'}")
     nodes = tree.states(plan, store)
     print("\n".join(tree.lines(nodes)), flush=True)
@@ -91,7 +92,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
 
     Args:
         settings: the resolved configuration.
-        job: ``number``, ``overrides``, ``experiment``, ``run_dir``.
+        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``given`` (see :func:`edgemin.plan.unused`).
         transfer: settings of the tasks that rows are also scored on, by name.
 
     Raises:
@@ -99,7 +100,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
     """
     started, run_dir = datetime.now(UTC), Path(job["run_dir"])
     with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
-        asked = ranks.together(lambda: _read(settings, transfer))
+        asked = ranks.together(lambda: _read(settings, job["given"], transfer))
         plan, tracker = asked.plan, asked.tracker
         for note in plan.notes:
             node_line("plan", "note", note)
@@ -147,7 +148,9 @@ class _Asked:
     published: Path | None
 
 
-def _read(settings: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> _Asked:
+def _read(
+    settings: Mapping[str, Any], given: Mapping[str, Sequence[str]], transfer: Mapping[str, Mapping[str, Any]]
+) -> _Asked:
     study = read_study(settings)
     measured = config.construct(settings["measure"], "measure") if settings.get("measure") is not None else None
     tracker = config.construct(settings.get("logger"), "logger")
@@ -155,7 +158,9 @@ def _read(settings: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]
     others = _other_tasks(study, transfer)
     published = _published(settings["published"])
     store = Store(settings["paths"]["store"])
-    return _Asked(study, build(study), store, tracker, measured, others, published)
+    plan = build(study)
+    plan.notes += unused(plan, settings, given)
+    return _Asked(study, plan, store, tracker, measured, others, published)
 
 
 def _published(path: str | None) -> Path | None:
@@ -246,7 +251,10 @@ def _content(
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": study.seed,
         "task": described,
-        "order": {"name": order_name(settings["order"], settings["stages"]), "stages": list(settings["stages"])},
+        "order": {
+            "name": order_name(settings["order"], settings["stages"]),
+            "stages": student_stages(settings["order"], settings["stages"]),
+        },
         "config": settings,
         "host": host(),
         "versions": versions(),

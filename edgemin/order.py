@@ -89,16 +89,15 @@ class Interaction(Ablation):
 
 
 def row_specs(
-    order: Mapping[str, Any], stages: Sequence[str], own_stages: Mapping[str, Sequence[str]]
+    order: Mapping[str, Any], by_hand: Sequence[str] | None, own_stages: Mapping[str, Sequence[str]]
 ) -> list[RowSpec]:
     """The rows of a study, in the order they are printed.
 
     Args:
         order: the ``order`` node: ``name``, ``stages``, ``rows`` (``None``: the teacher and every prefix),
             ``controls``, and ``ablate`` where an :class:`Ablation` expands it.
-        stages: the student's stages as they will run. Where they are not the order's own, they were given by hand,
-            and the order's rows
-            and controls do not apply.
+        by_hand: the student's stages where the user gave them: the teacher and every prefix are the rows, whatever the
+            order says; ``None`` is the order.
         own_stages: for every model of the study the path of its own, by name; ``student``'s is empty.
 
     Raises:
@@ -107,9 +106,11 @@ def row_specs(
     """
     for key in sorted(set(order) - {"name", "stages", "rows", "controls", "ablate"}):
         raise UserError(f"order.{key}: unknown key (there are: name, stages, rows, controls)")
-    by_hand = list(stages) != list(order["stages"])
-    rows = None if by_hand else order.get("rows")
-    controls = [] if by_hand else order.get("controls") or []
+    check_type(order.get("name"), str, "order.name")
+    check_type(order.get("stages"), list[str], "order.stages")
+    stages = student_stages(order, by_hand)
+    rows = order.get("rows") if by_hand is None else None
+    controls = order.get("controls") or [] if by_hand is None else []
     for key, value in (("rows", rows), ("controls", controls)):
         if value is not None:
             check_type(value, list[Any], f"order.{key}")
@@ -131,9 +132,14 @@ def row_specs(
     return specs
 
 
-def order_name(order: Mapping[str, Any], stages: Sequence[str]) -> str:
+def student_stages(order: Mapping[str, Any], by_hand: Sequence[str] | None) -> list[str]:
+    """The student's stages: those given by hand, else the order's."""
+    return list(order["stages"] if by_hand is None else by_hand)
+
+
+def order_name(order: Mapping[str, Any], by_hand: Sequence[str] | None) -> str:
     """The order's name, or that its stages were given by hand."""
-    return str(order["name"]) if list(stages) == list(order["stages"]) else "by hand"
+    return str(order["name"]) if by_hand is None else "by hand"
 
 
 def _ablation(node: Any) -> Ablation:

@@ -36,6 +36,26 @@ def build(study: Study) -> Plan:
     return _Planner(study).plan()
 
 
+def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence[str]]) -> list[str]:
+    """What was asked of stages that no row and no teacher has, one note for each stage.
+
+    Args:
+        plan: what will run.
+        settings: the whole resolved configuration.
+        given: the keys that the user set, each with the nodes of the configuration that take their values from it.
+    """
+    used = list(dict.fromkeys(node.stage for node in plan.nodes if "/" in node.path))
+    idle = {name for name, node in settings.items() if _is_stage(node, name)} - set(used)
+    found: dict[str, list[str]] = {}
+    for key, readers in given.items():
+        if (name := key.partition(".")[0]) in idle and set(readers) <= idle:
+            found.setdefault(name, []).append(key)
+    return [
+        f"{', '.join(keys)}: set, but there is no stage {name} in this job, which has {', '.join(used) or 'none'}"
+        for name, keys in found.items()
+    ]
+
+
 class _Planner:
     def __init__(self, study: Study) -> None:
         self.study = study

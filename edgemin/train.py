@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -171,13 +171,14 @@ def _read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, di
     assert isinstance(settings, dict)
     context = HydraConfig.get()
     chosen = {override.partition("=")[0].lstrip("+~") for override in context.overrides.task}
-    if {"stages", "order"} <= chosen:
-        raise UserError("stages: expected either stages=[...] or order=<name>, given both")
     plain: dict[str, Any] = {str(key): value for key, value in settings.items()}
+    if plain.get("stages") is not None and "order" in chosen:
+        raise UserError("stages: expected either stages=[...] or order=<name>, given both")
     job = {
         "number": context.job.num if context.mode is RunMode.MULTIRUN else 0,
         "overrides": list(context.overrides.task),
         "experiment": context.runtime.choices.get("experiment"),
+        "given": _given(cfg, context.overrides.task),
         "run_dir": Path(context.runtime.output_dir),
     }
     for key in ("outputs", "store"):
@@ -188,6 +189,27 @@ def _read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, di
     if set(plain["evaluate"]) != {"transfer"} or not _are_names(plain["evaluate"]["transfer"]):
         raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {plain['evaluate']}")
     return plain, job, {name: _task(name, plain["task"]) for name in plain["evaluate"]["transfer"]}
+
+
+def _given(cfg: DictConfig, overrides: Iterable[str]) -> dict[str, list[str]]:
+    """The keys that the command line sets, each with the nodes that take values from it by interpolation.
+
+    A choice of a group is the key that it is put under: ``quantize@qat=qat`` sets ``qat``.
+    """
+    written = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(written, dict)
+    references = [
+        (str(reader), reference)
+        for reader, node in written.items()
+        for reference in re.findall(r"\$\{([^${}:]+)\}", str(node))
+    ]
+    keys = dict.fromkeys(word.partition("=")[0].lstrip("+~").rpartition("@")[2] for word in overrides)
+    return {key: [reader for reader, reference in references if _meets(key, reference)] for key in keys}
+
+
+def _meets(key: str, reference: str) -> bool:
+    """Whether a reference takes the value of a key, or one inside or around it."""
+    return f"{key}.".startswith(f"{reference}.") or ("." in key and f"{reference}.".startswith(f"{key}."))
 
 
 def _are_names(value: Any) -> bool:

@@ -115,7 +115,7 @@ def run(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     asked = settings(*overrides, f"paths.store={store or run_dir / 'store'}")
-    job = {"number": number, "overrides": list(overrides), "experiment": None, "run_dir": run_dir}
+    job = {"number": number, "overrides": list(overrides), "experiment": None, "given": {}, "run_dir": run_dir}
     run_job(asked, job, transfer or {})
     found = json.loads((run_dir / FILE).read_text())
     assert isinstance(found, dict)

@@ -120,13 +120,16 @@ def shell(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
         (["prune.ratio=abc"], r"prune\.ratio: expected a number, given 'abc'"),
         (["distill.relation_heads=7"], r"distill\.relation_heads: expected a divisor of .* given 7"),
         (["distill.teacher_layer=99"], r"distill\.teacher_layer: expected a teacher layer from 1 to 2, given 99"),
-        (["stages=[finetune,quantize,distill]"], r"stages: expected nothing after quantize.*given distill"),
+        (
+            ["quantize=dynamic", "stages=[finetune,quantize,distill]"],
+            r"stages: expected nothing after quantize.*given distill",
+        ),
         (["stages=[foo]"], r"stages: expected names of stages .*given 'foo'"),
         (
             ["stages=[finetune]", "order=paper"],
             r"stages: expected either stages=\[\.\.\.\] or order=<name>, given both",
         ),
-        (["quantize.bits=4"], r"quantize\.bits: expected 8.*given 4"),
+        (["dynamic_int8.bits=4"], r"dynamic_int8\.bits: expected 8.*given 4"),
         (["task.path=/nosuch/data", "task=sst2"], r"task\.path: expected an existing directory.*given /nosuch/data"),
         (["student.source=/nosuch/model"], r"student\.source: expected an existing directory.*given '/nosuch/model'"),
         (["task.holdout=1"], r"task\.holdout: expected a number in \[0, 1\), given 1"),
@@ -303,7 +306,7 @@ def test_a_plan_over_a_sweep_counts_shared_nodes_once_and_trains_nothing(command
     done = command("prune.ratio=0.25,0.5", "plan=true", flags=("-m",))
     assert (done.code, done.err) == (0, "")
     assert "all 2 jobs so far: 10 nodes (10 to run)" in done.out
-    assert "2 student prune" in done.out.splitlines()[-1] and "3 student quantize" in done.out.splitlines()[-1]
+    assert "2 student prune" in done.out.splitlines()[-1] and "3 student dynamic_int8" in done.out.splitlines()[-1]
     assert not trained(tmp_path)
     kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "outputs").rglob("plan.json"))]
     assert [len(plan["nodes"]) for plan in kept] == [8, 8]
@@ -324,6 +327,34 @@ def test_stages_sweep(command: Command, tmp_path: Path) -> None:
     done = command("stages=[finetune,distill],[finetune,prune,quantize]", flags=("-m",))
     assert (done.code, done.err) == (0, "")
     assert [len(found) for found in rows(tmp_path / "outputs")] == [3, 4]
+
+
+CONTROL_ALONE = ["order=distill", "order.stages=[finetune]", "order.rows=[{name: Baseline, stages: [finetune]}]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage", "named"),
+    [
+        (["quantize.bits=4", "quantize.group_size=32"], "quantize", {"quantize.bits", "quantize.group_size"}),
+        (["order=distill", "prune.ratio=0.3"], "prune", {"prune.ratio"}),
+        (["quantize=qat"], "quantize", {"quantize"}),
+        (["+quantize@qat=qat"], "qat", {"qat"}),
+        (["stages=[prune,finetune]", "prune.ratio=0.3"], "prune", set()),
+        (["teacher.stages=[finetune,quantize]", "quantize.bits=4"], "quantize", set()),
+        ([*CONTROL_ALONE, "distill.teacher=teacher"], "distill", {"distill.teacher"}),
+        ([*CONTROL_ALONE, "distill=mlkd"], "distill", {"distill"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_key_of_a_stage_that_no_row_has_is_named_in_a_note(
+    overrides: list[str], stage: str, named: set[str], command: Command
+) -> None:
+    done = command(*overrides, "plan=true")
+    assert (done.code, done.err) == (0, "")
+    pattern = rf"note: (.*): set, but there is no stage {stage} in this job, which has finetune"
+    keys = {key for found in re.findall(pattern, done.out) for key in found.split(", ")}
+    assert keys >= named and (named or not keys)
+    assert "distill.steps" not in keys, "the control without a teacher takes it from there"
 
 
 def test_transfer_reads_the_other_tasks_where_this_one_is_read(command: Command, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_without_a_bound_nothing_is_judged(tmp_path: Path) -> None:
 
 def test_a_parent_that_is_no_row_is_scored_all_the_same(tmp_path: Path) -> None:
     rows = "order.rows=[{name: Whole, stages: [finetune]}, {name: Small, stages: [finetune, quantize]}]"
-    asked = ("quantize=dynamic", "order.stages=[finetune,quantize]", "stages=[finetune,quantize]")
+    asked = ("quantize=dynamic", "order.stages=[finetune,quantize]")
     both = studies.run(tmp_path / "both", *asked, rows, "quantize.max_drop=0")
     alone = studies.run(
         tmp_path / "alone", *asked, rows.replace("{name: Whole, stages: [finetune]}, ", ""), "quantize.max_drop=0"

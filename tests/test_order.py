@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgemin.errors import UserError
-from edgemin.order import Ablation, Interaction, RowSpec, order_name, row_specs
+from edgemin.order import Ablation, Interaction, RowSpec, order_name, row_specs, student_stages
 
 TEACHER = {"teacher": ["finetune"], "student": []}
 STAGES = ["finetune", "distill", "quantize"]
@@ -20,13 +20,13 @@ def order(**changes: Any) -> dict[str, Any]:
 def refusal(**changes: Any) -> str:
     made = order(**changes)
     with pytest.raises(UserError) as caught:
-        row_specs(made, made["stages"], TEACHER)
+        row_specs(made, None, TEACHER)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_without_rows_there_are_the_teacher_and_every_prefix() -> None:
-    specs = row_specs(order(), order()["stages"], TEACHER)
+    specs = row_specs(order(), None, TEACHER)
     assert [spec.path for spec in specs] == [
         "teacher/finetune",
         "student/finetune",
@@ -49,7 +49,7 @@ def test_rows_and_controls_come_as_they_are_named() -> None:
     rows = [{"name": "Teacher", "model": "teacher"}, {"name": "All", "stages": STAGES}]
     controls = [{"name": "Longer", "stages": ["finetune", "longer"]}]
     own = {"teacher": ["finetune", "longer"], "student": []}
-    specs = row_specs(order(rows=rows, controls=controls), order()["stages"], own)
+    specs = row_specs(order(rows=rows, controls=controls), None, own)
     assert specs == [
         RowSpec("Teacher", "teacher", ("finetune", "longer")),
         RowSpec("All", "student", tuple(STAGES)),
@@ -57,18 +57,16 @@ def test_rows_and_controls_come_as_they_are_named() -> None:
     ]
 
 
-def test_the_orders_own_stages_by_hand_say_the_same_as_its_name() -> None:
-    made = order(rows=[{"name": "All", "stages": STAGES}])
-    assert [spec.name for spec in row_specs(made, list(STAGES), TEACHER)] == ["All"]
-    assert order_name(made, list(STAGES)) == "mine"
-    assert order_name(made, ["finetune"]) == "by hand"
-
-
-def test_other_stages_by_hand_leave_the_orders_rows_and_controls_out() -> None:
+@pytest.mark.parametrize("stages", [STAGES, ["finetune", "quantize"]], ids=["the order's own", "others"])
+def test_stages_by_hand_leave_the_orders_rows_and_controls_out(stages: list[str]) -> None:
     rows = [{"name": "All", "stages": STAGES}]
     controls = [{"name": "Longer", "stages": ["finetune", "longer"]}]
-    specs = row_specs(order(rows=rows, controls=controls), ["finetune", "quantize"], TEACHER)
-    assert [spec.path for spec in specs] == ["teacher/finetune", "student/finetune", "student/finetune/quantize"]
+    made = order(rows=rows, controls=controls)
+    specs = row_specs(made, stages, TEACHER)
+    prefixes = ["/".join(("student", *stages[:end])) for end in range(1, len(stages) + 1)]
+    assert [spec.path for spec in specs] == ["teacher/finetune", *prefixes]
+    assert (order_name(made, stages), order_name(made, None)) == ("by hand", "mine")
+    assert (student_stages(made, stages), student_stages(made, None)) == (stages, STAGES)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +83,8 @@ def test_other_stages_by_hand_leave_the_orders_rows_and_controls_out() -> None:
         ({"rows": [{"name": "a", "stages": "finetune"}]}, "order.rows[0].stages: "),
         ({"controls": [{"name": "a", "stages": [], "control": True}]}, "order.controls[0].control: "),
         ({"contrlos": []}, "order.contrlos: "),
+        ({"stages": "finetune"}, "order.stages: "),
+        ({"name": None}, "order.name: "),
     ],
 )
 def test_a_row_of_another_form_is_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
@@ -102,7 +102,7 @@ FULL = ["finetune", "distill", "prune", "quantize"]
 
 def crossed(stages: list[str], **changes: Any) -> list[tuple[str, str, bool]]:
     made = order(stages=stages, ablate=CROSS, **changes)
-    specs = row_specs(made, stages, TEACHER)
+    specs = row_specs(made, None, TEACHER)
     return [(spec.name, spec.path, spec.named) for spec in specs]
 
 

@@ -76,7 +76,7 @@ def test_run_json_is_read_by_the_report(paper: Run, place: Path) -> None:
         "Pruned + quantised",
     ]
     assert (read.task, read.metric, read.splits, read.seed) == ("toy", "accuracy", ("validation",), 42)
-    assert paper["order"] == {"name": "paper", "stages": ["finetune", "distill", "prune", "quantize"]}
+    assert paper["order"] == {"name": "paper", "stages": ["finetune", "distill", "prune", "dynamic_int8"]}
     assert paper["task"]["train_examples"] == 96 and paper["task"]["evaluation_examples"] == {"validation": 40}
     assert (paper["device"], paper["precision"]) == ("cpu", "32-true")
     for row in paper["rows"]:
@@ -95,8 +95,8 @@ def test_every_node_says_how_it_came_to_be(paper: Run) -> None:
         "student/finetune": 12,
         "student/finetune/distill": 2,
         "student/finetune/distill/prune": 2,
-        "student/finetune/distill/quantize": 0,
-        "student/finetune/distill/prune/quantize": 0,
+        "student/finetune/distill/dynamic_int8": 0,
+        "student/finetune/distill/prune/dynamic_int8": 0,
     }
     assert not any(node["cached"] for node in paper["nodes"])
     teachers = {node["path"]: node["teachers"] for node in paper["nodes"]}
@@ -215,7 +215,7 @@ def test_a_reused_prefix_changes_nothing_downstream(paper: Run, place: Path) -> 
     alone = studies.run(place / "alone", *asked, store=place / "store alone")
     assert {node["path"] for node in reused["nodes"] if not node["cached"]} == {
         "student/finetune/distill/prune",
-        "student/finetune/distill/prune/quantize",
+        "student/finetune/distill/prune/dynamic_int8",
     }
     assert reused["rows"] == alone["rows"]
 
@@ -257,7 +257,7 @@ def test_measurements_are_merged_and_made_once(paper: Run, place: Path, monkeypa
 
 # --- any order --------------------------------------------------------------------------------------------
 
-AGAIN = ("+finetune@recover=short", "recover.epochs=null", "recover.steps=2")
+AGAIN = ("quantize=dynamic", "+finetune@recover=short", "recover.epochs=null", "recover.steps=2")
 ORDERS = [
     *itertools.permutations(("finetune", "distill", "prune")),
     ("finetune", "prune", "distill", "recover"),
@@ -284,8 +284,7 @@ def test_every_order_runs_and_can_be_quantised_at_the_end(stages: tuple[str, ...
     assert last["cost"]["params_visible"] < last["cost"]["params"]
     scored = {tuple(row["stages"]) for row in run["rows"] if row["model"] == "student"}
     expected = {order[:end] for end in range(1, len(order) + 1) if has_a_fresh_head(order, end)}
-    if run["order"]["name"] == "by hand":  # else it is the paper's order, with its rows
-        assert scored == expected
+    assert run["order"] == {"name": "by hand", "stages": list(order)} and scored == expected
     assert sum("is not scored" in line for line in run["warnings"]) == len(order) - len(expected)
 
 
@@ -394,7 +393,9 @@ def test_three_named_classes_from_csv_run(tmp_path: Path) -> None:
 
 def test_architectures_alone_need_no_data(tmp_path: Path) -> None:
     asked = ("task=none", "teacher.tokenizer=null", "teacher.vocabulary=50", "student.vocabulary=50")
-    run = studies.run(tmp_path, *asked, "teacher.stages=[]", "prune=random", "prune.steps=0", "stages=[prune,quantize]")
+    run = studies.run(
+        tmp_path, *asked, "teacher.stages=[]", "prune=random", "prune.steps=0", "stages=[prune,dynamic_int8]"
+    )
     assert run["task"] is None
     assert [row["metrics"] for row in run["rows"]] == [{}, {}, {}]
     assert "metric" not in run["rows"][1]["delta"]["teacher"]

@@ -85,8 +85,8 @@ def test_equal_prefixes_are_one_node() -> None:
         "student/finetune",
         "student/finetune/distill",
         "student/finetune/distill/prune",
-        "student/finetune/distill/quantize",
-        "student/finetune/distill/prune/quantize",
+        "student/finetune/distill/dynamic_int8",
+        "student/finetune/distill/prune/dynamic_int8",
     ]
     assert [row.node.path for row in plan.rows] == [row.spec.path for row in plan.rows]
     assert len(plan.rows) == 6 and not plan.notes
@@ -141,13 +141,13 @@ def test_nine_jobs_share_what_they_can(glue: Path, base: Path, tmp_path: Path) -
         ("student", "finetune"): 3,
         ("student", "distill"): 3,
         ("student", "prune"): 9,
-        ("student", "quantize"): 12,
+        ("student", "dynamic_int8"): 12,
     }
     line = tree.summary(entries)
     assert line.startswith("32 nodes (32 to run): ")
     for words in ("3 teacher finetune", "3 student finetune", "3 student distill", "9 student prune"):
         assert words in line
-    assert "12 student quantize" in line
+    assert "12 student dynamic_int8" in line
 
 
 def test_a_plan_says_what_is_stored_and_what_will_run(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ ALL = frozenset(
         "student/finetune",
         "student/finetune/distill",
         "student/finetune/distill/prune",
-        "student/finetune/distill/quantize",
-        "student/finetune/distill/prune/quantize",
+        "student/finetune/distill/dynamic_int8",
+        "student/finetune/distill/prune/dynamic_int8",
     }
 )
 PRUNED = frozenset({path for path in ALL if "prune" in path})
@@ -308,13 +308,22 @@ def test_a_stage_of_another_name_draws_other_numbers() -> None:
 # --- stages by hand and by name ---------------------------------------------------------------------------
 
 
-def test_stages_by_hand_and_the_order_of_that_name_are_one_plan() -> None:
-    by_hand = studies.plan("stages=[finetune,distill,prune,quantize]")
-    by_name = studies.plan("order=paper")
-    assert [(row.spec, row.node.key) for row in by_hand.rows] == [(row.spec, row.node.key) for row in by_name.rows]
+@pytest.mark.parametrize("last", ["quantize", "dynamic_int8"])
+def test_stages_by_hand_take_the_groups_choices_also_where_they_spell_the_papers_order(last: str) -> None:
+    plan = studies.plan(f"stages=[finetune,distill,prune,{last}]")
+    assert [row.spec.path for row in plan.rows] == [
+        "teacher/finetune",
+        "student/finetune",
+        "student/finetune/distill",
+        "student/finetune/distill/prune",
+        f"student/finetune/distill/prune/{last}",
+    ]
+    assert not any(row.spec.named for row in plan.rows)
+    method = {"quantize": "PostTraining", "dynamic_int8": "DynamicQuantisation"}[last]
+    assert plan.rows[-1].node.settings["_target_"].endswith(f".{method}")
 
 
-def test_other_stages_by_hand_give_every_prefix_a_row() -> None:
+def test_stages_by_hand_give_every_prefix_a_row() -> None:
     plan = studies.plan("stages=[finetune,prune,quantize]")
     assert [row.spec.path for row in plan.rows] == [
         "teacher/finetune",
@@ -396,7 +405,8 @@ def test_a_long_path_that_never_trains_the_head_is_refused() -> None:
 
 
 def test_without_data_rows_need_no_head() -> None:
-    plan = studies.plan("task=none", "teacher.stages=[]", "stages=[prune,quantize]", "prune=random", "prune.steps=0")
+    bare = ("task=none", "teacher.stages=[]", "quantize=weight_only", "prune=random", "prune.steps=0")
+    plan = studies.plan(*bare, "stages=[prune,quantize]")
     assert [row.spec.path for row in plan.rows] == ["teacher", "student/prune", "student/prune/quantize"]
     assert refusal("task=none").startswith("teacher.stages: expected only stages that need no data with task=none")
 
@@ -433,7 +443,7 @@ def test_a_student_of_the_trained_teacher_starts_from_its_node() -> None:
 
 
 def test_a_student_cannot_start_from_a_teacher_that_cannot_be_trained() -> None:
-    line = refusal(*source("student", "teacher"), "teacher.stages=[finetune,quantize]")
+    line = refusal(*source("student", "teacher"), "quantize=dynamic", "teacher.stages=[finetune,quantize]")
     assert line.startswith("student.source: expected a model that can be cut and trained")
 
 
@@ -463,7 +473,7 @@ def test_an_unknown_stage_of_the_teacher_is_reported_under_its_key() -> None:
 
 @pytest.mark.parametrize("after", ["distill", "prune", "finetune", "quantize"])
 def test_nothing_comes_after_dynamic_quantisation(after: str) -> None:
-    line = refusal(f"stages=[finetune,quantize,{after}]")
+    line = refusal("quantize=dynamic", f"stages=[finetune,quantize,{after}]")
     assert line.startswith("stages: expected nothing after quantize") and line.endswith(f"given {after}")
 
 
@@ -474,7 +484,7 @@ def test_only_stages_can_be_stages(name: str) -> None:
 
 
 def test_the_stages_that_there_are_do_not_include_the_trainer() -> None:
-    assert "(distill, finetune, prune, quantize)" in refusal("stages=[foo]")
+    assert "(distill, dynamic_int8, finetune, prune, quantize)" in refusal("stages=[foo]")
 
 
 @pytest.mark.parametrize(
@@ -496,7 +506,8 @@ def test_the_stages_that_there_are_do_not_include_the_trainer() -> None:
         (["prune.scope=row"], "prune.scope: "),
         (["prune.importance=training", "prune.criterion=random"], "prune.importance: "),
         (["prune.rounds=0"], "prune.rounds: "),
-        (["quantize.bits=4"], "quantize.bits: "),
+        (["quantize.bits=5", "stages=[finetune,quantize]"], "quantize.bits: "),
+        (["dynamic_int8.bits=4"], "dynamic_int8.bits: "),
         (["finetune.patience=2"], "finetune.patience: expected null, or task.holdout above 0"),
         (["finetune.epochs=1"], "finetune.epochs: expected either epochs or steps"),
         (["finetune.learning_rate=0"], "finetune.learning_rate: "),
