@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,15 +15,15 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.functional.classification import (
     binary_f1_score,
     multiclass_accuracy,
+    multiclass_confusion_matrix,
     multiclass_f1_score,
-    multiclass_matthews_corrcoef,
 )
 from transformers import PreTrainedModel
 
 from edgemin import encoder
 from edgemin.data import Encoded, checked_metrics, evaluation_batches, metric_names
 
-log = logging.getLogger(__name__)
+_ROUNDING = 8 * torch.finfo(torch.float32).eps  #: relative; what padding and threads do to equal predictions
 
 
 class Evaluation(NamedTuple):
@@ -52,9 +52,10 @@ def evaluate(
     """Score a model on a split.
 
     Two classes: accuracy, F1 of the class with index 1, Matthews' correlation. More: accuracy, F1 averaged
-    over the classes that are present or predicted. Regression: Pearson's and Spearman's correlation. The loss
-    is the mean cross-entropy, or the mean squared error. Where a correlation is undefined (all predictions
-    equal) it is 0, as Matthews' is by convention.
+    over the classes that are present or predicted, Matthews' correlation. Regression: Pearson's and Spearman's
+    correlation. The loss is the mean cross-entropy, or the mean squared error. Where a score is undefined it is 0:
+    a correlation, Matthews' included, where all predictions or all labels are equal, and F1 of a class that is
+    neither there nor predicted.
 
     Args:
         model: An encoder with a head; it is moved to `device` and left in the mode (train or eval) it was in.
@@ -78,16 +79,35 @@ def evaluate(
     logits = _logits(model, encoded, batch_size, torch.device(device))
     assert transfer or logits.shape[1] == (1 if regression else classes), "the head does not fit the data"
     labels = torch.from_numpy(encoded.labels)
-    loss: float | None
+    scores = score(logits, labels, names, regression=regression, classes=classes)
     if regression:
-        values, loss = _regression(logits, labels.float())
-    else:
-        values, loss = _classification(logits, labels, classes)
-    scores: dict[str, float] = {name: values[name]() for name in names}
-    if loss is not None:
-        scores["loss"] = loss
+        scores["loss"] = functional.mse_loss(logits[:, 0], labels.float()).item()
+    elif int(labels.max()) < logits.shape[1]:  # a label beyond the head's classes has no cross-entropy
+        scores["loss"] = functional.cross_entropy(logits, labels).item()
     scores["n"] = len(encoded)
     return Evaluation(scores, logits.numpy())
+
+
+def score(logits: Tensor, labels: Tensor, names: Sequence[str], *, regression: bool, classes: int) -> dict[str, float]:
+    """The metrics of some answers, as :func:`evaluate` defines them.
+
+    Args:
+        logits: [N, C], or [N, 1] for a regression.
+        labels: [N], class indices or numbers.
+        names: Which metrics, in which order.
+        regression: Whether labels are numbers.
+        classes: How many classes the data has; the answers may know more, or fewer.
+    """
+    if regression:
+        values = _regression(logits[:, 0].double(), labels.double())
+    else:
+        values = _classification(logits.argmax(dim=1), labels, max(logits.shape[1], classes))
+    return {name: values[name]() for name in names}
+
+
+def is_constant(values: Tensor) -> bool:
+    """Whether numbers are equal, but for what single precision makes of equal ones."""
+    return bool(values.max() - values.min() <= _ROUNDING * values.abs().max())
 
 
 def _logits(model: PreTrainedModel, encoded: Encoded, batch_size: int, device: torch.device) -> Tensor:
@@ -110,28 +130,39 @@ def _logits(model: PreTrainedModel, encoded: Encoded, batch_size: int, device: t
     return logits
 
 
-def _classification(
-    logits: Tensor, labels: Tensor, classes: int
-) -> tuple[Mapping[str, Callable[[], float]], float | None]:
-    head = logits.shape[1]
-    count = max(head, classes)
-    predicted = logits.argmax(dim=1)
-    # A label beyond the head's classes has no logit, hence no cross-entropy.
-    loss = functional.cross_entropy(logits, labels).item() if int(labels.max()) < head else None
+def _classification(predicted: Tensor, labels: Tensor, classes: int) -> Mapping[str, Callable[[], float]]:
     return {
-        "accuracy": lambda: multiclass_accuracy(predicted, labels, count, average="micro").item(),
+        "accuracy": lambda: multiclass_accuracy(predicted, labels, classes, average="micro").item(),
         "f1": lambda: binary_f1_score((predicted == 1).long(), (labels == 1).long()).item(),
-        "matthews": lambda: multiclass_matthews_corrcoef(predicted, labels, count).item(),
-        "macro_f1": lambda: multiclass_f1_score(predicted, labels, count, average="macro").item(),
-    }, loss
+        "matthews": lambda: matthews(multiclass_confusion_matrix(predicted, labels, classes)),
+        "macro_f1": lambda: multiclass_f1_score(predicted, labels, classes, average="macro").item(),
+    }
 
 
-def _regression(logits: Tensor, labels: Tensor) -> tuple[Mapping[str, Callable[[], float]], float]:
-    predicted = logits[:, 0]
-    constant = bool((predicted == predicted[0]).all() or (labels == labels[0]).all())
-    if constant:
-        log.warning("all predictions or all labels are equal: correlations count as 0")
+def matthews(confusion: Tensor) -> float:
+    r"""Matthews' correlation coefficient of any number of classes (Gorodkin 2004, as in scikit-learn).
+
+    .. math:: (c s - t \cdot p) / \sqrt{(s^2 - t \cdot t) (s^2 - p \cdot p)}
+
+    with s examples, c of them right, t of each class and p predicted as each; 0 where that denominator is 0, which is
+    where all labels or all predictions are equal. In whole numbers: single precision loses rare classes among many
+    examples, and torchmetrics' own reduction gives up to 1 to a constant prediction.
+
+    Args:
+        confusion: [C, C], counts by class (rows) and prediction.
+    """
+    true, predicted = confusion.sum(1).tolist(), confusion.sum(0).tolist()
+    right, total = int(confusion.trace()), sum(true)
+    spread = [total**2 - sum(count**2 for count in counts) for counts in (true, predicted)]
+    if 0 in spread:
+        return 0.0
+    together = right * total - sum(one * other for one, other in zip(true, predicted, strict=True))
+    return float(together / math.sqrt(spread[0] * spread[1]))
+
+
+def _regression(predicted: Tensor, labels: Tensor) -> Mapping[str, Callable[[], float]]:
+    undefined = is_constant(predicted) or is_constant(labels)
     return {
-        "pearson": lambda: 0.0 if constant else pearson_corrcoef(predicted, labels).item(),
-        "spearman": lambda: 0.0 if constant else spearman_corrcoef(predicted, labels).item(),
-    }, functional.mse_loss(predicted, labels).item()
+        "pearson": lambda: 0.0 if undefined else pearson_corrcoef(predicted, labels).item(),
+        "spearman": lambda: 0.0 if undefined else spearman_corrcoef(predicted, labels).item(),
+    }

@@ -15,7 +15,7 @@ from edgemin import encoder, toy
 from edgemin.data import Examples, Task, encode, load
 from edgemin.data.encoding import Encoded
 from edgemin.errors import UserError
-from edgemin.evaluate import evaluate, primary_metric
+from edgemin.evaluate import evaluate, matthews, primary_metric, score
 
 
 class Oracle(nn.Module):
@@ -60,23 +60,24 @@ def test_two_classes_have_accuracy_f1_and_matthews(tmp_path: Path, oracle: type[
     guess = logits.numpy().argmax(1)
     tp, tn = np.sum((truth == 1) & (guess == 1)), np.sum((truth == 0) & (guess == 0))
     fp, fn = np.sum((truth == 0) & (guess == 1)), np.sum((truth == 1) & (guess == 0))
-    matthews = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    correlation = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     exact = logits.double().numpy()
     entropy = np.mean(np.log(np.exp(exact).sum(1)) - exact[np.arange(60), truth])
-    expected = {"accuracy": np.mean(truth == guess), "f1": f1(truth, guess, 1), "matthews": matthews}
+    expected = {"accuracy": np.mean(truth == guess), "f1": f1(truth, guess, 1), "matthews": correlation}
     assert list(found.metrics) == ["accuracy", "f1", "matthews", "loss", "n"]
     assert found.metrics == pytest.approx({**expected, "loss": entropy, "n": 60}, abs=1e-6)
     assert np.array_equal(found.logits, logits.numpy()) and found.logits.dtype == np.float32
 
 
-def test_more_classes_have_accuracy_and_macro_f1(tmp_path: Path, oracle: type[Oracle]) -> None:
+def test_more_classes_have_accuracy_macro_f1_and_matthews(tmp_path: Path, oracle: type[Oracle]) -> None:
     generator = np.random.default_rng(1)
     truth = generator.integers(3, size=60)
     encoded = split(truth, tmp_path)
     logits = torch.from_numpy(generator.normal(size=(60, 3)).astype(np.float32))
     metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=3).metrics
     guess = logits.numpy().argmax(1)
-    assert list(metrics) == ["accuracy", "macro_f1", "loss", "n"]
+    assert list(metrics) == ["accuracy", "macro_f1", "matthews", "loss", "n"]
+    assert metrics["matthews"] == pytest.approx(reference_matthews(counts(truth, guess, 3)), abs=1e-12)
     assert metrics["accuracy"] == pytest.approx(np.mean(truth == guess))
     assert metrics["macro_f1"] == pytest.approx(np.mean([f1(truth, guess, c) for c in range(3)]))
 
@@ -97,13 +98,87 @@ def test_a_regression_has_pearson_and_spearman(tmp_path: Path, oracle: type[Orac
     assert metrics == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_correlation_with_constant_predictions_is_zero(
-    tmp_path: Path, oracle: type[Oracle], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_correlation_with_constant_predictions_is_zero(tmp_path: Path, oracle: type[Oracle]) -> None:
     encoded = split(np.arange(10, dtype=np.float32), tmp_path)
     metrics = evaluate(oracle(torch.ones(10, 1), encoded), encoded, regression=True, classes=1).metrics
     assert (metrics["pearson"], metrics["spearman"]) == (0.0, 0.0)
-    assert "correlations count as 0" in caplog.text
+
+
+@pytest.mark.parametrize("level", [0.3, -7.0, 1000.0])
+def test_predictions_that_differ_by_rounding_alone_have_no_correlation(level: float) -> None:
+    labels = torch.arange(40, dtype=torch.float32)
+    rising = torch.full((40,), level).nextafter(torch.tensor(1e9)).where(labels > 20, torch.tensor(level))
+    found = score(rising[:, None], labels, ["pearson", "spearman"], regression=True, classes=1)
+    assert found == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_small_or_shifted_predictions_correlate_as_others_do() -> None:
+    drawn = np.random.default_rng(3)
+    labels = drawn.normal(size=500).astype(np.float32)
+    guess = labels + drawn.normal(size=500).astype(np.float32)
+    for shift, scale in ((0.0, 1e-25), (3.0, 1e-4), (1000.0, 1.0)):
+        moved = (shift + scale * guess.astype(np.float64)).astype(np.float32)
+        found = score(
+            torch.from_numpy(moved)[:, None], torch.from_numpy(labels), ["pearson"], regression=True, classes=1
+        )
+        expected = np.corrcoef(moved.astype(np.float64), labels.astype(np.float64))[0, 1]
+        assert found["pearson"] == pytest.approx(expected, abs=1e-9)
+
+
+def counts(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
+    """By class (rows) and prediction."""
+    found = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(found, (truth, guess), 1)
+    return found
+
+
+def reference_matthews(confusion: np.ndarray) -> float:
+    """As scikit-learn defines it, in float64: covariances of indicators, and 0 where a variance is 0."""
+    share = confusion.astype(np.float64) / confusion.sum()
+    true, predicted = share.sum(1), share.sum(0)
+    if true.max() == 1 or predicted.max() == 1:
+        return 0.0
+    covariance = np.trace(share) - true @ predicted
+    return float(covariance / np.sqrt((1 - true @ true) * (1 - predicted @ predicted)))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_matthews_is_scikit_learns_on_random_confusion_matrices(classes: int) -> None:
+    drawn = np.random.default_rng(classes)
+    for _ in range(50):
+        confusion = drawn.integers(0, 10 ** drawn.integers(1, 5), size=(classes, classes))
+        confusion *= drawn.integers(0, 2, size=confusion.shape)  # with holes
+        if confusion.sum():
+            found = matthews(torch.from_numpy(confusion))
+            assert found == pytest.approx(reference_matthews(confusion), abs=1e-9) and abs(found) <= 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("wrong", [0, 1, 200, 400])
+def test_matthews_of_a_constant_classifier_is_zero(classes: int, wrong: int) -> None:
+    for answer in range(classes):
+        truth = np.array([answer] * (400 - wrong) + [(answer + 1) % classes] * wrong)
+        guess = np.full(400, answer)
+        for rows, columns in ((truth, guess), (guess, truth)):  # all predictions equal, or all labels
+            assert matthews(torch.from_numpy(counts(rows, columns, classes))) == 0.0
+            logits = torch.nn.functional.one_hot(torch.from_numpy(columns), classes).float()
+            found = score(logits, torch.from_numpy(rows), ["matthews"], regression=False, classes=classes)
+            assert found == {"matthews": 0.0}
+
+
+def test_matthews_of_one_rare_example_among_many_is_exact() -> None:
+    confusion = np.array([[1, 0], [1, 362_998]])
+    assert matthews(torch.from_numpy(confusion)) == pytest.approx(math.sqrt(0.5), abs=1e-5)
+
+
+def test_f1_of_what_is_neither_there_nor_predicted_is_zero_or_left_out() -> None:
+    truth, logits = torch.zeros(9, dtype=torch.int64), torch.eye(3)[[0] * 9]
+    assert score(logits[:, :2], truth, ["f1"], regression=False, classes=2) == {"f1": 0.0}
+    truth[:3] = 1
+    found = score(logits, truth, ["macro_f1"], regression=False, classes=3)
+    assert found["macro_f1"] == pytest.approx(
+        np.mean([2 * 6 / (6 + 9), 0.0])
+    )  # without the third class, as scikit-learn
 
 
 def test_a_class_the_head_does_not_have_is_never_predicted(tmp_path: Path, oracle: type[Oracle]) -> None:
@@ -113,7 +188,12 @@ def test_a_class_the_head_does_not_have_is_never_predicted(tmp_path: Path, oracl
     logits = torch.nn.functional.one_hot(torch.from_numpy(guess), 2).float()
     metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=3, transfer=True).metrics
     assert metrics == pytest.approx(
-        {"accuracy": 0.5, "macro_f1": np.mean([f1(truth, guess, c) for c in range(3)]), "n": 6}
+        {
+            "accuracy": 0.5,
+            "macro_f1": np.mean([f1(truth, guess, c) for c in range(3)]),
+            "matthews": reference_matthews(counts(truth, guess, 3)),
+            "n": 6,
+        }
     )
     with pytest.raises(AssertionError):
         evaluate(oracle(logits, encoded), encoded, regression=False, classes=3)

@@ -10,7 +10,7 @@ from typing import Any
 from edgemin.errors import UserError
 
 METRICS_BINARY = ("accuracy", "f1", "matthews")
-METRICS_CLASSES = ("accuracy", "macro_f1")
+METRICS_CLASSES = ("accuracy", "macro_f1", "matthews")
 METRICS_REGRESSION = ("pearson", "spearman")
 BLANK_TEXTS = ("refuse", "keep")
 
