@@ -119,6 +119,23 @@ def test_the_order_of_task_labels_decides_the_indices(tmp_path: Path) -> None:
     assert one.fingerprint("train") != other.fingerprint("train")
 
 
+def test_fractions_can_be_classes_if_they_are_listed_and_belong_to_names(tmp_path: Path) -> None:
+    rows = [{"text": "x", "label": value} for value in (0.5, 1, 1.5)]
+    path = write(tmp_path, train=rows, validation=rows)
+    assert load(own(path, labels=["0.5", 1, 1.5])).train.labels.tolist() == [0, 1, 2]
+    rows = [{"text": "x", "label": value} for value in ("2.5", "beta", "3")]
+    assert load(own(write(tmp_path, train=rows, validation=rows))).labels == ("3", "2.5", "beta")
+
+
+@pytest.mark.parametrize(("regression", "said"), [(False, "bad"), (True, "3")])
+def test_a_split_of_one_label_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, regression: bool, said: str
+) -> None:
+    rows = [{"text": "x", "label": value} for value in ((3, 4, 3) if regression else ("bad", "good", "bad"))]
+    load(own(write(tmp_path, train=rows, validation=rows[::2]), regression=regression))
+    assert f"task custom: every label of validation is {said}: no score there tells models apart" in caplog.messages
+
+
 def test_minus_one_can_be_a_class_if_it_is_listed(tmp_path: Path) -> None:
     rows = [{"text": "x", "label": value} for value in (-1, 0, 1)]
     path = write(tmp_path, train=rows, validation=rows)
@@ -309,6 +326,17 @@ BLANK = [{"text": " ", "label": "bad"}, {"text": None, "label": "bad"}]
             {"regression": True},
             "label_column: expected finite numbers (task.regression=true)",
         ),
+        (
+            [{"text": "x", "label": label} for label in (1, 2.5, 0.5)],
+            {},
+            "label_column: expected classes (task.regression=true predicts numbers; "
+            "numbers that are classes are listed in task.labels), given 2.5 in train",
+        ),
+        (
+            [*GOOD, {"text": "x", "label": 0.5}],
+            {"labels": ["good", "bad"]},
+            "expected labels out of good, bad (task.regression=true predicts numbers), given 0.5 in row 7 of train",
+        ),
         (GOOD, {"holdout": 0.01}, "holdout: expected a share that leaves examples on both sides of 6"),
         (GOOD, {"holdout": 0.99}, "holdout: expected a share that leaves examples on both sides of 6"),
         (GOOD, {"max_train_examples": 1}, "at least two classes in train"),
@@ -337,6 +365,22 @@ def test_bad_data_is_refused(tmp_path: Path, train: Rows, changes: dict[str, Any
         ),
         ("train.csv", "text,label\na,b,c\n", "expected 2 cells in row 1"),
         ("train.csv", "text,text\na,b\n", "task.path: expected distinct column names"),
+        (
+            "train.csv",
+            "text;label\na;b\n",
+            "expected columns separated by commas, given",
+        ),
+        ("train.csv", "text;label\na, b;c\n", "columns are separated by ';'"),
+        (
+            "train.csv",
+            "text\tlabel\na\tb\n",
+            "train.csv, whose columns are separated by tabs",
+        ),
+        (
+            "train.tsv",
+            "text,label\na,b\n",
+            "train.tsv, whose columns are separated by commas",
+        ),
         ("train.csv", b"text,label\n\xff,good\n", "task.path: expected a readable .csv file in UTF-8"),
         ("train.json", "[1, 2]", "expected an object per row"),
         ("train.jsonl", "{", "task.path: expected a readable .jsonl file"),

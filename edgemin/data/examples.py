@@ -81,7 +81,12 @@ def class_names(task: Task, train: Table) -> tuple[str, ...]:
         return tuple(task.labels or named)
     if task.labels is not None:
         return tuple(task.labels)
-    found = {name for value in train.columns[task.label_column] if (name := _label_name(value))}
+    values = train.columns[task.label_column]
+    found = {name for value in values if (name := _label_name(value))}
+    fraction = next((name for name in map(_label_name, values) if name and _is_fraction(name)), None)
+    if fraction is not None and all(_is_number(name) for name in found):
+        expected = "classes (task.regression=true predicts numbers; numbers that are classes are listed in task.labels)"
+        raise refusal("label_column", expected, f"{fraction} in train")
     return tuple(sorted(found - {UNLABELLED}, key=_by_number_then_name))
 
 
@@ -101,6 +106,17 @@ def _label_name(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
+
+
+def _is_fraction(name: str) -> bool:
+    return _is_number(name) and not float(name).is_integer()
 
 
 def _by_number_then_name(name: str) -> tuple[float, str]:
@@ -145,6 +161,8 @@ def _foreign_label(split: str, row: int, name: str | None, labels: Sequence[str]
     expected = f"labels out of {listed(labels)}"
     if name == UNLABELLED:
         expected += " (-1 marks rows without a label; where it is a class, list it in task.labels)"
+    elif name is not None and _is_fraction(name):
+        expected += " (task.regression=true predicts numbers)"
     return refusal("label_column", expected, f"{name or 'an empty label'} in row {row} of {split}")
 
 

@@ -126,8 +126,10 @@ def _csv(path: Path) -> Table:
     # The default limit of 128 KiB a cell guards against hostile streams; long documents are no such thing.
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        rows = csv.reader(file, delimiter=separator, strict=True)
         header = [name.strip() for name in next(rows, [])]
+        _check_separator(path, header, separator)
         if len(set(header)) < len(header):
             raise refusal("path", f"distinct column names in {path}", listed(header))
         columns: dict[str, list[Any]] = {name: [] for name in header}
@@ -137,6 +139,15 @@ def _csv(path: Path) -> Table:
             for name, cell in zip(header, cells, strict=True):
                 columns[name].append(cell)
     return Table(columns)
+
+
+def _check_separator(path: Path, header: Sequence[str], separator: str) -> None:
+    """Say so where a header of one column is really one of several, separated by something else."""
+    names = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
+    other = next((mark for mark in names if mark != separator and len(header) == 1 and mark in header[0]), None)
+    if other is not None:
+        expected = f"columns separated by {names[separator]}"
+        raise refusal("path", expected, f"{path}, whose columns are separated by {names[other]}")
 
 
 def _json(path: Path) -> Table:

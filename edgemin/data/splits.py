@@ -84,6 +84,10 @@ def load(task: Task) -> Splits:
     evaluation = {
         split: _subset(task, examples[split], task.max_evaluation_examples, 1) for split in task.evaluation_splits
     }
+    for split, found in {task.train_split: train, **evaluation}.items():
+        if bool((found.labels == found.labels[0]).all()):
+            only = f"{found.labels[0]:g}" if task.regression else labels[int(found.labels[0])]
+            log.warning("task %s: every label of %s is %s: no score there tells models apart", task.name, split, only)
     return Splits(task, labels, train, holdout, evaluation)
 
 
