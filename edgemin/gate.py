@@ -18,11 +18,18 @@ from edgemin.quantization.sensitivity import damage
 
 SENTENCES = 64  #: of the scored split, that layers are blamed on
 NAMED = 5  #: layers that are named
+MIN_CHANGED = 5  #: answers; of fewer, all for the worse, a sign test at 5 % would not call it a loss: 0.5^4 > 0.05
 _ROUNDING = 1e-6  #: metrics are computed in single precision: 0.90 less 0.89 may come out above 0.01
 
 
 def compare(
-    before: float, after: float, logits_before: NDArray[np.float32], logits_after: NDArray[np.float32], max_drop: float
+    before: float,
+    after: float,
+    logits_before: NDArray[np.float32],
+    logits_after: NDArray[np.float32],
+    max_drop: float,
+    *,
+    collapsed: bool = False,
 ) -> dict[str, Any]:
     """One model against the one it was made from, on the same sentences.
 
@@ -31,38 +38,33 @@ def compare(
         after: its own.
         logits_before: ``[N, C]``.
         logits_after: ``[N, C]``, in the same order.
-        max_drop: how much of the metric may be lost; a loss of just that passes.
+        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one that fewer than
+            :data:`MIN_CHANGED` answers make.
+        collapsed: whether it gives one answer to every sentence; that never passes.
 
     Returns:
-        ``parent_value``, ``value``, ``drop`` (before less after), ``max_drop``, ``passed``; ``agreement`` (share of the
-        sentences with the same answer) and ``flips`` (number of the others), both ``None`` for a regression;
-        ``examples``.
+        ``parent_value``, ``value``, ``drop`` (before less after), ``max_drop``, ``passed``, ``collapsed``;
+        ``agreement`` (share of the sentences with the same answer) and ``flips`` (number of the others), both ``None``
+        for a regression; ``examples``.
     """
+    lost = not before - after <= max_drop + _ROUNDING  # what is not a number is lost
     found: dict[str, Any] = {
         "parent_value": before,
         "value": after,
         "drop": before - after,
         "max_drop": max_drop,
-        "passed": before - after <= max_drop + _ROUNDING,
+        "passed": not (lost or collapsed),
+        "collapsed": collapsed,
         "agreement": None,
         "flips": None,
         "examples": len(logits_after),
     }
     if logits_after.shape[1] > 1:
         same = logits_before.argmax(1) == logits_after.argmax(1)
-        found |= {"agreement": float(same.mean()), "flips": int((~same).sum())}
+        flips = int((~same).sum())
+        found |= {"agreement": float(same.mean()), "flips": flips}
+        found["passed"] = not collapsed and (not lost or flips < MIN_CHANGED)
     return found
-
-
-def verdict(path: str, parent: str, metric: str, compared: Mapping[str, Any]) -> str:
-    """What a failed gate says, in one line."""
-    worst = ", ".join(f"{layer['layer']} ({layer['damage']:.3g})" for layer in compared["worst"])
-    flips = f"; {compared['flips']} of {compared['examples']} answers changed" if compared["flips"] is not None else ""
-    blamed = f"; most damage by {worst}" if worst else ""
-    return (
-        f"{path} lost {compared['drop']:.4f} of {metric} against {parent}, more than max_drop "
-        f"{compared['max_drop']:g}{flips}{blamed}"
-    )
 
 
 @torch.no_grad()

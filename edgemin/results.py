@@ -61,6 +61,7 @@ def _row(number: int, row: Row, scored: Scored, run_dir: Path, transfer: Sequenc
         "notes": list(scored.notes),
         **({"findings": scored.findings} if scored.findings else {}),
         **({"gate": scored.gate} if scored.gate is not None else {}),
+        **({"collapsed": scored.collapsed} if scored.collapsed else {}),
     }
     if scored.predictions:
         directory = run_dir / "predictions" / str(number)
@@ -90,17 +91,17 @@ def difference(
     """One row against another; every ratio says how many times smaller or faster the first is.
 
     Returns:
-        ``metric`` (difference of the primary metric, a fraction) and ``metric_retained`` (their quotient),
-        ``compression_ratio`` (bytes of the other over
-        bytes of this), ``params_ratio``, ``flops_ratio`` likewise, and ``speed_up`` by form of input (p50 of the
-        other over p50 of this). What cannot be formed is absent.
+        ``metric`` (difference of the primary metric, a fraction) and ``metric_retained`` (their quotient; a share of
+        what is not above 0, or of a model that gives one answer to everything, says nothing), ``compression_ratio``
+        (bytes of the other over bytes of this), ``params_ratio``, ``flops_ratio`` likewise, and ``speed_up`` by form
+        of input (p50 of the other over p50 of this). What cannot be formed is absent.
     """
     found: dict[str, Any] = {}
     if primary is not None:
         task, split, metric = primary
         mine, theirs = row["metrics"][task][split][metric], other["metrics"][task][split][metric]
         found["metric"] = mine - theirs
-        if theirs:
+        if theirs > 0 and split not in other.get("collapsed", {}).get(task, {}):
             found["metric_retained"] = mine / theirs
     for name, field in (("compression_ratio", "size_bytes"), ("params_ratio", "params"), ("flops_ratio", "flops")):
         found[name] = other["cost"][field] / row["cost"][field]

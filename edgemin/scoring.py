@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load_file, save
 from transformers import PreTrainedModel
 
-from edgemin import artifact, gate
-from edgemin.data import Splits
+from edgemin import artifact, collapse, gate
+from edgemin.data import Splits, checked_metrics
 from edgemin.digest import code_digest
 from edgemin.evaluate import evaluate, primary_metric
 from edgemin.measure.cost import static_cost
@@ -38,6 +38,7 @@ class Scored:
     notes: list[str]
     findings: dict[str, Any]
     gate: dict[str, Any] | None
+    collapsed: dict[str, dict[str, Any]]
 
 
 class Scoring:
@@ -62,19 +63,21 @@ class Scoring:
             path = self.store.path(key)
             cached = _Lazy(path)
             metrics: dict[str, dict[str, dict[str, float]]] = {}
+            collapsed: dict[str, dict[str, Any]] = {}
             predictions: dict[str, Path] = {}
             own = {self.study.splits.task.name: self.study.splits} if self.study.splits is not None else {}
             for name, splits in {**transfer, **own}.items():
                 metrics[name] = {}
                 for split in splits.evaluation:
-                    metrics[name][split], predictions[f"{name}.{split}"] = self._evaluate(
-                        node, cached, splits, split, name not in own
-                    )
+                    metrics[name][split], answers = self._evaluate(node, cached, splits, split, name not in own)
+                    predictions[f"{name}.{split}"] = answers
+                    if (found := _collapsed(splits, answers)) is not None:
+                        collapsed.setdefault(name, {})[split] = found
             cost = self._static(key, cached, length)
             provenance = artifact.read_provenance(path)
-            scored[key] = Scored(
-                metrics, cost, predictions, list(provenance["notes"]), provenance["findings"], self._gate(node, cached)
-            )
+            notes = [*provenance["notes"], *_warned(node, {**transfer, **own}, metrics, collapsed)]
+            judged = self._gate(node, cached, notes)
+            scored[key] = Scored(metrics, cost, predictions, notes, provenance["findings"], judged, collapsed)
         if settings is not None:
             for key, measured in self._measure(nodes, settings).items():
                 scored[key].cost |= measured
@@ -117,28 +120,30 @@ class Scoring:
         self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
         return found.metrics, predictions
 
-    def _gate(self, node: Node, cached: _Lazy) -> dict[str, Any] | None:
-        """What the last stage cost against the model it was given, where that stage says how much it may."""
+    def _gate(self, node: Node, cached: _Lazy, notes: list[str]) -> dict[str, Any] | None:
+        """What the last stage cost against the model it was given, where that stage says how much it may.
+
+        Where nothing can be said, the row's notes say why.
+        """
         splits, parent = self.study.splits, node.parent
         allowed = node.build_stage().max_drop if node.parent is not None and node.stage != "weights" else None
         if allowed is None or splits is None or parent is None:
             return None
         if not parent.head_trained or parent.head_stale:
-            missing = "no quality gate: the head of the model it was made from is not up to date"
-            node_line(node.path, "note", missing)
-            log.warning("%s: %s", node.path, missing)
+            notes.append("no quality gate: the head of the model it was made from is not up to date")
             return None
         split = next(iter(splits.evaluation))
         before = _Lazy(self.store.path(parent.key))
         scores, answers = self._evaluate(node, cached, splits, split, transfer=False)
         scores_before, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
-        metric = primary_metric(splits.task.regression, len(splits.labels), splits.task.metrics)
+        metric = _primary(splits)
         logits_before, logits = (load_file(predictions)["logits"] for predictions in (answers_before, answers))
-        compared = gate.compare(scores_before[metric], scores[metric], logits_before, logits, allowed)
+        collapsed = _collapsed(splits, answers) is not None
+        compared = gate.compare(
+            scores_before[metric], scores[metric], logits_before, logits, allowed, collapsed=collapsed
+        )
         if not compared["passed"]:
             compared["worst"] = self._worst(node, parent, before, cached)
-            log.warning(gate.verdict(node.path, parent.path, metric, compared))
-            node_line(node.path, "gate", gate.verdict(node.path, parent.path, metric, compared))
         where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}
         return {**where, "metric": metric, **compared}
 
@@ -212,6 +217,34 @@ class Scoring:
             )
         self.store.keep_result("measurement", key, found)
         return found
+
+
+def _primary(splits: Splits) -> str:
+    return primary_metric(splits.task.regression, len(splits.labels), splits.task.metrics)
+
+
+def _collapsed(splits: Splits, predictions: Path) -> dict[str, Any] | None:
+    """What the model that made these predictions always answers, if it does."""
+    task, kept = splits.task, load_file(predictions)
+    metrics = checked_metrics(task.metrics, regression=task.regression, classes=len(splits.labels))
+    return collapse.find(
+        kept["logits"], kept["labels"], regression=task.regression, names=splits.labels, metrics=metrics
+    )
+
+
+def _warned(
+    node: Node,
+    tasks: Mapping[str, Splits],
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
+    collapsed: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Warn of a model that gives one answer to all of a task, and return that for its row; once a task."""
+    said = []
+    for name, found in collapsed.items():
+        split, metric = next(iter(found)), _primary(tasks[name])
+        said.append(collapse.sentence(found[split], metric, metrics[name][split][metric], f"{name} {split}"))
+        log.warning("%s %s", node.path, said[-1])
+    return said
 
 
 def _versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,29 @@ def test_agreement_and_flips_are_counted_over_answers() -> None:
     after = np.array([[0.0, 1.0], [0.0, 1.0], [2.0, 1.9], [0.0, 3.0]], dtype=np.float32)
     found = gate.compare(0.9, 0.85, before, after, 0.049)
     assert (found["agreement"], found["flips"], found["examples"]) == (0.75, 1, 4)
-    assert found["drop"] == pytest.approx(0.05) and not found["passed"]
+    assert found["drop"] == pytest.approx(0.05) and found["passed"], "one answer is no evidence"
     assert gate.compare(0.9, 0.95, before, after, 0.0)["passed"]
     one = gate.compare(0.9, 0.9, before[:, :1], after[:, :1], 0.0)
     assert one["agreement"] is None and one["flips"] is None and one["passed"]
+    assert not gate.compare(0.9, 0.8, before[:, :1], after[:, :1], 0.0)["passed"], "a regression changes no answers"
+
+
+@pytest.mark.parametrize("flips", [0, 2, gate.MIN_CHANGED - 1, gate.MIN_CHANGED, 40])
+def test_a_loss_that_few_answers_make_does_not_ring(flips: int) -> None:
+    before = np.tile(np.array([1.0, 0.0], dtype=np.float32), (400, 1))
+    after = before.copy()
+    after[:flips] = [0.0, 1.0]
+    found = gate.compare(0.9, 0.5, before, after, 0.01)
+    assert found["flips"] == flips and found["passed"] == (flips < gate.MIN_CHANGED)
+    assert 0.5 ** (gate.MIN_CHANGED - 1) > 0.05 > 0.5**gate.MIN_CHANGED
+    assert not gate.compare(0.9, math.nan, before[:, :1], after[:, :1], 1.0)["passed"], "no number is no pass"
+
+
+def test_one_answer_to_everything_never_passes() -> None:
+    logits = np.tile(np.array([1.0, 0.0], dtype=np.float32), (400, 1))
+    found = gate.compare(0.5, 0.5, logits, logits, 1.0, collapsed=True)
+    assert (found["passed"], found["collapsed"], found["flips"]) == (False, True, 0)
+    assert not gate.compare(0.0, 0.0, logits[:, :1], logits[:, :1], 1.0, collapsed=True)["passed"]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -47,12 +67,13 @@ def test_comparing_equals_counting_one_sentence_after_the_other(classes: int) ->
 
 
 def test_a_loss_of_just_what_is_allowed_passes_whatever_single_precision_makes_of_it() -> None:
-    logits = np.zeros((100, 2), dtype=np.float32)
+    logits = np.eye(2, dtype=np.float32)[[0] * 100]
+    other = logits[:, ::-1]
     for right in range(2, 101):
         before, one_less, two_less = (torch.tensor((right - fewer) / 100).item() for fewer in range(3))
-        assert gate.compare(before, one_less, logits, logits, 0.01)["passed"], right
-        assert not gate.compare(before, two_less, logits, logits, 0.01)["passed"], right
-        assert not gate.compare(before, one_less, logits, logits, 0.0)["passed"], right
+        assert gate.compare(before, one_less, logits, other, 0.01)["passed"], right
+        assert not gate.compare(before, two_less, logits, other, 0.01)["passed"], right
+        assert not gate.compare(before, one_less, logits, other, 0.0)["passed"], right
 
 
 def test_the_worst_layer_is_the_one_that_does_most_alone(data: DataModule) -> None:
@@ -100,7 +121,9 @@ def test_layers_of_a_parent_that_is_quantised_itself_are_blamed_for_what_the_sta
     assert found[0]["damage"] > 0 and found[1]["damage"] == pytest.approx(0, abs=1e-12)
 
 
-def test_a_run_says_what_was_lost_and_names_the_layers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_says_what_was_lost_once_and_the_page_names_the_layers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["quantize=weight_only", "quantize.bits=2", "quantize.granularity=tensor", "quantize.weight_range=minmax"]
     asked += ["quantize.embedding_bits=2", "finetune.steps=300", "stages=[finetune,quantize]"]
     asked += ["task.max_train_examples=400", "seed=1"]
@@ -111,9 +134,12 @@ def test_a_run_says_what_was_lost_and_names_the_layers(tmp_path: Path, caplog: p
     assert not found["passed"] and found["drop"] > 0 and found["flips"] > 0
     assert (found["parent"], found["parent_artifact"]) == ("student/finetune", first["rows"][-2]["artifact"])
     assert 0 < len(found["worst"]) <= 5 and found["worst"][0]["damage"] > 0
-    warned = [line for line in first["warnings"] if "more than max_drop" in line]
-    assert len(warned) == 1 and found["worst"][0]["layer"] in warned[0]
-    assert "quality gate" in (tmp_path / "0/report.md").read_text()
+    said = [line for line in (capsys.readouterr().out + caplog.text).splitlines() if "quality gate" in line]
+    assert len(said) == 1 and len(said[0]) <= 120, said
+    assert f"quantize cost {100 * found['drop']:.1f} points of accuracy" in said[0] and "(0.0 allowed)" in said[0]
+    page = (tmp_path / "0/report.md").read_text()
+    assert f"{found['flips']} of 40 predictions changed; worst layers" in page
+    assert found["worst"][0]["layer"].replace("_", r"\_") in page
     # another bound judges the same artifact otherwise, and nothing is computed again
     kept = sorted(path.name for path in (tmp_path / "store/.results").rglob("*") if path.is_file())
     again = studies.run(tmp_path / "1", *asked, "quantize.max_drop=1", store=tmp_path / "store")
@@ -162,4 +188,5 @@ def test_a_model_made_from_one_without_a_trained_head_is_not_judged(
     asked = ("quantize=qat", "quantize.epochs=null", "quantize.steps=2", "quantize.max_drop=0", "stages=[quantize]")
     found = studies.run(tmp_path, *asked)
     assert found["rows"][-1]["stages"] == ["quantize"] and "gate" not in found["rows"][-1]
-    assert "no quality gate" in capsys.readouterr().out
+    said = "no quality gate: the head of the model it was made from is not up to date"
+    assert capsys.readouterr().out.count(said) == 1 and said in found["rows"][-1]["notes"]

@@ -132,10 +132,11 @@ def test_deltas_are_differences_and_quotients_of_the_rows(paper: Run) -> None:
     references = {"teacher": teacher, "student": rows["Student baseline"], "parent": rows["+ Head pruning"]}
     for name, other in references.items():
         score, theirs = (row["metrics"]["toy"]["validation"]["accuracy"] for row in (mine, other))
+        share = {} if "collapsed" in other else {"metric_retained": score / theirs}
         assert mine["delta"][name] == pytest.approx(
             {
                 "metric": score - theirs,
-                "metric_retained": score / theirs,
+                **share,
                 "compression_ratio": other["cost"]["size_bytes"] / mine["cost"]["size_bytes"],
                 "params_ratio": other["cost"]["params"] / mine["cost"]["params"],
                 "flops_ratio": other["cost"]["flops"] / mine["cost"]["flops"],
@@ -145,7 +146,7 @@ def test_deltas_are_differences_and_quotients_of_the_rows(paper: Run) -> None:
     assert teacher["delta"]["parent"] is None
     assert teacher["delta"]["teacher"] == {
         "metric": 0.0,
-        "metric_retained": 1.0,
+        **({} if "collapsed" in teacher else {"metric_retained": 1.0}),
         "compression_ratio": 1.0,
         "params_ratio": 1.0,
         "flops_ratio": 1.0,
@@ -344,7 +345,7 @@ def test_scores_on_other_tasks_are_marked_as_zero_shot(place: Path, tmp_path: Pa
         assert row["transfer"] == ["mnli", "qqp"]
         assert set(row["metrics"]) == {"sst2", "mnli", "qqp"}
         assert set(row["metrics"]["mnli"]) == {"validation_matched", "validation_mismatched"}
-        assert set(row["metrics"]["mnli"]["validation_matched"]) == {"accuracy", "macro_f1", "n"}
+        assert set(row["metrics"]["mnli"]["validation_matched"]) == {"accuracy", "macro_f1", "matthews", "n"}
         # the third class is one that a head of two cannot predict
         assert row["metrics"]["mnli"]["validation_matched"]["accuracy"] <= 16 / 24
         kept = load_file(tmp_path / "run" / row["predictions"] / "mnli.validation_matched.safetensors")
@@ -386,9 +387,22 @@ def test_three_named_classes_from_csv_run(tmp_path: Path) -> None:
     run = studies.run(tmp_path / "run", *own, "stages=[finetune,prune]")
     assert run["task"]["labels"] == ["bad", "good", "neutral"]
     last = run["rows"][-1]
-    assert set(last["metrics"]["custom"]["validation"]) == {"accuracy", "macro_f1", "loss", "n"}
+    assert set(last["metrics"]["custom"]["validation"]) == {"accuracy", "macro_f1", "matthews", "loss", "n"}
     model = edgemin.load(tmp_path / "run" / "store" / last["artifact"])[0]
     assert model.config.id2label == {0: "bad", 1: "good", 2: "neutral"}
+
+
+def test_the_first_metric_asked_for_leads_everywhere(tmp_path: Path) -> None:
+    asked = ("task.metrics=[matthews,f1]", "task.holdout=0.25", "task.max_train_examples=400")
+    asked += ("finetune.epochs=2", "finetune.steps=null", "finetune.patience=1", "quantize=weight_only")
+    run = studies.run(tmp_path, *asked, "stages=[finetune,quantize]", "quantize.max_drop=0")
+    assert run["task"]["metric"] == "matthews"
+    teacher, _, last = (row["metrics"]["toy"]["validation"] for row in run["rows"])
+    assert list(last) == ["matthews", "f1", "loss", "n"]
+    assert run["rows"][-1]["delta"]["teacher"]["metric"] == last["matthews"] - teacher["matthews"]
+    assert run["rows"][-1]["gate"]["metric"] == "matthews" and run["rows"][-1]["gate"]["value"] == last["matthews"]
+    assert "holdout_matthews" in (tmp_path / "training.csv").read_text()
+    assert (tmp_path / "tables/stages.csv").read_text().startswith("name,matthews,f1_fraction,")
 
 
 def test_architectures_alone_need_no_data(tmp_path: Path) -> None:

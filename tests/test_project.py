@@ -30,7 +30,7 @@ LAYERS = (
     ("edgemin", "config", "digest", "errors", "launch", "plain_text", "ranks"),
     ("encoder",),
     ("data", "distillation", "pruning", "quantization", "toy"),
-    ("artifact", "checkpoint", "evaluate", "roots", "store"),
+    ("artifact", "checkpoint", "collapse", "evaluate", "roots", "store"),
     ("measure", "progress", "tracking"),
     ("stages", "stages.base", "stages.callbacks", "stages.fit"),
     ("stages.distillation", "stages.method_sum", "stages.quantisation", "stages.two_fits"),

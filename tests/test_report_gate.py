@@ -15,7 +15,9 @@ from edgemin.errors import UserError
 from edgemin.report import measures, render, schema, tables
 from edgemin.report.fold import fold
 from edgemin.report.footnotes import SIMULATED, UNSTABLE
+from edgemin.report.gate import gate_details
 from edgemin.report.grid import CORE
+from edgemin.report.page import page
 from edgemin.report.points import points
 from edgemin.report.schema import Run
 
@@ -35,11 +37,8 @@ def flagged(*runs: dict[str, Any]) -> list[str]:
 
 def test_a_gate_that_did_not_pass_is_flagged_at_the_rows_name_in_every_table() -> None:
     data = gated(drop=0.0321)
-    said = (
-        'quality gate not passed: 3.2 points of accuracy below its parent "+ Head pruning" (allowed 1.0), 41 of 872 '
-        "predictions changed; worst layers: bert.encoder.layer.1.output.dense, bert.pooler.dense, classifier"
-    )
-    assert flagged(data) == [said]
+    said = 'quality gate not passed: quantize cost 3.2 points of accuracy against "+ Head pruning" (1.0 allowed)'
+    assert flagged(data) == [said] and len(said) <= 120
     for table in tables.tables(study(data)):
         assert notes(table, cell(table, ROW, "name").marks) == [said], table.name
         assert not cell(table, "Teacher", "name").marks
@@ -72,9 +71,11 @@ def test_seeds_that_failed_are_counted_and_their_worst_layers_added_up() -> None
         gated(seed=3, passed=False, drop=0.032, flips=41, worst=worst(c=0.25, b=0.2)),
     ]
     assert flagged(*runs) == [
-        'quality gate not passed in 2 of 3 seeds: 2.1 to 3.2 points of accuracy below its parent "+ Head pruning" '
-        "(allowed 1.0), 30 to 41 of 872 predictions changed; worst layers: b, a, c"
+        "quality gate not passed in 2 of 3 seeds: quantize cost 2.1 to 3.2 points of accuracy against "
+        '"+ Head pruning" (1.0 allowed)'
     ]
+    (detail,) = gate_details(study(*runs))
+    assert detail.endswith("(1.0 allowed), 30 to 41 of 872 predictions changed; worst layers: b, a, c")
     assert mean(tables.stage_table(study(*runs)), ROW, "predictions_changed") == pytest.approx((30 + 3 + 41) / 3)
 
 
@@ -82,14 +83,29 @@ def test_a_parent_without_a_row_is_named_by_its_path_and_another_split_by_its_na
     data = gated(parent_artifact="elsewhere", split="holdout", worst=[], metric="pearson", max_drop=0.0005)
     data["rows"][5]["gate"] |= {"parent": "student/finetune/recover", "agreement": None, "flips": None}
     assert flagged(data) == [
-        "quality gate not passed: 0.91 points of Pearson on holdout below its parent student/finetune/recover "
-        "(allowed 0.05)"
+        "quality gate not passed: quantize cost 0.91 points of Pearson on holdout against student/finetune/recover "
+        "(0.05 allowed)"
     ]
+    assert gate_details(study(data)) == [f"{ROW}: {flagged(data)[0]}"], "no predictions to count, no layers"
+
+
+def test_what_is_left_with_one_answer_says_so() -> None:
+    assert flagged(gated(drop=0.4, collapsed=True)) == [
+        "quality gate not passed: quantize left one answer to every example (cost 40.0 points of accuracy)"
+    ]
+
+
+def test_the_page_has_every_gate_with_its_worst_layers_once() -> None:
+    data = gated(drop=0.0321)
+    shown = page(study(data), tables.tables(study(data)), [], [], [])
+    assert shown.count("41 of 872 predictions changed; worst layers: ") == 1
+    assert "## Quality gates not passed" in shown
+    assert "Quality gates" not in page(study(gated(passed=True)), [], [], [], [])
 
 
 def test_a_drop_is_told_from_the_limit_it_exceeds() -> None:
     assert "1.04 points of accuracy" in flagged(gated(drop=0.0104))[0]
-    assert "(allowed 1.00)" in flagged(gated(drop=0.0104))[0]
+    assert "(1.00 allowed)" in flagged(gated(drop=0.0104))[0]
 
 
 def test_tasks_side_by_side_say_which_of_them_failed() -> None:
@@ -97,7 +113,7 @@ def test_tasks_side_by_side_say_which_of_them_failed() -> None:
     runs[1]["rows"][5]["gate"] = run_json.gate(runs[1], 5, parent=3, passed=False)
     table = tables.accuracy(study(*runs))
     (said,) = notes(table, cell(table, ROW, "name").marks)
-    assert said.startswith("quality gate not passed on QQP: 0.9 points")
+    assert said.startswith("quality gate not passed on QQP: quantize cost 0.9 points")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +128,7 @@ def test_a_gate_of_another_form_is_refused_in_one_line(changes: dict[str, Any], 
     data = gated()
     data["rows"][5]["gate"] |= changes
     with pytest.raises(UserError) as caught:
-        flagged(data)
+        gate_details(study(data))
     assert str(caught.value) == f"0/run.json: rows['{ROW}'].{expected}"
 
 

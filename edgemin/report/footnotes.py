@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgemin.report.fold import Entry, Line, Statistic, Study
-from edgemin.report.measures import REFERENCES, Measure, split_title, task_title
+from edgemin.report.measures import REFERENCE_TITLES, REFERENCES, Measure, metric_title, split_title, task_title
 from edgemin.report.schema import Row, Run
 
 UNSTABLE = "the spread of the timings is too wide to support a speed-up"
@@ -36,14 +36,31 @@ def column_notes(measure: Measure, study: Study, lines: Sequence[Entry]) -> list
     return notes
 
 
-def cell_notes(measure: Measure, line: Line, value: Statistic) -> list[str]:
-    """The footnotes of one number."""
-    notes = []
+def cell_notes(measure: Measure, line: Line, value: Statistic | None) -> list[str]:
+    """The footnotes of one number, or of its absence."""
+    found = [withheld(measure, run, row) for run, row in zip(line.runs, line.rows, strict=True)]
+    notes = [note for note in dict.fromkeys(found) if note]
+    if value is None:
+        return notes
     for run, row in zip(line.runs, line.rows, strict=True):
         notes += [note for note in timing_notes(measure, run, row) if note not in notes]
     if value.n < len(line.rows):
         notes.append(f"known for {value.n} of {len(line.rows)} seeds")
     return notes
+
+
+def withheld(measure: Measure, run: Run, row: Row) -> str:
+    """Why there is no share of a reference's metric; empty where there is one, or never could be."""
+    if measure.path[0] != "delta" or measure.path[2] != "metric_retained" or measure.read(run, row) is not None:
+        return ""
+    title, reference = REFERENCE_TITLES[measure.path[1]], run.reference(measure.path[1])
+    if reference is None or not run.task or not run.metric or not run.splits:
+        return ""
+    if reference.get("collapsed", run.task, run.splits[0]) is not None:
+        return f"no share: the {title} gives one answer to every example"
+    score = reference.number("metrics", run.task, run.splits[0], run.metric)
+    none = score is not None and score <= 0
+    return f"no share: {metric_title(run.metric)} of the {title} is not above 0" if none else ""
 
 
 def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:

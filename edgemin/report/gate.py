@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgemin.errors import UserError
-from edgemin.report.fold import Line
+from edgemin.report.fold import Line, Study, entries
 from edgemin.report.grid import FULL, Column
 from edgemin.report.measures import Measure, metric_word, split_title, task_title
 from edgemin.report.schema import Row, Run
@@ -27,7 +27,7 @@ _WORST = 3
 
 
 def gate_notes(line: Line, *, name_task: bool = False) -> list[str]:
-    """The footnote of a row whose gate did not pass; none where all passed, or none was set.
+    """The footnote of a row whose gate did not pass, in a line; none where all passed, or none was set.
 
     Args:
         line: the row, with its seeds.
@@ -36,15 +36,31 @@ def gate_notes(line: Line, *, name_task: bool = False) -> list[str]:
     Raises:
         UserError: a gate without ``passed``, or with what is not a number in the place of one.
     """
-    gated = [(run, row) for run, row in zip(line.runs, line.rows, strict=True) if row.get("gate") is not None]
-    failed = [(run, row) for run, row in gated if not _passed(row)]
+    failed = _failed(line)
     if not failed:
         return []
-    run = failed[0][0]
+    run, row = failed[0]
     said = f"quality gate not passed{f' on {task_title(run.task)}' if name_task and run.task else ''}"
     said += f" in {len(failed)} of {len(line.rows)} seeds" if len(line.rows) > 1 else ""
-    rows = [row for _, row in failed]
-    return [f"{said}: {_loss(run, rows)}{_changed(rows)}{_worst(rows)}"]
+    stage = row.stages[-1] if row.stages else "the last stage"
+    return [f"{said}: {stage} {_loss(run, [row for _, row in failed])}"]
+
+
+def gate_details(study: Study) -> list[str]:
+    """A line for every gate that did not pass: its footnote, how many predictions changed, which layers are worst."""
+    said = []
+    for entry in entries(study):
+        for line in entry.lines.values():
+            labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, entry.labels, strict=True))
+            rows = [row for _, row in _failed(line)]
+            name = f"{entry.name} ({labels})" if labels else entry.name
+            said += [f"{name}: {note}{_changed(rows)}{_worst(rows)}" for note in gate_notes(line)]
+    return said
+
+
+def _failed(line: Line) -> list[tuple[Run, Row]]:
+    gated = [(run, row) for run, row in zip(line.runs, line.rows, strict=True) if row.get("gate") is not None]
+    return [(run, row) for run, row in gated if not _passed(row)]
 
 
 def _passed(row: Row) -> bool:
@@ -63,9 +79,11 @@ def _loss(run: Run, rows: Sequence[Row]) -> str:
     allowed = rows[0].number("gate", "max_drop")
     limits = [] if allowed is None else [100 * allowed]
     digits = _digits(drops, limits)
-    limit = f" (allowed {_span(limits, digits)})" if limits else ""
-    lost = _span(drops, digits) if drops else "too many"
-    return f"{lost} points of {metric}{where} below its parent {_parent(run, gate)}{limit}"
+    limit = f" ({_span(limits, digits)} allowed)" if limits else ""
+    cost = f"cost {_span(drops, digits) if drops else 'too many'} points of {metric}{where}"
+    if all(row.get("gate", "collapsed") for row in rows):
+        return f"left one answer to every example ({cost})"
+    return f"{cost} against {_parent(run, gate)}{limit}"
 
 
 def _digits(drops: Sequence[float], limits: Sequence[float]) -> int:
@@ -79,11 +97,11 @@ def _digits(drops: Sequence[float], limits: Sequence[float]) -> int:
 
 def _span(values: Sequence[float], digits: int) -> str:
     """``3.2`` or ``2.1 to 3.2``."""
-    return " to ".join(dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values))))
+    return " to ".join(dict.fromkeys(f"{value:z.{digits}f}" for value in (min(values), max(values))))
 
 
 def _parent(run: Run, gate: Mapping[str, Any]) -> str:
-    """The parent by the name of its row, else by its path."""
+    """The model before by the name of its row, else by its path."""
     artifact = gate.get("parent_artifact")
     named = (row.name for row in run.rows if artifact is not None and row.artifact == artifact)
     name = next(named, None)

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import PurePosixPath
 
 from edgemin.report.fold import Study
+from edgemin.report.gate import gate_details
 from edgemin.report.grid import Table
 from edgemin.report.render import escape_markdown, markdown
 
@@ -38,6 +39,7 @@ def page(
     lines += _list(failed_jobs(len(runs), failed), failed)
     warnings = dict.fromkeys(warning for run in runs for warning in run.warnings)
     lines += _list("Warnings", [*warnings])
+    lines += _list("Quality gates not passed", gate_details(study))
     lines += _list("Not shown", remarks)
     lines += ["## Tables", ""]
     for table in tables:

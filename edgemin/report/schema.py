@@ -48,6 +48,7 @@ _ROW: tuple[tuple[str, type, bool], ...] = (
     ("delta", dict, False),
     ("notes", list, False),
     ("gate", dict, False),
+    ("collapsed", dict, False),
     ("findings", dict, False),
 )
 

@@ -179,7 +179,13 @@ def _table(
         for measure in measures
         if (line := entry.line(measure.task)) is not None
     }
-    present = {key for (_, key), value in folds.items() if value is not None}
+    notes = {
+        (number, measure.column.key): cell_notes(measure, line, folds[number, measure.column.key])
+        for number, entry in enumerate(lines)
+        for measure in measures
+        if (line := entry.line(measure.task)) is not None
+    }
+    present = {place[1] for place, value in folds.items() if value is not None or notes[place]}
     shown = [measure for measure in measures if measure.column.key in present]
     if not shown:
         return None
@@ -193,10 +199,8 @@ def _table(
     for number, entry in enumerate(lines):
         cells = _leading(entry, study, footnotes)
         for measure in shown:
-            line = entry.line(measure.task)
-            value = folds.get((number, measure.column.key))
-            notes = cell_notes(measure, line, value) if line is not None and value is not None else []
-            cells.append(Cell(value, footnotes.mark(notes)))
+            place = (number, measure.column.key)
+            cells.append(Cell(folds.get(place), footnotes.mark(notes.get(place, []))))
         rows.append(tuple(cells))
     footnotes.general += same_graph_notes(shown, lines) + study_notes(shown, study)
     sections = tuple(number for number in range(1, len(lines)) if lines[number].labels != lines[number - 1].labels)
