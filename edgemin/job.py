@@ -120,6 +120,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
                 primary = _primary(asked.study)
                 rows = results.rows(plan, scored, run_dir, primary, list(asked.transfer))
                 content = _content(settings, job, asked.study, started, done, [*plan.notes, *warned], primary)
+                content["threads"] = results.threads(plan, asked.store)
                 if asked.published is not None:
                     shutil.copyfile(asked.published, run_dir / PUBLISHED_FILE)
                 results.write(run_dir, {**content, "rows": rows})

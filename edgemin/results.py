@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgemin import artifact
 from edgemin.nodes import Plan, Row
 from edgemin.scoring import Scored
-from edgemin.store import write_atomically
+from edgemin.store import Store, write_atomically
 
 SCHEMA = 1
 FILE = "run.json"
@@ -46,6 +47,12 @@ def rows(
             for name, reference in references.items()
         }
     return made
+
+
+def threads(plan: Plan, store: Store) -> list[int]:
+    """The numbers of CPU threads that the trained stages of a plan were trained with, now or when they were stored."""
+    read = [artifact.read_provenance(store.path(node.key)) for node in plan.nodes]
+    return sorted({provenance["threads"] for provenance in read if provenance.get("steps") and "threads" in provenance})
 
 
 def _row(number: int, row: Row, scored: Scored, run_dir: Path, transfer: Sequence[str]) -> dict[str, Any]:

@@ -148,6 +148,9 @@ def run(
 ) -> dict[str, Any]:
     """The paper's six rows as one run."""
     rows = [row(paper, task, split, shift, measured) for paper in PAPER]
+    for one in rows:  # what a stage is told decides it and what comes after
+        told = [override for override in overrides if override.partition(".")[0] in one["stages"]]
+        one["artifact"] = "-".join([one["artifact"], str(seed), *told])
     made = {
         "schema": 1,
         "edgemin": "0.1.0",
@@ -173,6 +176,7 @@ def run(
         "versions": {"torch": "2.13.0"},
         "precision": "bf16-mixed",
         "device": "cpu",
+        "threads": [2],
         "published": None,
         "nodes": [
             {"path": f"{one['model']}/{'/'.join(one['stages'])}", "key": "k", "cached": False, "seconds": 1.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemin.plain_text import printable
+from edgemin.plain_text import csv_cell, file_name, printable
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,17 @@ from edgemin.plain_text import printable
 )
 def test_nothing_that_a_terminal_acts_on_is_left(text: str, expected: str) -> None:
     assert printable(text) == expected
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+ Distillation", "-x", "@SUM(A1)", "\tx", "\r=1", "-1+1", "+1e5x"])
+def test_a_formula_becomes_text(text: str) -> None:
+    assert csv_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "-", "-0.5", "+3", "-1e-5", ".5", "a=b", "Teacher"])
+def test_what_is_no_formula_stays(text: str) -> None:
+    assert csv_cell(text) == text
+
+
+def test_a_name_leads_into_no_other_directory() -> None:
+    assert file_name("../a/b\\c.d") == "_a_b_c_d"

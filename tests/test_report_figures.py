@@ -222,3 +222,23 @@ def test_the_callback_writes_and_prints_the_table_over_the_sweep(
     assert (tmp_path / "tables" / "stages.csv").is_file()
     SweepTables().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "none")}}}))
     assert capsys.readouterr().err.startswith("No table over the sweep: study: expected")
+
+
+def test_a_figure_that_is_missing_says_why_and_what_to_do() -> None:
+    data = run_json.run(measured=False)
+    data["config"]["measure"] = None
+    (said,) = figures.figures(study(data))[1]
+    assert said.startswith("Figure 3: accuracy against latency, SST-2: not drawn, as measure=none took no latencies: ")
+    assert "run the same command without it" in said
+    data["config"]["measure"] = {"runs": 10}
+    assert figures.figures(study(data))[1] == [
+        "Figure 3: accuracy against latency, SST-2: not drawn, as no row has a latency p50"
+    ]
+
+
+def test_no_file_is_written_outside_by_a_name(tmp_path: Path) -> None:
+    for number, task in enumerate(("../../a", "/b")):
+        run_json.save(tmp_path / "s" / str(number), run_json.run(task=task, number=number, overrides=(f"task={task}",)))
+    for path in write.write_study(tmp_path / "s").values():
+        assert path.resolve().is_relative_to(tmp_path / "s")
+    assert not (tmp_path / "a.png").exists()

@@ -119,17 +119,17 @@ def test_tasks_side_by_side_say_which_of_them_failed() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"passed": None}, "gate.passed: expected true or false, given None"),
-        ({"worst": [{"layer": "a"}]}, "gate.worst: expected layers with their damage, given {'layer': 'a'}"),
-        ({"drop": "big"}, "gate.drop: expected a number, given 'big'"),
+        ({"passed": None}, "passed: expected true or false, given nothing"),
+        ({"worst": [{"layer": "a"}]}, "worst[0].damage: expected a number, given nothing"),
+        ({"drop": "big"}, "drop: expected a number, given a text"),
     ],
 )
-def test_a_gate_of_another_form_is_refused_in_one_line(changes: dict[str, Any], expected: str) -> None:
+def test_a_gate_of_another_form_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     data = gated()
     data["rows"][5]["gate"] |= changes
     with pytest.raises(UserError) as caught:
-        gate_details(study(data))
-    assert str(caught.value) == f"0/run.json: rows['{ROW}'].{expected}"
+        schema.read(run_json.save(tmp_path, data))
+    assert str(caught.value) == f"{tmp_path / 'run.json'}: rows[5].gate.{expected}"
 
 
 @pytest.mark.parametrize("key", ["gate", "findings"])

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import run_json
 
-from edgemin.report import render, tables, write
+from edgemin.report import published, render, tables, write
 from edgemin.report.fold import Statistic, fold
 from edgemin.report.grid import CORE, MAIN, Cell, Column, Table
 from edgemin.report.schema import Run
 
+PAPER = Path(__file__).parents[1] / "experiments" / "paper" / "published.yaml"
 NASTY = r"50% & more_less #1 ~ ^ {x} \ $5 | <b> [link](x)"
 
 
@@ -44,7 +45,7 @@ def nasty() -> Table:
 def test_csv_holds_the_raw_numbers_to_the_last_digit() -> None:
     data = run_json.run(shift=0.0123456789)
     rows = list(csv.DictReader(io.StringIO(render.comma_separated(stages(data)))))
-    assert [row["name"] for row in rows] == [row["name"] for row in data["rows"]]
+    assert [row["name"].removeprefix("'") for row in rows] == [row["name"] for row in data["rows"]]
     for row, written in zip(data["rows"], rows, strict=True):
         assert float(written["accuracy_fraction"]) == row["metrics"]["sst2"]["validation"]["accuracy"]
         assert written["size_bytes"] == str(row["cost"]["size_bytes"])
@@ -129,6 +130,98 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(width: int, monk
     assert len(table_lines) == 1 and "89.80" in table_lines[0]
     assert width < 40 or len(table_lines[0]) <= width
     assert ("Left out for lack of width" in text) == (width < 200)
+
+
+def swept(metric: str, seeds: tuple[int, ...] = (42,)) -> list[dict[str, Any]]:
+    """A sweep over prune ratios of a task whose first metric is this one."""
+    runs = []
+    for number, (ratio, seed) in enumerate((ratio, seed) for ratio in ("0.1", "0.3") for seed in seeds):
+        overrides = (f"prune.ratio={ratio}", *[f"seed={seed}"] * (len(seeds) > 1))
+        data = run_json.run(number=number, seed=seed, overrides=overrides, shift=0.002 * (seed % 4))
+        data["task"]["metric"] = metric
+        for row in data["rows"]:
+            row["metrics"]["sst2"]["validation"]["matthews"] = 0.7 + row["cost"]["size_bytes"] / 1e10
+        runs.append(data)
+    return runs
+
+
+@pytest.mark.parametrize("seeds", [(42,), (1, 2, 3)])
+@pytest.mark.parametrize(("metric", "title"), [("f1", "F1"), ("matthews", "Matthews"), ("accuracy", "Accuracy")])
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_what_matters_is_shown_at_every_width_also_in_a_pipe(
+    width: int, metric: str, title: str, seeds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    file = io.StringIO()
+    render.terminal(stages(*swept(metric, seeds)), file)
+    text = file.getvalue()
+    drawn = text.partition("[a]")[0] if width > 100 else text
+    table, _, left_out = text.partition("Left out for lack of width:")
+    rows = [line for line in table.splitlines() if line.startswith((" all", " 0.1", " 0.3", " prune", " ratio"))]
+    assert all(len(line) <= width for line in rows) and "…" not in drawn
+    assert title not in left_out
+    if width >= 80:
+        for needed in ("Retained vs teacher", "Size", "Latency p50, padded"):
+            assert f" {needed}" not in left_out, needed
+    if width == 120:
+        assert "Params" in left_out or text.index("Retained") < text.index("Params")
+
+
+def test_a_pipe_of_unknown_width_gets_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (None, "", "wide", "0"):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", columns)
+        file = io.StringIO()
+        render.terminal(stages(), file)
+        assert "Left out" not in file.getvalue(), columns
+
+
+@pytest.mark.parametrize("form", [render.markdown, render.latex])
+def test_no_file_for_people_has_more_than_eight_columns(form: Any) -> None:
+    everything = [stages(), stages(*swept("f1", (1, 2, 3))), *all_tables()]
+    for table in everything:
+        shown = form(table)
+        widths = [len(spec) for spec in re.findall(r"begin\{tabular\}\{([lr]+)\}", shown)]
+        widths += [len(re.findall(r"(?<!\\)\|", line)) - 1 for line in shown.splitlines() if line.startswith("|")]
+        assert widths and max(widths) <= 8, (table.name, widths)
+    full = next(csv.reader(io.StringIO(render.comma_separated(everything[0]))))
+    assert len(full) == 30
+
+
+def all_tables() -> list[Table]:
+    folded = fold([Run(Path("run.json"), run_json.run())])
+    compared = published.compare(folded, published.read(PAPER))
+    assert compared is not None
+    return [*tables.tables(folded), compared]
+
+
+def test_a_page_has_all_that_was_published_in_tables_below_one_another() -> None:
+    text = render.markdown(all_tables()[-1])
+    headings = [line for line in text.splitlines() if line.startswith("| Model")]
+    assert len(headings) > 1
+    for heading in headings:
+        kinds = [kind for kind in re.findall(r", (published|ours|difference) ", heading)]
+        assert kinds == ["published", "ours", "difference"] * (len(kinds) // 3) or "FLOPs" in heading
+
+
+def test_a_page_leaves_out_first_what_is_the_same_in_all_rows() -> None:
+    data = run_json.run()
+    for row in data["rows"]:
+        row["delta"]["teacher"]["compression_ratio"] = 1.0
+    heading = next(line for line in render.markdown(stages(data)).splitlines() if line.startswith("| Model"))
+    assert "Compression" not in heading and "Params" in heading
+
+
+def test_a_text_that_a_spreadsheet_would_compute_is_none() -> None:
+    data = run_json.run(overrides=("x=-0.5",))
+    other = run_json.run(overrides=("x==cmd|' /C calc'!A0",))
+    for run in (data, other):
+        run["rows"][0]["name"] = "@SUM(1,2)"
+    text = render.comma_separated(stages(data, other))
+    rows = list(csv.reader(io.StringIO(text)))
+    assert {row[1] for row in rows[1:]} >= {"'@SUM(1,2)", "'+ Distillation", "Student baseline"}
+    assert {row[0] for row in rows[1:]} <= {"-0.5", "'=cmd|' /C calc'!A0", "all"}
 
 
 def test_an_ascii_stream_gets_ascii() -> None:

@@ -29,6 +29,14 @@ def broken(tmp_path: Path, **changes: Any) -> Path:
         ({"seed": True}, "seed: expected a whole number, given true or false"),
         ({"rows": [7]}, "rows[0]: expected an object, given a whole number"),
         ({"rows": [{"model": "x", "stages": []}]}, "rows[0].name: expected a text, given nothing"),
+        ({"schema": True}, "schema: expected 1, given True, written by EdgeMIN 0.1.0"),
+        ({"job": {"overrides": 5}}, "job.overrides: expected a list, given a whole number"),
+        ({"warnings": ["a", 5]}, "warnings[1]: expected a text, given a whole number"),
+        ({"task": {"splits": "validation"}}, "task.splits: expected a list, given a text"),
+        ({"versions": {"torch": 2}}, "versions.torch: expected a text, given a whole number"),
+        ({"nodes": [None]}, "nodes[0]: expected an object, given nothing"),
+        ({"seed": float("nan")}, "seed: expected a whole number, given a number"),
+        ({"threads": [2.5]}, "threads[0]: expected a whole number, given a number"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line_that_names_it(
@@ -51,9 +59,63 @@ def test_a_corrupt_file_is_refused_in_one_line_that_names_it(tmp_path: Path, tex
 def test_a_text_in_the_place_of_a_number_is_named(tmp_path: Path) -> None:
     data = run_json.run()
     data["rows"][0]["cost"]["size_bytes"] = "large"
-    row = schema.read(run_json.save(tmp_path, data)).rows[0]
-    with pytest.raises(UserError, match=r"rows\['Teacher'\]\.cost\.size_bytes: expected a number, given 'large'"):
-        row.number("cost", "size_bytes")
+    with pytest.raises(UserError, match=r"rows\[0\]\.cost\.size_bytes: expected a number, given a text"):
+        schema.read(run_json.save(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("metrics.sst2.validation.accuracy", 10**400, "a number, given a number that is too large"),
+        ("metrics.sst2.validation.accuracy", [[]], "a number, given a list"),
+        ("metrics.sst2", 5, "an object, given a whole number"),
+        ("cost.size_bytes", 1e308, "a number below 1e30, given 1e+308"),
+        ("cost.size_bytes", -1, "a number of at least 0, given -1"),
+        ("cost.flops", True, "a number, given true or false"),
+        ("cost.latency_ms.padded.p50", 0, "a number above 0, given 0"),
+        ("cost.latency_ms.padded", [], "an object, given a list"),
+        ("delta.teacher", 1.5, "an object, given a number"),
+        ("notes", "one", "a list, given a text"),
+        ("control", 1, "true or false, given a whole number"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_place(tmp_path: Path, path: str, value: Any, expected: str) -> None:
+    data = run_json.run()
+    *above, last = path.split(".")
+    place: Any = data["rows"][1]
+    for key in above:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(UserError) as caught:
+        schema.read(run_json.save(tmp_path, data))
+    assert str(caught.value) == f"{tmp_path / 'run.json'}: rows[1].{path}: expected {expected}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"schema": 1, "seed": ' + "1" * 5000 + "}",
+        "\ud800",
+        "[" * 900,
+    ],
+    ids=["nested", "digits", "surrogate", "torn"],
+)
+def test_what_cannot_be_read_ends_in_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert main([f"study={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'run.json'}: expected ") and said.count("\n") == 1 and len(said) < 400
+
+
+def test_what_a_terminal_acts_on_is_written_out_when_a_file_is_read(tmp_path: Path) -> None:
+    data = run_json.run(overrides=("study=\x1b]0;x\x07",))
+    data["rows"][0]["name"] = "Teacher\x1b[31m\n\ud800"
+    data["rows"][0]["metrics"] = {"sst2": {"\x1b": {"accuracy": 0.5}}}
+    run = schema.read(run_json.save(tmp_path, data))
+    assert run.rows[0].name == r"Teacher\x1b[31m \ud800"
+    assert list(run.rows[0].metrics["sst2"]) == [r"\x1b"]
+    assert run.overrides == {"study": r"\x1b]0;x\x07"}
 
 
 def test_missing_null_and_infinite_numbers_are_missing(tmp_path: Path) -> None:
@@ -98,6 +160,13 @@ def test_overrides_are_read_with_their_signs_and_quotes_removed(tmp_path: Path) 
         (["studdy=x"], "error: expected study=<directory>, given studdy=x (see --help)"),
         (["x"], "error: expected study=<directory>, given x (see --help)"),
         ([], "error: study: expected a directory, given nothing (see --help)"),
+        (["study="], "error: study: expected a directory, given nothing (see --help)"),
+        (["study=a", "study=b"], "error: study: expected one directory, given a and b (see --help)"),
+        (
+            ["study=\x1b[31m"],
+            r"error: study: expected a directory with run.json in or below it, given \x1b[31m (a path "
+            "that is not a directory)",
+        ),
     ],
 )
 def test_a_wrong_argument_ends_in_one_line(
@@ -110,8 +179,12 @@ def test_a_wrong_argument_ends_in_one_line(
 def test_a_directory_without_runs_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"study={tmp_path}"]) == 2
     assert main([f"study={tmp_path / 'no'}"]) == 2
+    (tmp_path / "file").touch()
+    assert main([f"study={tmp_path / 'file'}"]) == 2
+    (tmp_path / "job" / "run.json").mkdir(parents=True)
+    assert main([f"study={tmp_path / 'job'}"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2
+    assert len(errors) == 4
     assert all(str(tmp_path) in line and line.startswith("error: study: expected") for line in errors)
 
 

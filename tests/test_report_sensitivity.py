@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from test_report_tables import notes, study
 
 from edgemin.errors import UserError
-from edgemin.report import figures, render, sensitivity, sensitivity_figure, write
+from edgemin.report import figures, render, schema, sensitivity, sensitivity_figure, write
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.grid import Table
 
@@ -165,15 +165,20 @@ def test_files_are_written_equal_twice_and_a_long_table_opens_on_a_click(tmp_pat
 @pytest.mark.parametrize(
     ("finding", "expected"),
     [
-        ({"layers": {}}, "layers: expected a list, given {}"),
-        ({"layers": [{"name": "a"}]}, "layers[0]: expected name, weights, damage and bits, given {'name': 'a'}"),
-        ({"layers": ["a"]}, "layers[0]: expected name, weights, damage and bits, given 'a'"),
+        ({"layers": {}}, "layers: expected a list, given an object"),
+        ({"layers": [{"name": "a"}]}, "layers[0].weights: expected a number, given nothing"),
+        ({"layers": ["a"]}, "layers[0]: expected an object, given a text"),
+        (
+            {"layers": [{"name": "a", "weights": 1, "damage": {"x": 1}}]},
+            "layers[0].damage.x: expected bits as names, given x",
+        ),
     ],
 )
-def test_a_finding_of_another_form_is_refused_in_one_line(finding: dict[str, Any], expected: str) -> None:
+def test_a_finding_of_another_form_is_refused_in_one_line(
+    tmp_path: Path, finding: dict[str, Any], expected: str
+) -> None:
     data = looked()
     data["rows"][4]["findings"]["sensitivity"] = finding
     with pytest.raises(UserError) as caught:
-        sensitivity.table(study(data))
-    where = "0/run.json: rows['Quantised (not pruned)'].findings.sensitivity."
-    assert str(caught.value) == where + expected
+        schema.read(run_json.save(tmp_path, data))
+    assert str(caught.value) == f"{tmp_path / 'run.json'}: rows[4].findings.sensitivity.{expected}"

@@ -110,14 +110,71 @@ def test_swept_overrides_become_leading_columns_and_the_rest_does_not() -> None:
     ]
     table = tables.stage_table(study(*runs))
     assert column_keys(table)[:3] == ["prune.ratio", "name", "seeds"]
-    assert table is not None and len(table.rows) == 12 and table.sections == (6,)
-    assert cell(table, "Teacher", "seeds", ("0.3",)).value == "2"
+    assert table is not None and len(table.rows) == 8 and table.sections == (4, 6)
+    assert cell(table, "+ Head pruning", "seeds", ("0.3",)).value == "2"
+
+
+def test_a_row_that_the_swept_key_does_not_touch_is_printed_once() -> None:
+    ratios = ("0.1", "0.2", "0.3")
+    runs = [run_json.run(number=n, overrides=(f"prune.ratio={ratio}",)) for n, ratio in enumerate(ratios)]
+    for data, p50 in zip(runs, (60.0, 63.0, 66.0), strict=True):
+        data["rows"][0]["cost"]["latency_ms"]["padded"]["p50"] = p50
+    table = tables.stage_table(study(*runs))
+    assert table is not None
+    names = [(row[0].value, row[1].value) for row in table.rows]
+    shared = ("Teacher", "Student baseline", "+ Distillation", "Quantised (not pruned)")
+    pruned = ("+ Head pruning", "Pruned + quantised")
+    assert names == [("all", name) for name in shared] + [(ratio, name) for ratio in ratios for name in pruned]
+    assert cell(table, "Teacher", "latency_padded_p50_ms", ("all",)).value == Statistic(63.0, None, 1)
+    assert any(note.startswith("all: one model for all these jobs") for mark, note in table.footnotes if not mark)
+
+
+def test_rows_that_say_something_else_in_another_job_stay_apart() -> None:
+    def rows(**second: Any) -> int:
+        one, two = (run_json.run(number=n, overrides=(f"x={n}",)) for n in range(2))
+        two["rows"][0] |= second
+        table = tables.stage_table(study(one, two))
+        assert table is not None
+        return len(table.rows)
+
+    metrics = run_json.run(shift=0.01)["rows"][0]["metrics"]
+    assert rows() == 6
+    for change in ({"artifact": "another"}, {"artifact": None}, {"metrics": metrics}, {"notes": ["x"]}):
+        assert rows(**change) == 7, change
+    threads = [run_json.run(number=n, overrides=(f"measure.threads={n + 1}",)) for n in range(2)]
+    for n, data in enumerate(threads):
+        data["config"]["measure"] = {"threads": n + 1}
+    table = tables.stage_table(study(*threads))
+    assert table is not None and len(table.rows) == 12
+
+
+def test_a_shared_row_is_not_compared_with_students_that_are_not_shared() -> None:
+    runs = [run_json.run(number=n, overrides=(f"student.layers={n}",)) for n in (3, 6)]
+    for data in runs:
+        for row in data["rows"][1:]:
+            row["artifact"] += str(data["job"]["number"])
+            row["cost"]["size_bytes"] += data["job"]["number"] * 1000
+        run_json.fill_deltas(data)
+    table = tables.stage_table(study(*runs))
+    assert cell(table, "Teacher", "compression_ratio_to_student", ("all",)).value is None
+    assert mean(table, "Teacher", "compression_ratio_to_teacher", ("all",)) == 1.0
+
+
+def test_a_gate_of_a_shared_row_counts_its_seeds_once() -> None:
+    runs = []
+    for number, (ratio, seed) in enumerate([("0.1", 1), ("0.1", 2), ("0.2", 1), ("0.2", 2)]):
+        data = run_json.run(number=number, seed=seed, overrides=(f"prune.ratio={ratio}", f"seed={seed}"))
+        data["rows"][4]["gate"] = run_json.gate(data, 4, parent=2, passed=seed == 2)
+        runs.append(data)
+    table = tables.stage_table(study(*runs))
+    said = notes(table, cell(table, "Quantised (not pruned)", "name", ("all",)).marks)
+    assert len(said) == 1 and "in 1 of 2 seeds" in said[0]
 
 
 def test_a_job_without_the_override_takes_its_value_from_the_config() -> None:
     table = tables.stage_table(study(run_json.run(), run_json.run(overrides=("prune.ratio=0.3",))))
-    assert cell(table, "Teacher", "size_bytes", ("0.2",)).value is not None
-    assert cell(table, "Teacher", "size_bytes", ("0.3",)).value is not None
+    assert cell(table, "+ Head pruning", "size_bytes", ("0.2",)).value is not None
+    assert cell(table, "+ Head pruning", "size_bytes", ("0.3",)).value is not None
 
 
 def test_two_tasks_stand_side_by_side_where_the_other_overrides_match() -> None:
@@ -128,10 +185,10 @@ def test_two_tasks_stand_side_by_side_where_the_other_overrides_match() -> None:
     ]
     table = tables.accuracy(study(*runs))
     assert column_keys(table)[:2] == ["prune.ratio", "name"]
-    assert table is not None and len(table.rows) == 12
-    for ratio in ("0.1", "0.2"):
-        assert mean(table, "Teacher", "sst2_validation_accuracy_fraction", (ratio,)) == 0.9094
-        assert mean(table, "Teacher", "qqp_validation_accuracy_fraction", (ratio,)) == pytest.approx(0.8594)
+    assert table is not None and len(table.rows) == 8
+    for ratio, row, value in (("all", "Teacher", 0.9094), ("0.1", "+ Head pruning", 0.9071)):
+        assert mean(table, row, "sst2_validation_accuracy_fraction", (ratio,)) == value
+        assert mean(table, row, "qqp_validation_accuracy_fraction", (ratio,)) == pytest.approx(value - 0.05)
     latency = tables.latency(study(*runs))
     assert {"sst2_latency_padded_p50_ms", "qqp_latency_padded_p50_ms"} < set(column_keys(latency))
 

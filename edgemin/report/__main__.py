@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from edgemin.errors import UserError
+from edgemin.plain_text import printable
 
 _USAGE = """\
 python -m edgemin.report study=<directory>
@@ -38,10 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         pages = [str(path) for name, path in written.items() if name.endswith("report.md")]
         print(f"{len(written)} files written; start with {pages[-1]}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or directory}: {error.strerror}", file=sys.stderr)
+        print(f"error: {printable(f'{error.filename or directory}: {error.strerror}')}", file=sys.stderr)
         return 2
     return 0
 
@@ -52,6 +53,8 @@ def _study(arguments: Sequence[str]) -> str:
         key, equals, value = argument.partition("=")
         if not equals or key != "study":
             raise UserError(f"expected study=<directory>, given {argument} (see --help)")
+        if key in given:
+            raise UserError(f"study: expected one directory, given {given[key]} and {value} (see --help)")
         given[key] = value.strip("'\"")
     if not given.get("study"):
         raise UserError("study: expected a directory, given nothing (see --help)")

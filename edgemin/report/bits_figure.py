@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from edgemin.plain_text import file_name
 from edgemin.report.figures import Drawing, literal, saved, style
 from edgemin.report.fold import Group, Statistic, Study
 from edgemin.report.measures import metric_title, task_title
@@ -50,7 +51,7 @@ def bits_figures(study: Study) -> list[Drawing]:
         with style():
             one = before.pop() if len(before) == 1 else None
             figure = draw(marks, one, metric_title(metric), task_title(task))
-            name = f"{metric}_bits" if len(study.tasks) == 1 else f"{metric}_bits_{task}"
+            name = file_name(f"{metric}_bits" if len(study.tasks) == 1 else f"{metric}_bits_{task}")
             made.append(Drawing(name, {kind: saved(figure, kind) for kind in ("png", "svg")}))
     return made
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from edgemin.plain_text import file_name
 from edgemin.report import measures as m
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.grid import CORE
@@ -72,18 +73,28 @@ def figures(study: Study) -> tuple[list[Drawing], list[str]]:
     skipped: list[str] = []
     for stem, title, cost in costs:
         if not study.tasks:
-            skipped.append(f"{title.format('accuracy')}: not drawn, there is no task")
+            skipped.append(f"{title.format('accuracy')}: not drawn, as task=none has no scores")
         for task in study.tasks:
             shown = points(study, task, cost)
             above = f"{title.format(_metric(study, task))}, {m.task_title(task)}"
             if not shown:
-                skipped.append(f"{above}: not drawn, no row has both measures")
+                skipped.append(f"{above}: not drawn, as {_missing(study, task, cost)}")
                 continue
-            name = stem if len(study.tasks) == 1 else f"{stem}_{task}"
+            name = stem if len(study.tasks) == 1 else f"{stem}_{file_name(task)}"
             with style():
                 figure = draw(shown, above, _vertical(study, task), cost)
                 drawn.append(Drawing(name, {kind: saved(figure, kind) for kind in ("png", "svg")}))
     return drawn, skipped
+
+
+def _missing(study: Study, task: str, cost: Measure) -> str:
+    """Why a figure has no point, and what to do about it."""
+    runs = [run for run in study.runs if run.task == task]
+    if any(cost.read(run, row) is not None for run in runs for row in run.rows):
+        return "no row has a score"
+    if cost.path[1] == "latency_ms" and not any(run.config("measure") for run in runs):
+        return "measure=none took no latencies: run the same command without it, which trains nothing again"
+    return f"no row has a {cost.column.title.partition(',')[0].lower()}"
 
 
 @contextmanager

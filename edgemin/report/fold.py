@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgemin.report.schema import Row, Run
 
@@ -29,7 +29,7 @@ class Statistic:
 
 def statistic(values: Iterable[float]) -> Statistic | None:
     """Mean, sample standard deviation and count; None of nothing."""
-    found = list(values)
+    found = [float(value) for value in values]
     if not found:
         return None
     n = len(found)
@@ -40,7 +40,7 @@ def statistic(values: Iterable[float]) -> Statistic | None:
 
 @dataclass(frozen=True)
 class Line:
-    """The rows of one name from jobs that differ only by seed.
+    """The rows of one name from jobs that differ only by seed, or by what does not touch the row.
 
     Args:
         runs: the jobs that have such a row.
@@ -50,10 +50,32 @@ class Line:
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def seeds(self) -> Mapping[int, Line]:
+        """The jobs of each seed."""
+        found: dict[int, Line] = {}
+        for run, row in zip(self.runs, self.rows, strict=True):
+            known = found.get(run.seed, Line((), ()))
+            found[run.seed] = Line((*known.runs, run), (*known.rows, row))
+        return found
+
+    @property
+    def first_of_each_seed(self) -> Line:
+        """The same with one job per seed."""
+        lines = self.seeds.values()
+        return Line(tuple(line.runs[0] for line in lines), tuple(line.rows[0] for line in lines))
+
     def fold(self, read: Callable[[Run, Row], float | None]) -> Statistic | None:
-        """Folds what `read` finds in each row; rows where it finds nothing are left out."""
-        values = (read(run, row) for run, row in zip(self.runs, self.rows, strict=True))
-        return statistic(value for value in values if value is not None)
+        """Folds what `read` finds in each seed; seeds where it finds nothing are left out.
+
+        Where several jobs of a seed share the row, each has timed it: the seed's number is their mean.
+        """
+        means = []
+        for line in self.seeds.values():
+            values = (read(run, row) for run, row in zip(line.runs, line.rows, strict=True))
+            if found := statistic(value for value in values if value is not None):
+                means.append(found.mean)
+        return statistic(means)
 
     def any(self, test: Callable[[Run, Row], bool]) -> bool:
         """Whether any of the rows passes."""
@@ -136,50 +158,3 @@ def _group(labels: tuple[str, ...], runs: tuple[Run, ...]) -> Group:
             line = lines.get(row.name, Line((), ()))
             lines[row.name] = Line((*line.runs, run), (*line.rows, row))
     return Group(labels, runs, lines)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a table.
-
-    Args:
-        labels: the values of the swept keys that the table shows.
-        name: the row's name.
-        lines: where its numbers come from: `{task: line}`, several tasks where they stand side by side.
-    """
-
-    labels: tuple[str, ...]
-    name: str
-    lines: Mapping[str | None, Line]
-
-    def line(self, task: str | None) -> Line | None:
-        """The line of one task; with None, the only one."""
-        return next(iter(self.lines.values())) if task is None else self.lines.get(task)
-
-
-def entries(study: Study) -> list[Entry]:
-    """One entry for every row of every group."""
-    return [
-        Entry(group.labels, name, {group.task: line}) for group in study.groups for name, line in group.lines.items()
-    ]
-
-
-def side_by_side(study: Study) -> tuple[tuple[str, ...], list[Entry]]:
-    """Entries with the tasks of a sweep beside one another.
-
-    Rows of different tasks are one entry where their names and all their other swept values match.
-
-    Returns:
-        The swept keys without the task, and the entries.
-    """
-    if TASK not in study.keys:
-        return study.keys, entries(study)
-    place = study.keys.index(TASK)
-    merged: dict[tuple[str, ...], dict[str, Entry]] = {}
-    for entry in entries(study):
-        labels = entry.labels[:place] + entry.labels[place + 1 :]
-        rows = merged.setdefault(labels, {})
-        known = rows.get(entry.name, Entry(labels, entry.name, {}))
-        rows[entry.name] = replace(known, lines={**known.lines, **entry.lines})
-    keys = study.keys[:place] + study.keys[place + 1 :]
-    return keys, [entry for rows in merged.values() for entry in rows.values()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgemin.report.fold import Entry, Line, Statistic, Study
+from edgemin.report.entries import ALL, Entry
+from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.measures import REFERENCE_TITLES, REFERENCES, Measure, metric_title, split_title, task_title
 from edgemin.report.schema import Row, Run
 
@@ -15,6 +16,12 @@ SIMULATED = (
 )
 OWN_LENGTH = "the task's own sentences, unpadded"
 
+_PRECISIONS = {
+    "bf16-mixed": "bf16 mixed with fp32",
+    "16-mixed": "fp16 mixed with fp32",
+    "32-true": "fp32",
+}
+_DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 _AS_FLOAT = [
     ("cost", name)
     for name in ("peak_memory_bytes", "runtime_memory_bytes", "model_memory_bytes", "energy_mj", "power_w")
@@ -44,8 +51,8 @@ def cell_notes(measure: Measure, line: Line, value: Statistic | None) -> list[st
         return notes
     for run, row in zip(line.runs, line.rows, strict=True):
         notes += [note for note in timing_notes(measure, run, row) if note not in notes]
-    if value.n < len(line.rows):
-        notes.append(f"known for {value.n} of {len(line.rows)} seeds")
+    if value.n < len(line.seeds):
+        notes.append(f"known for {value.n} of {len(line.seeds)} seeds")
     return notes
 
 
@@ -97,7 +104,7 @@ def _graphs(measure: Measure, lines: Sequence[Entry]) -> list[list[tuple[str, Ro
     graphs: list[tuple[tuple[str, ...], list[tuple[str, Row, float]]]] = []
     for entry in lines:
         line = entry.line(measure.task)
-        value = line.fold(measure.read) if line is not None else None
+        value = measure.fold(line) if line is not None else None
         if line is None or value is None:
             continue
         row = line.rows[0]
@@ -110,11 +117,18 @@ def _graphs(measure: Measure, lines: Sequence[Entry]) -> list[list[tuple[str, Ro
     return [same for _, same in graphs]
 
 
-def study_notes(measures: Sequence[Measure], study: Study) -> list[str]:
-    """Notes on the whole table: folded seeds, several machines, jobs left out."""
+def study_notes(measures: Sequence[Measure], study: Study, lines: Sequence[Entry]) -> list[str]:
+    """Notes on the whole table: folded seeds, shared rows, how it was trained, several machines, jobs left out."""
     notes = []
     if study.folded:
-        notes.append("± is the sample standard deviation over seeds")
+        counts = {len(line.seeds) for entry in lines for line in entry.lines.values()}
+        notes.append(f"± is the sample standard deviation over {f'{counts.pop()} ' if len(counts) == 1 else ''}seeds")
+    if any(ALL in entry.labels for entry in lines):
+        notes.append(
+            f"{ALL}: one model for all these jobs, as the setting does not touch it; times are means over the jobs"
+        )
+    if any(measure.path[0] == "metrics" for measure in measures):
+        notes += [*dict.fromkeys(said for run in study.runs if (said := _training(run)))]
     timed = any(measure.path[0] == "cost" and measure.column.exact is False for measure in measures)
     processors = dict.fromkeys(run.processor for run in study.runs if run.processor)
     if timed and len(processors) > 1:
@@ -125,6 +139,20 @@ def study_notes(measures: Sequence[Measure], study: Study) -> list[str]:
     if study.superseded:
         notes.append(f"{study.superseded} older job(s) with the same overrides and seed are left out")
     return notes
+
+
+def _training(run: Run) -> str | None:
+    """The precision and the number of threads that models were trained with, and what follows from them."""
+    device, precision = run.data.get("device"), run.data.get("precision")
+    if device is None or precision is None:
+        return None
+    said = f"trained on the {_DEVICES.get(device, device)} in {_PRECISIONS.get(precision, precision)}"
+    said += " (by trainer.precision=auto)" if run.config("trainer", "precision") == "auto" else ""
+    threads = run.data.get("threads")
+    if device != "cpu" or not threads:
+        return said
+    count = f"{' and '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
+    return f"{said} with {count}; digits repeat at an equal number of threads"
 
 
 def _variant(measure: Measure) -> str | None:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgemin.errors import UserError
-from edgemin.report.fold import Line, Study, entries
+from edgemin.report.entries import entries
+from edgemin.report.fold import Line, Study
 from edgemin.report.grid import FULL, Column
 from edgemin.report.measures import Measure, metric_word, split_title, task_title
 from edgemin.report.schema import Row, Run
@@ -32,9 +32,6 @@ def gate_notes(line: Line, *, name_task: bool = False) -> list[str]:
     Args:
         line: the row, with its seeds.
         name_task: whether to say which task it was, where several stand in one row.
-
-    Raises:
-        UserError: a gate without ``passed``, or with what is not a number in the place of one.
     """
     failed = _failed(line)
     if not failed:
@@ -50,7 +47,7 @@ def gate_details(study: Study) -> list[str]:
     """A line for every gate that did not pass: its footnote, how many predictions changed, which layers are worst."""
     said = []
     for entry in entries(study):
-        for line in entry.lines.values():
+        for line in (line.first_of_each_seed for line in entry.lines.values()):
             labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, entry.labels, strict=True))
             rows = [row for _, row in _failed(line)]
             name = f"{entry.name} ({labels})" if labels else entry.name
@@ -60,14 +57,7 @@ def gate_details(study: Study) -> list[str]:
 
 def _failed(line: Line) -> list[tuple[Run, Row]]:
     gated = [(run, row) for run, row in zip(line.runs, line.rows, strict=True) if row.get("gate") is not None]
-    return [(run, row) for run, row in gated if not _passed(row)]
-
-
-def _passed(row: Row) -> bool:
-    found = row.get("gate", "passed")
-    if not isinstance(found, bool):
-        raise UserError(f"{row.file}: rows[{row.name!r}].gate.passed: expected true or false, given {found!r}")
-    return found
+    return [(run, row) for run, row in gated if not row.get("gate", "passed")]
 
 
 def _loss(run: Run, rows: Sequence[Row]) -> str:
@@ -122,11 +112,6 @@ def _worst(rows: Sequence[Row]) -> str:
     damage: dict[str, float] = {}
     for row in rows:
         for entry in row.get("gate", "worst") or ():
-            try:
-                layer, value = str(entry["layer"]), float(entry["damage"])
-            except (KeyError, TypeError, ValueError):
-                where = f"{row.file}: rows[{row.name!r}].gate.worst"
-                raise UserError(f"{where}: expected layers with their damage, given {entry!r}") from None
-            damage[layer] = damage.get(layer, 0.0) + value
+            damage[entry["layer"]] = damage.get(entry["layer"], 0.0) + entry["damage"]
     layers = sorted(damage, key=lambda layer: -damage[layer])[:_WORST]
     return f"; worst layers: {', '.join(layers)}" if layers else ""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from edgemin.report.fold import Statistic
 
 CORE, MAIN, PAGE, FULL = range(4)
-"""Where a column is shown: CORE everywhere, MAIN on wide terminals, PAGE in files, FULL in CSV alone."""
+"""Where a column is shown: CORE everywhere, MAIN where there is room, PAGE where a file has room, FULL in CSV alone."""
+_MOST = 8
+"""So many columns does a table for people have; the CSV has them all."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Column:
         level: CORE, MAIN, PAGE or FULL.
         text: holds text, not numbers.
         marks: its footnotes.
+        group: columns that follow one another and have the same are not torn apart.
     """
 
     key: str
@@ -39,6 +42,7 @@ class Column:
     level: int = MAIN
     text: bool = False
     marks: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,45 @@ class Table:
     def upto(self, level: int) -> Table:
         """The table without the columns beyond a level."""
         return self.only([place for place, column in enumerate(self.columns) if column.level <= level])
+
+    @property
+    def leading(self) -> int:
+        """How many columns say what a row is, before its first number."""
+        return next((place for place, column in enumerate(self.columns) if not column.text), len(self.columns))
+
+    def for_people(self) -> Table:
+        """The table of a page: the most important columns, those where all rows are alike last."""
+        table = self.upto(PAGE)
+        kept = [place for place, column in enumerate(table.columns) if column.text or column.level == CORE]
+        rest = [place for place in range(len(table.columns)) if place not in kept]
+        rest.sort(key=lambda place: (table._all_alike(place), table.columns[place].level, place))
+        return table.only(sorted(kept + rest[: max(_MOST - len(kept), 0)]))
+
+    def _all_alike(self, place: int) -> bool:
+        values = {row[place].value for row in self.rows}
+        return len(self.rows) > 1 and len(values) == 1
+
+    def parts(self) -> list[Sequence[int]]:
+        """The places of the columns in tables below one another, none too wide for a page, each with what a row is."""
+        leading = range(self.leading)
+        room = max(_MOST - len(leading), _MOST // 2)
+        parts: list[list[int]] = [[]]
+        for group in self._groups():
+            if parts[-1] and len(parts[-1]) + len(group) > room:
+                parts.append([])
+            parts[-1] += group
+        return [[*leading, *part] for part in parts]
+
+    def _groups(self) -> list[list[int]]:
+        """The places of the columns after the leading ones, those together that are not to be torn apart."""
+        groups: list[list[int]] = []
+        for place in range(self.leading, len(self.columns)):
+            group = self.columns[place].group
+            if groups and group and group == self.columns[groups[-1][0]].group:
+                groups[-1].append(place)
+            else:
+                groups.append([place])
+        return groups
 
     def only(self, places: Sequence[int]) -> Table:
         """The table with only some columns; the footnotes still referred to are lettered anew."""

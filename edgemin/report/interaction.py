@@ -67,7 +67,7 @@ _EFFECTS = (
 
 def stages(run: Run) -> tuple[str, str] | None:
     """The two stages that a job crossed; None where it did not."""
-    ablate = (run.data.get("config") or {}).get("ablate")
+    ablate = run.config("ablate")
     if not isinstance(ablate, Mapping) or ablate.get("_target_") != ABLATION:
         return None
     crossed = ablate.get("stages")
@@ -79,7 +79,7 @@ def cells(run: Run) -> Cells | None:
     crossed = stages(run)
     if crossed is None:
         return None
-    every = [str(stage) for stage in (run.data.get("order") or {}).get("stages", ())]
+    every = [str(stage) for stage in (run.data.get("order") or {}).get("stages") or ()]
     found = []
     for without in (crossed, crossed[1:], crossed[:1], ()):
         path = tuple(stage for stage in every if stage not in without)
@@ -155,7 +155,7 @@ def _known(group: Group) -> list[tuple[Run, Cells]]:
 
 def _measures(study: Study) -> list[Measure]:
     """Primary metrics, the size, and the latencies."""
-    metrics = [measure for measure in m.primary_metrics(study) if measure.column.level == CORE]
+    metrics = m.primary_metrics(study)
     return [*metrics, m.SIZE, m.latency("padded", "p50", CORE), m.latency("task", "p50", CORE)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edgemin.report.fold import Study
+from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Column
 from edgemin.report.schema import Row, Run
 
@@ -61,6 +61,27 @@ class Measure:
         path = [names.get(key, key) for key in self.path]
         return None if None in path else row.number(*(key for key in path if key is not None))
 
+    def fold(self, line: Line) -> Statistic | None:
+        """The number over the seeds of a row; None where it is missing.
+
+        A row that several jobs share has no difference to a row that they do not share.
+        """
+        if self.path[0] == "delta":
+            for jobs in line.seeds.values():
+                found = {_artifact_of(self.path[1], run, row) for run, row in zip(jobs.runs, jobs.rows, strict=True)}
+                if len(found) > 1:
+                    return None
+        return line.fold(self.read)
+
+
+def _artifact_of(reference: str, run: Run, row: Row) -> str | None:
+    """What a difference to the teacher, the student baseline or the parent is formed against."""
+    if reference in REFERENCES:
+        other = run.reference(reference)
+    else:
+        other = next((one for one in run.rows if one.name == row.made_from), None)
+    return other.artifact if other is not None else None
+
 
 def task_title(task: str) -> str:
     """A task's name as papers print it."""
@@ -91,21 +112,23 @@ def metric_column(metric: str, key: str, title: str, level: int) -> Column:
 
 
 def primary_metrics(study: Study) -> list[Measure]:
-    """The metrics of each job's own task on its first split, the primary metrics first."""
-    primary = dict.fromkeys(run.metric for run in study.runs if run.metric)
-    found = dict(primary)
+    """The metric that each job's task lists first, on its first split."""
+    return [_own_metric(metric, CORE) for metric in dict.fromkeys(run.metric for run in study.runs) if metric]
+
+
+def further_metrics(study: Study) -> list[Measure]:
+    """The other metrics of each job's own task on its first split."""
+    found: dict[str, None] = {}
     for run in study.runs:
         for row in run.rows:
             values = row.metrics.get(run.task or "", {}).get(run.splits[0] if run.splits else "", {})
             found.update(dict.fromkeys(key for key in values if key not in _NOT_METRICS))
-    return [
-        Measure(
-            ("metrics", "{task}", "{split}", metric),
-            metric_column(metric, metric, "", CORE if metric in primary else PAGE),
-        )
-        for metric in found
-        if metric
-    ]
+    primary = {run.metric for run in study.runs}
+    return [_own_metric(metric, MAIN) for metric in found if metric not in primary]
+
+
+def _own_metric(metric: str, level: int) -> Measure:
+    return Measure(("metrics", "{task}", "{split}", metric), metric_column(metric, metric, "", level))
 
 
 def other_splits(study: Study) -> list[Measure]:

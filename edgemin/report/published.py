@@ -11,8 +11,9 @@ import yaml
 
 from edgemin.errors import UserError
 from edgemin.report import measures as m
-from edgemin.report.fold import Entry, Statistic, Study, entries
-from edgemin.report.grid import CORE, FULL, MAIN, Cell, Column, Footnotes, Table
+from edgemin.report.entries import Entry, entries
+from edgemin.report.fold import Statistic, Study
+from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table
 from edgemin.report.measures import Measure
 from edgemin.report.schema import Row, Run
 
@@ -173,11 +174,13 @@ def _block(key: tuple[str, str | None], lines: list[Entry], published: Published
     title = f"{m.task_title(task)} {raw.title}" if task else raw.title
     name = f"{kind}_{task}" if task else kind
     exact = raw.exact
-    theirs = Column(f"{name}_published", f"{title}, published", raw.unit, 1.0, raw.digits, level=CORE)
-    shown = replace(raw, key=raw.key if not task else f"{task}_{raw.key}", title=f"{title}, ours", level=CORE)
+    theirs = Column(f"{name}_published", f"{title}, published", raw.unit, 1.0, raw.digits, level=CORE, group=name)
+    shown = replace(
+        raw, key=raw.key if not task else f"{task}_{raw.key}", title=f"{title}, ours", level=CORE, group=name
+    )
     unit = "pp" if points else "%"
     less = Column(f"{name}_difference_{unit.replace('%', 'percent')}", f"{title}, difference", unit)
-    less = replace(less, exact=exact, level=MAIN if any(cell[2] for cell in cells) else FULL)
+    less = replace(less, exact=exact, level=CORE if any(cell[2] for cell in cells) else FULL, group=name)
     return _Block((theirs, shown, less), cells)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import textwrap
-from typing import TextIO
+from collections.abc import Sequence
+from typing import Literal, TextIO
 
 from rich import box
 from rich.console import Console
@@ -14,9 +16,9 @@ from rich.measure import Measurement
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from edgemin.plain_text import printable
+from edgemin.plain_text import csv_cell, printable
 from edgemin.report.fold import Statistic
-from edgemin.report.grid import MAIN, PAGE, Cell, Column, Table, decimals, written
+from edgemin.report.grid import CORE, MAIN, Cell, Column, Table, decimals, written
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -35,10 +37,12 @@ _LATEX = {
     "±": r"$\pm$",
     "\n": " ",
 }
-_WIDE = 9
+_WIDE = 7
 """From this many columns on, a LaTeX table spans both columns and is scaled to the line."""
-_HEADING = 11
-"""A heading on the terminal is broken at about this many characters."""
+_HEADING, _NARROW_HEADING = 11, 8
+"""A heading on the terminal is broken at about so many characters, or at fewer where the width is wanted."""
+_NAME = 18
+"""A name on the terminal is broken at so many characters where not even the most important numbers fit beside it."""
 
 
 def _heading(column: Column) -> str:
@@ -47,21 +51,21 @@ def _heading(column: Column) -> str:
 
 def markdown(table: Table) -> str:
     """The table as GitHub-flavoured Markdown, title and footnotes included."""
-    table = table.upto(PAGE)
-    places = range(len(table.columns))
-    digits = [decimals(table, place) for place in places]
+    table = table.for_people()
+    digits = [decimals(table, place) for place in range(len(table.columns))]
 
     def cell(text: str, marks: tuple[str, ...]) -> str:
         return escape_markdown(text) + (f"<sup>{','.join(marks)}</sup>" if marks else "")
 
-    lines = [f"**{escape_markdown(table.title)}**", ""]
-    lines.append("| " + " | ".join(cell(_heading(column), column.marks) for column in table.columns) + " |")
-    lines.append("|" + "|".join(" :--- " if column.text else " ---: " for column in table.columns) + "|")
-    for row in table.rows:
-        shown = [
-            cell(written(row[place].value, table.columns[place], digits[place]), row[place].marks) for place in places
-        ]
-        lines.append("| " + " | ".join(shown) + " |")
+    lines = [f"**{escape_markdown(table.title)}**"]
+    for places in table.parts():
+        columns = [table.columns[place] for place in places]
+        lines += ["", "| " + " | ".join(cell(_heading(column), column.marks) for column in columns) + " |"]
+        lines.append("|" + "|".join(" :--- " if column.text else " ---: " for column in columns) + "|")
+        for row in table.rows:
+            texts = (written(row[place].value, table.columns[place], digits[place]) for place in places)
+            shown = [cell(text, row[place].marks) for text, place in zip(texts, places, strict=True)]
+            lines.append("| " + " | ".join(shown) + " |")
     for mark, note in table.footnotes:
         lines += ["", (f"<sup>{mark}</sup> " if mark else "") + escape_markdown(note)]
     return "\n".join(lines) + "\n"
@@ -80,9 +84,9 @@ def comma_separated(table: Table) -> str:
     folded = table.folded
     header: list[str] = []
     for column in table.columns:
-        header.append(column.key)
-        if folded and not column.text and column.key != "seeds":
-            header += [f"{column.key}_sd", f"{column.key}_n"]
+        header.append(csv_cell(column.key))
+        if folded and not column.text:
+            header += [f"{header[-1]}_sd", f"{header[-1]}_n"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -90,7 +94,7 @@ def comma_separated(table: Table) -> str:
         values: list[str] = []
         for cell, column in zip(row, table.columns, strict=True):
             values.append(_raw(cell))
-            if folded and not column.text and column.key != "seeds":
+            if folded and not column.text:
                 known = cell.value if isinstance(cell.value, Statistic) else None
                 values.append("" if known is None or known.sd is None else repr(known.sd))
                 values.append("" if known is None else str(known.n))
@@ -102,24 +106,16 @@ def _raw(cell: Cell) -> str:
     if cell.value is None:
         return ""
     if isinstance(cell.value, str):
-        return cell.value
+        return csv_cell(cell.value)
     mean = cell.value.mean
     return str(int(mean)) if mean.is_integer() and abs(mean) < 2**53 else repr(mean)
 
 
 def latex(table: Table) -> str:
     """The table as a LaTeX float for the packages booktabs and graphicx, footnotes below it."""
-    table = table.upto(PAGE)
-    wide = len(table.columns) >= _WIDE
-    places = range(len(table.columns))
-    digits = [decimals(table, place) for place in places]
-
-    def cell(text: str, marks: tuple[str, ...]) -> str:
-        return escape_latex(text) + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")
-
-    def line(cells: list[str]) -> str:
-        return "    " + " & ".join(cells) + r" \\"
-
+    table = table.for_people()
+    parts = table.parts()
+    wide = max(map(len, parts)) >= _WIDE
     environment = "table*" if wide else "table"
     lines = [
         r"% needs \usepackage{booktabs,graphicx}",
@@ -128,29 +124,34 @@ def latex(table: Table) -> str:
         rf"  \caption{{{escape_latex(table.title)}}}",
         rf"  \label{{tab:{table.name.replace('_', '-')}}}",
     ]
-    lines += [r"  \resizebox{\textwidth}{!}{%"] if wide else []
-    lines.append(rf"  \begin{{tabular}}{{{''.join('l' if column.text else 'r' for column in table.columns)}}}")
-    lines.append(r"    \toprule")
-    headings = [escape_latex(part) for column in table.columns for part in [_heading(column)]]
-    headings = [_stacked(column, heading) for column, heading in zip(table.columns, headings, strict=True)]
-    lines.append(line(headings))
-    lines.append(r"    \midrule")
-    for number, row in enumerate(table.rows):
-        if number in table.sections:
-            lines.append(r"    \midrule")
-        lines.append(
-            line(
-                [
-                    cell(written(row[place].value, table.columns[place], digits[place]), row[place].marks)
-                    for place in places
-                ]
-            )
-        )
-    lines += [r"    \bottomrule", r"  \end{tabular}" + ("}" if wide else "")]
+    for number, places in enumerate(parts):
+        lines += ["", r"  \medskip"] if number else []
+        tabular = _tabular(table, places)
+        lines += [r"  \resizebox{\textwidth}{!}{%", *tabular[:-1], tabular[-1] + "}"] if wide else tabular
     for mark, note in table.footnotes:
         sign = rf"\textsuperscript{{{mark}}} " if mark else ""
         lines += ["", rf"  \smallskip {{\footnotesize {sign}{escape_latex(note)}\par}}"]
     return "\n".join([*lines, rf"\end{{{environment}}}", ""])
+
+
+def _tabular(table: Table, places: Sequence[int]) -> list[str]:
+    """Some columns of a table as a LaTeX tabular."""
+
+    def cell(row: Sequence[Cell], place: int) -> str:
+        marks = row[place].marks
+        text = escape_latex(written(row[place].value, table.columns[place], decimals(table, place)))
+        return text + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")
+
+    def line(cells: Sequence[str]) -> str:
+        return "    " + " & ".join(cells) + r" \\"
+
+    columns = [table.columns[place] for place in places]
+    lines = [rf"  \begin{{tabular}}{{{''.join('l' if column.text else 'r' for column in columns)}}}", r"    \toprule"]
+    lines += [line([_stacked(column, escape_latex(_heading(column))) for column in columns]), r"    \midrule"]
+    for number, row in enumerate(table.rows):
+        lines += [r"    \midrule"] if number in table.sections else []
+        lines.append(line([cell(row, place) for place in places]))
+    return [*lines, r"    \bottomrule", r"  \end{tabular}"]
 
 
 def _stacked(column: Column, heading: str) -> str:
@@ -163,57 +164,78 @@ def _stacked(column: Column, heading: str) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it stands."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 def terminal(table: Table, file: TextIO | None = None) -> None:
     """Prints the table so that no number is ever cut.
 
-    A terminal that is too narrow gets fewer columns, and a line that names those left out; where the output
-    is no terminal, the table takes the width it needs.
+    A terminal that is too narrow, and output of which the environment variable COLUMNS says how wide it is, gets
+    narrow headings, then fewer columns with a line that names those left out, then names of several lines. Other
+    output takes the width it needs.
     """
     console = Console(file=file, highlight=False, markup=False, emoji=False)
-    shown = table.upto(MAIN)
-    dropped: list[str] = []
-    if console.is_terminal:
-        while _width(console, shown) > console.width and (place := _least(shown)) is not None:
-            dropped.insert(0, shown.columns[place].title)
-            shown = shown.only([number for number in range(len(shown.columns)) if number != place])
-    console.width = max(console.width, _width(console, shown))
     ascii_only = "utf" not in console.encoding.lower()
-
-    def show(what: Text | TerminalTable) -> None:
-        console.print(what, soft_wrap=not isinstance(what, TerminalTable))
-
-    show(Text(_plain(table.title, ascii_only), style="bold"))
-    show(_drawn(shown, ascii_only))
+    full = table.upto(MAIN)
+    shown, drawn = full, _drawn(full, ascii_only)
+    told = os.environ.get("COLUMNS", "").isdecimal()  # rich takes it as the width, and 0 where it says nothing
+    if (console.file.isatty() or told) and console.width > 0:
+        shown, drawn = _fitting(full, ascii_only, console)
+    console.width = max(console.width, _width(console, drawn))
+    console.print(Text(_plain(table.title, ascii_only), style="bold"), soft_wrap=True)
+    console.print(drawn)
     for mark, note in shown.footnotes:
-        show(Text(_plain(f"[{mark}] {note}" if mark else note, ascii_only)))
-    if dropped:
-        show(Text(f"Left out for lack of width: {', '.join(dropped)}"))
+        console.print(Text(_plain(f"[{mark}] {note}" if mark else note, ascii_only)), soft_wrap=True)
+    left_out = [column.title for column in full.columns if column.key not in {one.key for one in shown.columns}]
+    if left_out:
+        console.print(Text(f"Left out for lack of width: {', '.join(left_out)}"), soft_wrap=True)
 
 
-def _least(table: Table) -> int | None:
-    """The column to drop next: of the highest level the last one; the texts and the first number stay."""
+def _fitting(table: Table, ascii_only: bool, console: Console) -> tuple[Table, TerminalTable]:
+    """As much of the table as is no wider than the console."""
+    drawn = _drawn(table, ascii_only)
+    if _width(console, drawn) <= console.width:
+        return table, drawn
+    for names in (None, _NAME):
+        while True:
+            drawn = _drawn(table, ascii_only, _NARROW_HEADING, names)
+            place = _least(table, CORE if names is not None else MAIN)
+            if place is None or _width(console, drawn) <= console.width:
+                break
+            table = table.only([number for number in range(len(table.columns)) if number != place])
+        if _width(console, drawn) <= console.width:
+            break
+    return table, drawn
+
+
+def _least(table: Table, level: int) -> int | None:
+    """The column to drop next, of this level or above: of the highest the last one; texts and the first number stay."""
     numbers = [place for place, column in enumerate(table.columns) if not column.text]
-    if len(numbers) < 2:
-        return None
-    return max(numbers[1:], key=lambda place: (table.columns[place].level, place))
+    found = [place for place in numbers[1:] if table.columns[place].level >= level]
+    return max(found, key=lambda place: (table.columns[place].level, place), default=None)
 
 
-def _width(console: Console, table: Table) -> int:
-    roomy = console.options.update(width=100_000)
-    return Measurement.get(console, roomy, _drawn(table, ascii_only=True)).maximum
+def _width(console: Console, drawn: TerminalTable) -> int:
+    return Measurement.get(console, console.options.update(width=100_000), drawn).maximum
 
 
-def _drawn(table: Table, ascii_only: bool) -> TerminalTable:
-    drawn = TerminalTable(box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in table.columns:
-        lines = [column.title] if column.text else textwrap.wrap(column.title, _HEADING)
-        lines += [column.unit] if column.unit else []
-        lines[-1] += f" [{','.join(column.marks)}]" if column.marks else ""
-        heading = Text("\n".join(_plain(line, ascii_only) for line in lines))
-        drawn.add_column(heading, justify="left" if column.text else "right", no_wrap=True, vertical="bottom")
+def _drawn(table: Table, ascii_only: bool, heading: int = _HEADING, names: int | None = None) -> TerminalTable:
+    """The table for the terminal.
+
+    Args:
+        table: the table.
+        ascii_only: whether the terminal knows no other characters.
+        heading: the width at which a heading is broken.
+        names: the width at which a text is broken; None: nowhere.
+    """
+    style = box.ASCII2 if ascii_only else box.SIMPLE_HEAD
+    gap = (0, 1) if heading == _HEADING else (0, 1, 0, 0)
+    drawn = TerminalTable(box=style, padding=gap, pad_edge=False)
+    headings = [_broken_heading(column, _plain(column.title, ascii_only), heading, names) for column in table.columns]
+    for column, lines in zip(table.columns, headings, strict=True):
+        above = [""] * (max(map(len, headings)) - len(lines))
+        justify: Literal["left", "right"] = "left" if column.text else "right"
+        drawn.add_column(Text("\n".join(above + lines)), justify=justify, no_wrap=True)
     digits = [decimals(table, place) for place in range(len(table.columns))]
     for number, row in enumerate(table.rows):
         if number in table.sections:
@@ -221,9 +243,29 @@ def _drawn(table: Table, ascii_only: bool) -> TerminalTable:
         cells = []
         for cell, column, places in zip(row, table.columns, digits, strict=True):
             text = written(cell.value, column, places) + (f" [{','.join(cell.marks)}]" if cell.marks else "")
-            cells.append(Text(_plain(text, ascii_only)))
+            text = _plain(text, ascii_only)
+            cells.append(Text("\n".join(_broken(text, names)) if column.text else text))
         drawn.add_row(*cells)
     return drawn
+
+
+def _broken_heading(column: Column, title: str, width: int, names: int | None) -> list[str]:
+    """A heading's lines: the title, the unit, the marks."""
+    if column.text:
+        lines = [title] if names is None else title.replace(".", ".\n").split("\n")
+    else:
+        lines = textwrap.wrap(title, width, break_long_words=False)
+    lines += [column.unit] if column.unit else []
+    marks = f"[{','.join(column.marks)}]" if column.marks else ""
+    if marks and width < _HEADING and len(f"{lines[-1]} {marks}") > width:
+        lines.append(marks)
+    elif marks:
+        lines[-1] += f" {marks}"
+    return lines
+
+
+def _broken(text: str, width: int | None) -> list[str]:
+    return [text] if width is None else textwrap.wrap(text, width) or [text]
 
 
 def _plain(text: str, ascii_only: bool) -> str:

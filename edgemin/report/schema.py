@@ -1,4 +1,4 @@
-"""Reads run.json, checks it lightly, and gives typed access to it; docs/run_json.md documents every field."""
+"""Reads run.json and gives typed access to it; docs/run_json.md documents every field."""
 
 from __future__ import annotations
 
@@ -12,45 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgemin.errors import UserError
+from edgemin.plain_text import printable
+from edgemin.report.fields import wrong
 
 SCHEMA = 1
 FILE = "run.json"
-
-_JOB: tuple[tuple[str, type, bool], ...] = (
-    ("study", str, True),
-    ("experiment", str, False),
-    ("job", dict, True),
-    ("started", str, False),
-    ("ended", str, False),
-    ("seed", int, True),
-    ("task", dict, False),
-    ("order", dict, False),
-    ("config", dict, False),
-    ("host", dict, False),
-    ("versions", dict, False),
-    ("precision", str, False),
-    ("device", str, False),
-    ("published", str, False),
-    ("nodes", list, False),
-    ("warnings", list, False),
-    ("rows", list, True),
-)
-_ROW: tuple[tuple[str, type, bool], ...] = (
-    ("name", str, True),
-    ("model", str, True),
-    ("stages", list, True),
-    ("control", bool, False),
-    ("artifact", str, False),
-    ("made_from", str, False),
-    ("metrics", dict, False),
-    ("transfer", list, False),
-    ("cost", dict, False),
-    ("delta", dict, False),
-    ("notes", list, False),
-    ("gate", dict, False),
-    ("collapsed", dict, False),
-    ("findings", dict, False),
-)
 
 
 @dataclass(frozen=True)
@@ -114,25 +80,12 @@ class Row:
 
     def get(self, *keys: str) -> Any:
         """What lies at a path of keys, or None where any of them is missing."""
-        value: Any = self.data
-        for key in keys:
-            if not isinstance(value, Mapping) or value.get(key) is None:
-                return None
-            value = value[key]
-        return value
+        return _at(self.data, keys)
 
     def number(self, *keys: str) -> float | None:
-        """The number at a path of keys; None where it is missing or not finite.
-
-        Raises:
-            UserError: what lies there is not a number.
-        """
+        """The number at a path of keys; None where it is missing or not finite."""
         value = self.get(*keys)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UserError(f"{self.file}: rows[{self.name!r}].{'.'.join(keys)}: expected a number, given {value!r}")
-        return float(value) if math.isfinite(value) else None
+        return float(value) if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -214,15 +167,17 @@ class Run:
         """The plan's nodes, in the order they ran."""
         return tuple(node for node in self.data.get("nodes") or () if isinstance(node, Mapping))
 
+    def config(self, *keys: str) -> Any:
+        """What lies at a path of keys of the configuration, or None where any of them is missing."""
+        return _at(self.data.get("config"), keys)
+
     def setting(self, key: str) -> str:
         """A setting as a table shows it: the override, else what the config holds, else `default`."""
         if key == "study":
             return self.study
         if key in self.overrides:
             return self.overrides[key] or "-"
-        value: Any = self.data.get("config") or {}
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        value = self.config(*key.split("."))
         if isinstance(value, Mapping):
             value = value.get("name")
         return "default" if value is None else str(value)
@@ -244,26 +199,35 @@ def read(path: Path | str) -> Run:
     file = Path(path)
     file = file / FILE if file.is_dir() else file
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = _printable(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{file}: expected a job's run.json, given a path that does not exist") from None
     except OSError as error:
         raise UserError(f"{file}: expected a readable file, given {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{file}: expected a job's run.json, given JSON that is nested too deeply") from None
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: expected JSON, given a corrupt or incomplete file ({reason})") from None
+        raise UserError(
+            f"{file}: expected JSON, given a corrupt or incomplete file ({printable(str(error))})"
+        ) from None
     if not isinstance(data, dict):
-        raise UserError(f"{file}: expected a JSON object, given {_kind(data)}")
+        raise UserError(f"{file}: expected a JSON object, given another value")
     schema = data.get("schema")
-    if schema != SCHEMA:
+    if schema != SCHEMA or isinstance(schema, bool):
         by = f", written by EdgeMIN {data['edgemin']}" if isinstance(data.get("edgemin"), str) else ""
-        raise UserError(f"{file}: schema: expected {SCHEMA}, given {schema!r}{by}")
-    _check(file, "", data, _JOB)
-    for number, row in enumerate(data["rows"]):
-        if not isinstance(row, dict):
-            raise UserError(f"{file}: rows[{number}]: expected an object, given {_kind(row)}")
-        _check(file, f"rows[{number}].", row, _ROW)
+        raise UserError(f"{file}: schema: expected {SCHEMA}, given {str(schema)[:40]}{by}")
+    if problem := wrong(data):
+        raise UserError(f"{file}: {problem}")
     return Run(file, data)
+
+
+def _printable(value: Any) -> Any:
+    """The same with all texts as lines that no terminal acts on."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _printable(one) for key, one in value.items()}
+    return [_printable(one) for one in value] if isinstance(value, list) else value
 
 
 def find(directory: Path | str) -> list[Path]:
@@ -275,7 +239,9 @@ def find(directory: Path | str) -> list[Path]:
     top = Path(directory)
     if (top / FILE).is_file():
         return [top / FILE]
-    found = sorted(top.rglob(FILE), key=lambda file: _natural(file.relative_to(top)))
+    found = sorted(
+        (file for file in top.rglob(FILE) if file.is_file()), key=lambda file: _natural(file.relative_to(top))
+    )
     if not found:
         what = "one that has none" if top.is_dir() else "a path that is not a directory"
         raise UserError(f"study: expected a directory with run.json in or below it, given {top} ({what})")
@@ -287,20 +253,12 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _check(file: Path, where: str, data: Mapping[str, Any], fields: Sequence[tuple[str, type, bool]]) -> None:
-    for key, kind, required in fields:
-        value = data.get(key)
-        if value is None and not required:
-            continue
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UserError(f"{file}: {where}{key}: expected {_NAMES[kind]}, given {_kind(value)}")
-
-
-_NAMES = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else _NAMES.get(type(value), "a number")
+def _at(value: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
 
 
 def _strings(data: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from edgemin.errors import UserError
+from edgemin.report.entries import entries
 from edgemin.report.fold import Line, Statistic, Study, statistic
 from edgemin.report.grid import CORE, MAIN, Cell, Column, Footnotes, Table
 from edgemin.report.schema import Row
@@ -69,22 +69,18 @@ class Sensitivity:
 
 
 def found(study: Study) -> list[Sensitivity]:
-    """Every row that looked, in the order of the tables.
-
-    Raises:
-        UserError: a finding that is not as docs/run_json.md has it.
-    """
+    """Every row that looked, in the order of the tables."""
     made = []
-    for group in study.groups:
-        for name, line in group.lines.items():
-            rows = [row for row in line.rows if row.get("findings", "sensitivity") is not None]
-            if rows:
-                squared = line.runs[0].metric in _REGRESSION
-                layers = _layers(rows)
-                bits = {bits for layer in layers for bits in layer.damage}
-                candidates = tuple(sorted(bits, reverse=True))
-                notes = _notes(rows, line, squared)
-                made.append(Sensitivity(group.labels, name, layers, candidates, len(rows), squared, notes))
+    for entry in entries(study):
+        line = next(iter(entry.lines.values())).first_of_each_seed
+        rows = [row for row in line.rows if row.get("findings", "sensitivity") is not None]
+        if rows:
+            squared = line.runs[0].metric in _REGRESSION
+            layers = _layers(rows)
+            bits = {bits for layer in layers for bits in layer.damage}
+            candidates = tuple(sorted(bits, reverse=True))
+            notes = _notes(rows, line, squared)
+            made.append(Sensitivity(entry.labels, entry.name, layers, candidates, len(rows), squared, notes))
     return made
 
 
@@ -127,13 +123,13 @@ def _layers(rows: Sequence[Row]) -> tuple[Layer, ...]:
     weights: dict[str, list[float]] = {}
     damage: dict[str, dict[int, list[float]]] = {}
     chosen: dict[str, Counter[int]] = {}
-    for row in rows:
-        for number, entry in enumerate(_list(row, "layers")):
-            name, count, tried, bits = _entry(row, number, entry)
-            weights.setdefault(name, []).append(count)
-            for candidate, value in tried.items():
-                damage.setdefault(name, {}).setdefault(candidate, []).append(value)
-            chosen.setdefault(name, Counter()).update([] if bits is None else [bits])
+    for layer in (layer for row in rows for layer in row.get("findings", "sensitivity", "layers")):
+        name, bits = layer["name"], layer.get("bits")
+        weights.setdefault(name, []).append(float(layer["weights"]))
+        for candidate, value in layer["damage"].items():
+            if value is not None and math.isfinite(value):
+                damage.setdefault(name, {}).setdefault(int(candidate), []).append(value)
+        chosen.setdefault(name, Counter()).update([] if bits is None else [bits])
     return tuple(
         Layer(
             name,
@@ -144,28 +140,6 @@ def _layers(rows: Sequence[Row]) -> tuple[Layer, ...]:
         for name, counts in weights.items()
         if (size := statistic(counts))
     )
-
-
-def _entry(row: Row, number: int, entry: Any) -> tuple[str, float, dict[int, float], int | None]:
-    try:
-        name, count, tried, bits = entry["name"], float(entry["weights"]), entry["damage"], entry.get("bits")
-        damage = {int(candidate): float(value) for candidate, value in tried.items() if value is not None}
-        return str(name), count, damage, None if bits is None else int(bits)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{_where(row)}.layers[{number}]: expected name, weights, damage and bits, given {entry!r}"
-        ) from None
-
-
-def _list(row: Row, key: str) -> list[Any]:
-    value = row.get("findings", "sensitivity", key)
-    if not isinstance(value, list):
-        raise UserError(f"{_where(row)}.{key}: expected a list, given {value!r}")
-    return value
-
-
-def _where(row: Row) -> str:
-    return f"{row.file}: rows[{row.name!r}].findings.sensitivity"
 
 
 def _notes(rows: Sequence[Row], line: Line, squared: bool) -> tuple[str, ...]:

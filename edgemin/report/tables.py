@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from edgemin.report import interaction, sensitivity
 from edgemin.report import measures as m
-from edgemin.report.fold import Entry, Study, entries, side_by_side
+from edgemin.report.entries import Entry, entries, side_by_side
+from edgemin.report.fold import Study
 from edgemin.report.footnotes import cell_notes, column_notes, same_graph_notes, study_notes
 from edgemin.report.gate import MEASURES as GATE
 from edgemin.report.gate import gate_notes
@@ -32,31 +33,33 @@ def tables(study: Study) -> list[Table]:
 
 
 def stage_table(study: Study) -> Table | None:
-    """Every row with its metrics, its costs, and both against the teacher and the student baseline."""
+    """Every row with its metrics, its costs, and both against the teacher and the student baseline.
+
+    The columns stand in the order of what matters, as those on the right are the first that a page has no room for.
+    """
     measures = [
         *m.primary_metrics(study),
-        *m.other_splits(study),
+        m.retained("teacher", CORE),
         m.SIZE,
-        m.PARAMS,
-        m.VISIBLE,
-        m.FLOPS,
-        *m.full([m.MACS]),
         m.latency("padded", "p50", CORE),
+        *m.other_splits(study),
+        m.speed_up("padded", "teacher", MAIN),
+        m.ratio("compression", "teacher", MAIN),
+        m.PARAMS,
+        m.FLOPS,
+        *m.further_metrics(study),
         m.latency("task", "p50", MAIN),
-        m.throughput("padded", PAGE),
-        m.throughput("task", PAGE),
+        m.speed_up("padded", "student", MAIN),
+        m.ratio("compression", "student", MAIN),
+        m.retained("student", MAIN),
+        m.VISIBLE,
         m.PEAK_MEMORY,
         m.ENERGY,
-        *m.full(m.DETAILS),
+        m.throughput("padded", PAGE),
+        m.throughput("task", PAGE),
+        *(m.speed_up("task", reference, PAGE) for reference in m.REFERENCES),
+        *m.full([m.MACS, *m.DETAILS]),
     ]
-    for reference in m.REFERENCES:
-        level = CORE if reference == "teacher" else MAIN
-        measures += [
-            m.ratio("compression", reference, level),
-            m.speed_up("padded", reference, level),
-            m.speed_up("task", reference, PAGE),
-            m.retained(reference, MAIN),
-        ]
     for reference in (*m.REFERENCES, "parent"):
         measures += [m.difference(reference, FULL), m.ratio("params", reference, FULL)]
         measures += [m.ratio("flops", reference, FULL)]
@@ -174,7 +177,7 @@ def _table(
 ) -> Table | None:
     """Builds a table of the measures that any line has; None where no line has any."""
     folds = {
-        (number, measure.column.key): line.fold(measure.read)
+        (number, measure.column.key): measure.fold(line)
         for number, entry in enumerate(lines)
         for measure in measures
         if (line := entry.line(measure.task)) is not None
@@ -192,8 +195,9 @@ def _table(
     footnotes = Footnotes()
     leading = [Column(key, key, level=CORE, text=True) for key in keys]
     leading.append(Column("name", "Model", level=CORE, text=True))
+    counts = {len(line.seeds) for entry in lines for line in entry.lines.values()}
     if study.folded:
-        leading.append(Column("seeds", "Seeds", digits=0, exact=True, level=CORE))
+        leading.append(Column("seeds", "Seeds", level=CORE if len(counts) > 1 else FULL, text=True))
     columns = [replace(measure.column, marks=footnotes.mark(column_notes(measure, study, lines))) for measure in shown]
     rows = []
     for number, entry in enumerate(lines):
@@ -202,7 +206,7 @@ def _table(
             place = (number, measure.column.key)
             cells.append(Cell(folds.get(place), footnotes.mark(notes.get(place, []))))
         rows.append(tuple(cells))
-    footnotes.general += same_graph_notes(shown, lines) + study_notes(shown, study)
+    footnotes.general += same_graph_notes(shown, lines) + study_notes(shown, study, lines)
     sections = tuple(number for number in range(1, len(lines)) if lines[number].labels != lines[number - 1].labels)
     return Table(name, title, (*leading, *columns), tuple(rows), sections, footnotes.listed())
 
@@ -212,11 +216,11 @@ def _leading(entry: Entry, study: Study, footnotes: Footnotes) -> list[Cell]:
     every = [row for line in entry.lines.values() for row in line.rows]
     notes = list(dict.fromkeys(note for row in every for note in row.notes))
     several = len(entry.lines) > 1
-    notes += [note for line in entry.lines.values() for note in gate_notes(line, name_task=several)]
+    notes += [note for line in entry.lines.values() for note in gate_notes(line.first_of_each_seed, name_task=several)]
     cells = [Cell(label) for label in entry.labels]
     cells.append(Cell(entry.name, footnotes.mark(notes)))
     if study.folded:
-        counts = [len(line.rows) for line in entry.lines.values()]
+        counts = [len(line.seeds) for line in entry.lines.values()]
         text = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
         cells.append(Cell(text))
     return cells
