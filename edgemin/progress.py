@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from edgemin.plain_text import inert
+
 
 class NodeProgress(pl.Callback):
     """Shows how far a node's training is: steps done, steps per second, time left.
@@ -167,4 +169,4 @@ def is_live(console: Console) -> bool:
 
 def _print(console: Console, line: str) -> None:
     # As Text: a path may hold square brackets, which rich would take for markup.
-    console.print(Text(line), soft_wrap=True, highlight=False)
+    console.print(Text(inert(line)), soft_wrap=True, highlight=False)

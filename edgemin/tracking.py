@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from edgemin.errors import UserError
+from edgemin.plain_text import csv_cell
 
 CSV_NAME = "training.csv"
 CSV_COLUMNS = ("stage", "step", "metric", "value")
@@ -67,7 +68,7 @@ class Tracker:
     def log(self, stage: str, metrics: Mapping[str, float], step: int) -> None:
         """Record ``metrics`` of ``stage`` at ``step``; each stage counts its own steps."""
         assert self._file is not None, "start() comes before log()"
-        lines = [(stage, step, name, repr(float(value))) for name, value in metrics.items()]
+        lines = [(csv_cell(stage), step, csv_cell(name), repr(float(value))) for name, value in metrics.items()]
         csv.writer(self._file).writerows(lines)
         self._file.flush()
 

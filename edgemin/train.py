@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edgemin import launch
 from edgemin.errors import UserError
+from edgemin.plain_text import printable
 
 _failed: list[str] = []
 
@@ -139,7 +140,7 @@ def _report(error: Exception, *, by_all: bool = True) -> str:
 
 def one_line(error: Exception) -> str:
     """A mistake of the user's as one line: the key, what was expected, what was given."""
-    text = " ".join(str(error).split())
+    text = printable(str(error))
     if unknown := re.search(r"Could not override '([^']*)'", text):
         key = getattr(error.__cause__, "full_key", None) or unknown[1]
         return f"{key}: unknown key (to add one of your own write +{key}=...)"

@@ -204,6 +204,12 @@ def test_a_second_run_trains_nothing_and_prints_the_same_table(
     assert (place / "again" / table).read_text() == (place / "paper" / table).read_text()
 
 
+def test_run_json_and_the_tables_say_what_was_trained_with(paper: Run, place: Path) -> None:
+    assert paper["threads"] == [torch.get_num_threads()]
+    foot = (place / "paper" / "tables" / "stages.md").read_text()
+    assert "trained on the CPU in " in foot and f"with {torch.get_num_threads()} thread" in foot
+
+
 def test_without_the_store_all_numbers_come_out_again_to_the_last_digit(paper: Run, place: Path) -> None:
     fresh = studies.run(place / "fresh", store=place / "fresh store")
     assert not any(node["cached"] for node in fresh["nodes"])

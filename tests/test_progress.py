@@ -147,3 +147,8 @@ def test_a_node_that_is_not_trained_gets_one_line_as_it_stands(capsys: pytest.Ca
         "student/prune[0.2]  done",
         "x" * 200 + "  cached",
     ]
+
+
+def test_a_terminal_acts_on_nothing_in_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    node_line("student/\x1b[31mred", "done")
+    assert capsys.readouterr().out == "student/\\x1b[31mred  done\n"

@@ -313,3 +313,16 @@ def test_a_wrong_published_file_is_refused_in_one_line(tmp_path: Path, text: str
         published.read(file)
     assert expected in str(caught.value) and str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_first_metric_of_a_task_leads_its_table() -> None:
+    data = run_json.run()
+    data["task"]["metric"] = "f1"
+    shown = [key for key in column_keys(tables.accuracy(study(data))) if "sst2" in key]
+    assert shown == ["sst2_validation_f1_fraction", "sst2_validation_accuracy_fraction"]
+    assert column_keys(tables.stage_table(study(data)))[1:5] == [
+        "f1_fraction",
+        "metric_retained_of_teacher_fraction",
+        "size_bytes",
+        "latency_padded_p50_ms",
+    ]

@@ -209,3 +209,11 @@ def test_auto_goes_on_offline_when_the_server_does_not_answer(tmp_path: Path, mo
     assert list(tmp_path.glob("wandb/offline-run-*/files/wandb-summary.json"))
     with pytest.raises(UserError, match=r"^logger\.mode: W&B cannot start in mode 'online'"):
         WandbTracker(mode="online").start(tmp_path / "other", "study", "job", {})
+
+
+def test_a_stage_is_no_formula_in_the_csv(tmp_path: Path) -> None:
+    tracker = Tracker()
+    tracker.start(tmp_path, "study", "job", {})
+    tracker.log("=1+1/finetune", {"-loss": -0.5}, 0)
+    tracker.close(failed=False)
+    assert read_csv(tmp_path) == [{"stage": "'=1+1/finetune", "step": "0", "metric": "'-loss", "value": "-0.5"}]

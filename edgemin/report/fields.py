@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 _EXPECTED = {
     "string_type": "a text",
@@ -29,7 +28,7 @@ _NAMES = {str: "a text", bool: "true or false", list: "a list", dict: "an object
 def _refuse_unless(fits: Callable[[Any], bool], expected: str) -> AfterValidator:
     def check(value: Any) -> Any:
         if not fits(value):
-            raise PydanticCustomError("range", "{expected}", {"expected": expected})
+            raise ValueError(expected)
         return value
 
     return AfterValidator(check)
@@ -236,8 +235,11 @@ def wrong(data: dict[str, Any]) -> str | None:
         _File.model_validate(data)
     except ValidationError as found:
         error = found.errors(include_url=False)[0]
-        given = error["input"] if error["type"] == "range" else _kind(error["input"])
-        return f"{_where(error['loc'])}: expected {_EXPECTED.get(error['type'], error['msg'])}, given {given}"
+        if error["type"] == "value_error":
+            expected, given = error["ctx"]["error"], error["input"]
+        else:
+            expected, given = _EXPECTED[error["type"]], _kind(error["input"])
+        return f"{_where(error['loc'])}: expected {expected}, given {given}"
     return None
 
 

@@ -80,7 +80,8 @@ def accuracy(study: Study) -> Table | None:
                 names = {(task, split, metric, source): None for split in splits for metric in splits[split]}
                 found.update({name: None for name in names if name[2] not in ("loss", "n")})
     primary = {run.task: run.metric for run in study.runs}
-    measures = [_score(*name, primary, study) for name in found]
+    leading = sorted(found, key=lambda name: name[2] != primary.get(name[0], "accuracy"))
+    measures = [_score(*name, primary, study) for name in leading]
     return _table("table1_accuracy", "Table I: task metrics", study, keys, lines, measures)
 
 
@@ -93,7 +94,7 @@ def _score(
     study: Study,
 ) -> Measure:
     """The column of one metric; `source` is the task the models were trained for where that is another."""
-    level = CORE if metric == primary.get(task, "accuracy") else MAIN if metric == "f1" else FULL
+    level = CORE if metric == primary.get(task, "accuracy") else MAIN
     title = f"{m.task_title(task)} {m.split_title(split)} {m.metric_title(metric)}".replace(" validation ", " ")
     key = f"{task}_{split}_{metric}" + (f"_zero_shot_from_{source}" if source else "")
     note = (
