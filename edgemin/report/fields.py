@@ -37,8 +37,11 @@ def _refuse_unless(fits: Callable[[Any], bool], expected: str) -> AfterValidator
 # NaN and infinity are not refused: what they stand in place of is not known, and not shown.
 _Bounded = Annotated[float, _refuse_unless(lambda value: not 1e30 < abs(value) < math.inf, "a number below 1e30")]
 Number = _Bounded | None
-Cost = Annotated[_Bounded, _refuse_unless(lambda value: not value < 0, "a number of at least 0")] | None
-Time = Annotated[_Bounded, _refuse_unless(lambda value: not value <= 0, "a number above 0")] | None
+Cost = (
+    Annotated[_Bounded, _refuse_unless(lambda value: value == 0 or not value < 1e-12, "0 or a number above 1e-12")]
+    | None
+)
+Time = Annotated[_Bounded, _refuse_unless(lambda value: not value < 1e-12, "a number above 1e-12")] | None
 Bits = Annotated[str, _refuse_unless(lambda value: re.fullmatch("[0-9]{1,2}", value) is not None, "bits as names")]
 Text = str | None
 Texts = list[str] | None
