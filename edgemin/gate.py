@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,55 +16,72 @@ from edgemin.quantization import dynamic
 from edgemin.quantization.layers import Quantised
 from edgemin.quantization.sensitivity import damage
 
+Answers = NDArray[np.float32]  #: logits
+
 SENTENCES = 64  #: of the scored split, that layers are blamed on
 NAMED = 5  #: layers that are named
-MIN_CHANGED = 5  #: answers; of fewer, all for the worse, a sign test at 5 % would not call it a loss: 0.5^4 > 0.05
+CHANCE = 0.05  #: a loss that comes about by chance more often is none
+_EXCHANGES = 999
 _ROUNDING = 1e-6  #: metrics are computed in single precision: 0.90 less 0.89 may come out above 0.01
 
 
 def compare(
-    before: float,
-    after: float,
-    logits_before: NDArray[np.float32],
-    logits_after: NDArray[np.float32],
-    max_drop: float,
-    *,
-    collapsed: bool = False,
+    scored: Callable[[Answers], float], before: Answers, after: Answers, max_drop: float, *, collapsed: bool = False
 ) -> dict[str, Any]:
     """One model against the one it was made from, on the same sentences.
 
     Args:
-        before: the metric of the model it was made from.
-        after: its own.
-        logits_before: ``[N, C]``.
-        logits_after: ``[N, C]``, in the same order.
-        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one that fewer than
-            :data:`MIN_CHANGED` answers make.
+        scored: the metric of some answers.
+        before: ``[N, C]``, the answers of the model it was made from.
+        after: ``[N, C]``, its own, in the same order.
+        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one by :func:`chance`.
         collapsed: whether it gives one answer to every sentence; that never passes.
 
     Returns:
-        ``parent_value``, ``value``, ``drop`` (before less after), ``max_drop``, ``passed``, ``collapsed``;
-        ``agreement`` (share of the sentences with the same answer) and ``flips`` (number of the others), both ``None``
-        for a regression; ``examples``.
+        ``parent_value``, ``value``, ``drop`` (the first less the second), ``max_drop``, ``chance`` (``None`` where no
+        more was lost than may be), ``passed``, ``collapsed``; ``agreement`` (share of the sentences with the same
+        answer) and ``flips`` (number of the others), both ``None`` for a regression; ``examples``.
     """
-    lost = not before - after <= max_drop + _ROUNDING  # what is not a number is lost
-    found: dict[str, Any] = {
-        "parent_value": before,
-        "value": after,
-        "drop": before - after,
+    theirs, own = scored(before), scored(after)
+    lost = not theirs - own <= max_drop + _ROUNDING  # what is not a number is lost
+    by_chance = chance(scored, before, after) if lost else None
+    flips = int((before.argmax(1) != after.argmax(1)).sum()) if after.shape[1] > 1 else None
+    return {
+        "parent_value": theirs,
+        "value": own,
+        "drop": theirs - own,
         "max_drop": max_drop,
-        "passed": not (lost or collapsed),
+        "chance": by_chance,
+        "passed": not collapsed and (by_chance is None or by_chance > CHANCE),
         "collapsed": collapsed,
-        "agreement": None,
-        "flips": None,
-        "examples": len(logits_after),
+        "agreement": None if flips is None else 1 - flips / len(after),
+        "flips": flips,
+        "examples": len(after),
     }
-    if logits_after.shape[1] > 1:
-        same = logits_before.argmax(1) == logits_after.argmax(1)
-        flips = int((~same).sum())
-        found |= {"agreement": float(same.mean()), "flips": flips}
-        found["passed"] = not collapsed and (not lost or flips < MIN_CHANGED)
-    return found
+
+
+def chance(scored: Callable[[Answers], float], before: Answers, after: Answers) -> float:
+    """How often a loss as large comes about where it does not matter which of two models gave an answer.
+
+    A paired randomization test (Noreen 1989): sentence by sentence the two answers are exchanged or not, at random. It
+    takes any metric; fewer than five changed answers, even if all are for the worse, come out above :data:`CHANCE`.
+
+    Args:
+        scored: the metric of some answers.
+        before: ``[N, C]``.
+        after: ``[N, C]``.
+
+    Returns:
+        The share of exchanges that lose as much as ``after`` does, in (0, 1].
+    """
+    drawn = np.random.default_rng(0)
+    drop = scored(before) - scored(after) - _ROUNDING
+    as_large = 0
+    for _ in range(_EXCHANGES):
+        exchanged = drawn.random((len(after), 1)) < 0.5
+        loss = scored(np.where(exchanged, after, before)) - scored(np.where(exchanged, before, after))
+        as_large += loss >= drop
+    return (as_large + 1) / (_EXCHANGES + 1)
 
 
 @torch.no_grad()

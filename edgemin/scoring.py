@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from edgemin import artifact, collapse, gate
 from edgemin.data import Splits, checked_metrics
 from edgemin.digest import code_digest
-from edgemin.evaluate import evaluate, primary_metric
+from edgemin.evaluate import evaluate, primary_metric, score
 from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
@@ -134,14 +134,19 @@ class Scoring:
             return None
         split = next(iter(splits.evaluation))
         before = _Lazy(self.store.path(parent.key))
-        scores, answers = self._evaluate(node, cached, splits, split, transfer=False)
-        scores_before, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
-        metric = _primary(splits)
-        logits_before, logits = (load_file(predictions)["logits"] for predictions in (answers_before, answers))
+        _, answers = self._evaluate(node, cached, splits, split, transfer=False)
+        _, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
+        metric, kept = _primary(splits), load_file(answers)
+        labels, regression = torch.from_numpy(kept["labels"]), splits.task.regression
+
+        def scored(logits: gate.Answers) -> float:
+            classes = len(splits.labels)
+            return score(torch.from_numpy(logits), labels, [metric], regression=regression, classes=classes)[metric]
+
         collapsed = _collapsed(splits, answers) is not None
-        compared = gate.compare(
-            scores_before[metric], scores[metric], logits_before, logits, allowed, collapsed=collapsed
-        )
+        with live_line(f"{node.path}  comparing with {parent.path}"):
+            logits_before = load_file(answers_before)["logits"]
+            compared = gate.compare(scored, logits_before, kept["logits"], allowed, collapsed=collapsed)
         if not compared["passed"]:
             compared["worst"] = self._worst(node, parent, before, cached)
         where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}

@@ -205,6 +205,8 @@ def gate(run: dict[str, Any], number: int, *, parent: int, passed: bool, **chang
         "value": value,
         "drop": theirs - value,
         "max_drop": 0.01,
+        "chance": None if passed else 0.001,
+        "collapsed": False,
         "agreement": 1 - 41 / 872,
         "flips": 41,
         "examples": 872,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,57 +24,91 @@ from edgemin.quantization.sensitivity import damage
 from edgemin.quantization.weights import Spec
 
 
+def accuracy(labels: np.ndarray) -> Callable[[gate.Answers], float]:
+    return lambda logits: float((logits.argmax(1) == labels).mean())
+
+
+def answers(classes: list[int], known: int = 2) -> gate.Answers:
+    return np.eye(known, dtype=np.float32)[classes]
+
+
+def mean(logits: gate.Answers) -> float:
+    return float(logits.mean())
+
+
 def test_agreement_and_flips_are_counted_over_answers() -> None:
     before = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]], dtype=np.float32)
     after = np.array([[0.0, 1.0], [0.0, 1.0], [2.0, 1.9], [0.0, 3.0]], dtype=np.float32)
-    found = gate.compare(0.9, 0.85, before, after, 0.049)
+    scored = accuracy(np.array([0, 1, 0, 1]))
+    found = gate.compare(scored, before, after, 0.249)
     assert (found["agreement"], found["flips"], found["examples"]) == (0.75, 1, 4)
-    assert found["drop"] == pytest.approx(0.05) and found["passed"], "one answer is no evidence"
-    assert gate.compare(0.9, 0.95, before, after, 0.0)["passed"]
-    one = gate.compare(0.9, 0.9, before[:, :1], after[:, :1], 0.0)
+    assert found["drop"] == 0.25 and found["chance"] > 0.4 and found["passed"], "one answer is no evidence"
+    assert gate.compare(scored, after, before, 0.0)["chance"] is None
+    one = gate.compare(mean, before[:, :1], before[:, :1], 0.0)
     assert one["agreement"] is None and one["flips"] is None and one["passed"]
-    assert not gate.compare(0.9, 0.8, before[:, :1], after[:, :1], 0.0)["passed"], "a regression changes no answers"
-
-
-@pytest.mark.parametrize("flips", [0, 2, gate.MIN_CHANGED - 1, gate.MIN_CHANGED, 40])
-def test_a_loss_that_few_answers_make_does_not_ring(flips: int) -> None:
-    before = np.tile(np.array([1.0, 0.0], dtype=np.float32), (400, 1))
-    after = before.copy()
-    after[:flips] = [0.0, 1.0]
-    found = gate.compare(0.9, 0.5, before, after, 0.01)
-    assert found["flips"] == flips and found["passed"] == (flips < gate.MIN_CHANGED)
-    assert 0.5 ** (gate.MIN_CHANGED - 1) > 0.05 > 0.5**gate.MIN_CHANGED
-    assert not gate.compare(0.9, math.nan, before[:, :1], after[:, :1], 1.0)["passed"], "no number is no pass"
-
-
-def test_one_answer_to_everything_never_passes() -> None:
-    logits = np.tile(np.array([1.0, 0.0], dtype=np.float32), (400, 1))
-    found = gate.compare(0.5, 0.5, logits, logits, 1.0, collapsed=True)
-    assert (found["passed"], found["collapsed"], found["flips"]) == (False, True, 0)
-    assert not gate.compare(0.0, 0.0, logits[:, :1], logits[:, :1], 1.0, collapsed=True)["passed"]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_comparing_equals_counting_one_sentence_after_the_other(classes: int) -> None:
     drawn = np.random.default_rng(classes)
     before, after = (drawn.normal(size=(97, classes)).astype(np.float32) for _ in range(2))
-    found = gate.compare(0.75, 0.5, before, after, 0.3)
-    flips = 0
-    for one, other in zip(before.tolist(), after.tolist(), strict=True):
+    labels = drawn.integers(classes, size=97)
+    found = gate.compare(accuracy(labels), before, after, 1.0)
+    flips = right = 0
+    for one, other, label in zip(before.tolist(), after.tolist(), labels.tolist(), strict=True):
         flips += one.index(max(one)) != other.index(max(other))
+        right += (one.index(max(one)) == label) - (other.index(max(other)) == label)
     assert 0 < flips < 97
     assert (found["flips"], found["agreement"]) == (flips, pytest.approx(1 - flips / 97, abs=1e-12))
-    assert (found["parent_value"], found["value"], found["drop"], found["passed"]) == (0.75, 0.5, 0.25, True)
+    assert found["drop"] == pytest.approx(right / 97) and found["drop"] == found["parent_value"] - found["value"]
 
 
 def test_a_loss_of_just_what_is_allowed_passes_whatever_single_precision_makes_of_it() -> None:
-    logits = np.eye(2, dtype=np.float32)[[0] * 100]
-    other = logits[:, ::-1]
-    for right in range(2, 101):
-        before, one_less, two_less = (torch.tensor((right - fewer) / 100).item() for fewer in range(3))
-        assert gate.compare(before, one_less, logits, other, 0.01)["passed"], right
-        assert not gate.compare(before, two_less, logits, other, 0.01)["passed"], right
-        assert not gate.compare(before, one_less, logits, other, 0.0)["passed"], right
+    for right in range(10, 101, 9):
+        before, just, more = (answers([0] * (right - fewer) + [1] * (100 - right + fewer)) for fewer in (0, 9, 10))
+
+        def scored(logits: gate.Answers) -> float:
+            return torch.tensor((logits.argmax(1) == 0).mean(), dtype=torch.float32).item()
+
+        assert gate.compare(scored, before, just, 0.09)["passed"], right
+        assert not gate.compare(scored, before, more, 0.09)["passed"], right
+        assert not gate.compare(scored, before, just, 0.0)["passed"], right
+
+
+@pytest.mark.parametrize(("worse", "better", "rings"), [(2, 0, False), (4, 0, False), (5, 0, True), (6, 5, False)])
+def test_a_loss_that_few_answers_make_does_not_ring(worse: int, better: int, rings: bool) -> None:
+    before = answers([0] * 300 + [1] * 100)
+    after = answers([1] * worse + [0] * (300 - worse) + [0] * better + [1] * (100 - better))
+    found = gate.compare(accuracy(np.zeros(400)), before, after, 0.0)
+    assert found["flips"] == worse + better and found["passed"] == (not rings)
+    if not better:
+        assert found["chance"] == pytest.approx(0.5**worse, abs=0.02)
+
+
+def test_a_rare_class_that_is_lost_rings_although_as_many_answers_are_better() -> None:
+    labels = np.array([1] * 40 + [0] * 360)
+    before = answers([1] * 24 + [0] * 16 + [1] * 22 + [0] * 338)
+    after = answers([0] * 39 + [1] + [0] * 360)
+
+    def f1(logits: gate.Answers) -> float:
+        guess = logits.argmax(1)
+        return float(2 * (guess & labels).sum() / (guess.sum() + labels.sum()))
+
+    found = gate.compare(f1, before, after, 0.01)
+    assert found["drop"] > 0.4 and not found["passed"] and found["chance"] < 0.01
+    assert gate.compare(accuracy(labels), before, after, 0.01)["passed"]
+
+
+def test_a_regression_is_judged_by_exchanges_too() -> None:
+    before, after = np.ones((50, 1), dtype=np.float32), np.full((50, 1), 0.5, dtype=np.float32)
+    assert not gate.compare(mean, before, after, 0.1)["passed"]
+    assert not gate.compare(mean, before, np.full_like(after, math.nan), 1.0)["passed"], "no number is no pass"
+
+
+def test_one_answer_to_everything_never_passes() -> None:
+    logits = answers([0] * 400)
+    found = gate.compare(accuracy(np.zeros(400)), logits, logits, 1.0, collapsed=True)
+    assert (found["passed"], found["collapsed"], found["flips"]) == (False, True, 0)
 
 
 def test_the_worst_layer_is_the_one_that_does_most_alone(data: DataModule) -> None:
