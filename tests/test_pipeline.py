@@ -408,7 +408,8 @@ def test_the_first_metric_asked_for_leads_everywhere(tmp_path: Path) -> None:
     assert run["rows"][-1]["delta"]["teacher"]["metric"] == last["matthews"] - teacher["matthews"]
     assert run["rows"][-1]["gate"]["metric"] == "matthews" and run["rows"][-1]["gate"]["value"] == last["matthews"]
     assert "holdout_matthews" in (tmp_path / "training.csv").read_text()
-    assert (tmp_path / "tables/stages.csv").read_text().startswith("name,matthews,f1_fraction,")
+    header = (tmp_path / "tables/stages.csv").read_text().splitlines()[0].split(",")
+    assert header[:2] == ["name", "matthews"] and "f1_fraction" in header
 
 
 def test_architectures_alone_need_no_data(tmp_path: Path) -> None:
