@@ -100,6 +100,94 @@ def test_training_that_comes_later_does_not_pass_a_waiting_measurement(start: St
     assert says(later) == "held"
 
 
+SOON = 0.005  # minutes
+
+
+def test_a_measurement_waits_only_so_long_and_names_whom_it_waits_for(start: Start, tmp_path: Path) -> None:
+    training = start("training")
+    assert says(training) == "held"
+    said: list[str] = []
+    with machine_lock("measuring", said.append, tmp_path, wait_minutes=SOON) as is_alone:
+        assert not is_alone()
+        later = start("measuring")
+        assert says(later) == "waiting"
+    assert said == [
+        "waiting for the machine: training or another measurement is running on it "
+        f"(process {training.pid}); waited for at most 0.005 min; measure=none leaves measuring out"
+    ]
+    let_go(training)
+    assert says(later) == "held"
+
+
+def test_without_patience_nothing_is_waited_for(start: Start, tmp_path: Path) -> None:
+    assert says(start("training")) == "held"
+    with machine_lock("measuring", pytest.fail, tmp_path, wait_minutes=0) as is_alone:
+        assert not is_alone()
+
+
+def test_training_does_not_wait_long_for_a_measurement_that_only_waits(start: Start, tmp_path: Path) -> None:
+    first = start("training")
+    assert says(first) == "held"
+    measuring = start("measuring")
+    assert says(measuring) == "waiting"
+    said: list[str] = []
+    with machine_lock("training", said.append, tmp_path, wait_minutes=SOON):
+        let_go(first)
+        with pytest.raises(subprocess.TimeoutExpired):
+            measuring.wait(1)  # it has still not got the machine, which is trained on
+    assert len(said) == 1
+    assert f"(process {measuring.pid}); a run with measure=none keeps nobody waiting" in said[0]
+    assert says(measuring) == "held"
+
+
+def test_training_waits_for_a_measurement_that_runs(start: Start, tmp_path: Path) -> None:
+    measuring = start("measuring")
+    assert says(measuring) == "held"
+    held = threading.Event()
+
+    def train() -> None:
+        with machine_lock("training", None, tmp_path, wait_minutes=0):
+            held.set()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert not held.wait(1)
+    let_go(measuring)
+    assert held.wait(30)
+    thread.join()
+
+
+def test_a_measurement_learns_that_another_has_come_beside_it(tmp_path: Path) -> None:
+    with machine_lock("measuring", None, tmp_path) as is_alone:
+        assert is_alone() and is_alone()
+        script = HOLDER.replace("Path(sys.argv[2])", "Path(sys.argv[2]), wait_minutes=0")
+        other = subprocess.Popen(
+            [sys.executable, "-c", script, "measuring", str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert says(other) == "held"
+        assert not is_alone()
+        let_go(other)
+        assert is_alone()
+
+
+def test_who_holds_a_lock_is_unknown_where_the_system_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    assert machine._holders(tmp_path / "lock", tmp_path / "no table") == []
+    inode = (tmp_path / "lock").stat().st_ino
+    lines = [
+        f"1: FLOCK  ADVISORY  READ 4711 fe:00:{inode} 0 EOF",
+        f"1: -> FLOCK  ADVISORY  WRITE 4712 fe:00:{inode} 0 EOF",
+        f"2: POSIX  ADVISORY  WRITE 4713 fe:00:{inode} 0 EOF",
+        f"3: FLOCK  ADVISORY  READ 0 fe:00:{inode} 0 EOF",  # in another container
+        f"4: FLOCK  ADVISORY  READ 4714 fe:00:{inode + 1} 0 EOF",
+    ]
+    (tmp_path / "table").write_text("\n".join(lines) + "\n")
+    assert machine._holders(tmp_path / "lock", tmp_path / "table") == [4711]
+
+
 @pytest.mark.parametrize("kind", ["training", "measuring"])
 def test_a_killed_holder_lets_go(start: Start, kind: str) -> None:
     holder = start(kind)
@@ -168,7 +256,7 @@ def test_another_user_takes_the_same_lock() -> None:
 def test_a_lock_on_a_deleted_file_does_not_count(tmp_path: Path) -> None:
     held, told = threading.Event(), threading.Event()
 
-    def wait() -> None:
+    def wait(path: Path) -> None:
         told.set()
 
     lock = machine._Lock(tmp_path / "lock")

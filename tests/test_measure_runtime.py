@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -128,6 +130,32 @@ def test_without_sentences_only_the_padded_input_is_timed_and_threads_are_really
     assert list(cost["latency_ms"]) == list(cost["throughput_per_s"]) == ["padded"]
     seen = json.loads((tmp_path / "a" / "seen.json").read_text())
     assert (seen["threads"], seen["OMP_NUM_THREADS"], cost["threads"]) == (2, "2", 2)
+
+
+def test_what_is_measured_beside_other_work_is_flagged(tmp_path: Path) -> None:
+    settings = Measure(length=8, warmup=0, runs=2, rounds=2, threads=1, wait_minutes=0)
+    artifacts = {"one": save(tmp_path / "a")}
+    assert "measured_beside_other_work" not in run(artifacts, [], settings)["one"]
+    held, done = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with runtime.machine_lock("training", None, tmp_path):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert held.wait(30)
+    try:
+        assert run(artifacts, [], settings)["one"]["measured_beside_other_work"] is True
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_how_long_is_waited_is_not_part_of_a_measurement() -> None:
+    assert Measure(wait_minutes=3).content == Measure().content
+    assert Measure(watts=3).content != Measure().content
 
 
 def test_nothing_to_measure_starts_nothing() -> None:
@@ -291,6 +319,9 @@ def test_a_disturbance_of_one_variant_is_its_own(others: int) -> None:
         ("threads", True, "threads: expected a whole number of at least 1, given True"),
         ("watts", "much", "watts: expected a number above 0, given 'much'"),
         ("max_spread", 0, "max_spread: expected a number above 0, given 0"),
+        ("wait_minutes", -1, "wait_minutes: expected a number of at least 0, given -1"),
+        ("wait_minutes", math.nan, "wait_minutes: expected a number of at least 0, given nan"),
+        ("wait_minutes", math.inf, "wait_minutes: expected a number of at least 0, given inf"),
     ],
 )
 def test_a_setting_out_of_range_is_one_line(key: str, value: Any, expected: str) -> None:

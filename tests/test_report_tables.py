@@ -12,7 +12,7 @@ import run_json
 from edgemin.errors import UserError
 from edgemin.report import published, tables
 from edgemin.report.fold import Statistic, Study, fold, statistic
-from edgemin.report.footnotes import UNSTABLE
+from edgemin.report.footnotes import BESIDE, UNSTABLE
 from edgemin.report.grid import Cell, Table
 from edgemin.report.schema import Run
 
@@ -235,6 +235,16 @@ def test_estimates_unstable_timings_and_notes_are_footnoted() -> None:
     assert notes(table, cell(table, "+ Head pruning", "speed_up_padded_to_student").marks) == [UNSTABLE]
     assert not cell(table, "+ Head pruning", "latency_task_p50_ms").marks
     assert notes(table, cell(table, "Quantised (not pruned)", "name").marks) == data["rows"][4]["notes"]
+
+
+def test_what_was_measured_beside_other_work_is_footnoted() -> None:
+    data = run_json.run()
+    data["rows"][3]["cost"]["measured_beside_other_work"] = True
+    table = tables.stage_table(study(data))
+    for key in ("latency_padded_p50_ms", "latency_task_p50_ms", "speed_up_padded_to_student", "energy_mj"):
+        assert BESIDE in notes(table, cell(table, "+ Head pruning", key).marks)
+        assert not cell(table, "+ Distillation", key).marks
+    assert not cell(table, "+ Head pruning", "size_bytes").marks
 
 
 def test_speed_ups_to_an_unstable_reference_are_flagged_too() -> None:

@@ -10,6 +10,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,9 @@ _FLAGS = (
 # fmt: on
 # The same for every user and every setting of TMPDIR, where the system has it: the lock is the machine's.
 LOCK_DIRECTORY = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+
+WAIT_MINUTES = 10.0
+_POLL_S = 0.2
 
 _held = threading.local()
 
@@ -107,61 +111,76 @@ def machine_lock(
     kind: Literal["training", "measuring"],
     waiting: Callable[[str], None] | None = None,
     directory: Path | None = None,
-) -> Iterator[None]:
-    """Holds the machine for training (shared with other training) or for measuring (alone).
+    wait_minutes: float = WAIT_MINUTES,
+) -> Iterator[Callable[[], bool]]:
+    """Holds the machine for training (shared with other training) or for measuring (alone, if it can be had).
 
-    A reader-writer lock of two files under ``flock``, because that is what every need here asks for: the
-    kernel releases it when its holder dies, even by ``kill -9``; it waits without polling; and it needs no
-    more than the right to open the files for reading, so that another user's process takes the same lock
-    (SQLite-based locks such as ``filelock.ReadWriteLock`` create a file that only its owner may open, and
-    poll, which starves the writer).
+    A reader-writer lock of files under ``flock``, because that is what every need here asks for: the kernel
+    releases it when its holder dies, even by ``kill -9``, and knows who holds it; and it needs no more than the
+    right to open the files for reading, so that another user's process takes the same lock (SQLite-based locks
+    such as ``filelock.ReadWriteLock`` create a file that only its owner may open).
 
     Plain ``flock`` lets new readers pass a waiting writer for ever. Therefore everyone first takes the *gate*
-    alone, then the lock itself, and then lets the gate go: a measurement waits at most for the training that
-    ran when it came, and training that comes later queues behind it. The machine is what shares one ``/tmp``:
-    containers with a ``/tmp`` of their own do not see one another.
+    alone, then the lock itself, and then lets the gate go: a measurement waits for the training that ran when it
+    came, and training that comes later queues behind it. Nobody does so for longer than ``wait_minutes``: training
+    then passes the gate (a measurement that runs is waited for, one that waits is not), and a measurement goes on
+    beside whatever runs. It says so to the others by a third file, *beside*, which a measurement that has the
+    machine looks at. The machine is what shares one ``/tmp``: containers with a ``/tmp`` of their own do not see
+    one another.
 
     Args:
         kind: "training" or "measuring".
         waiting: Called once with a line to show if the lock is not free at once.
-        directory: Where the two files lie; ``LOCK_DIRECTORY`` by default.
+        directory: Where the files lie; ``LOCK_DIRECTORY`` by default.
+        wait_minutes: How long a measurement waits for the machine, and training for one that waits.
 
     Yields:
-        Nothing; the lock is held inside the block. It must not be taken twice in one thread, which would wait
-        for itself.
+        A function that says whether nothing else of EdgeMIN runs beside the block at that moment, as far as the
+        locks tell; for measuring. The lock must not be taken twice in one thread, which would wait for itself.
     """
     assert not getattr(_held, "kind", None), f"machine_lock({kind!r}) inside machine_lock({_held.kind!r})"
     directory = directory or LOCK_DIRECTORY
-    gate = _Lock(directory / "edgemin.gate.lock")
-    machine = _Lock(directory / "edgemin.machine.lock")
-    tell = _Once(waiting, f"waiting for the machine: {_WAITING_FOR[kind]}")
+    gate, machine, beside = (_Lock(directory / f"edgemin.{name}.lock") for name in ("gate", "machine", "beside"))
+    deadline = time.monotonic() + 60 * wait_minutes
+    tell = _Once(waiting, kind, wait_minutes)
+    alone = False
     try:
-        gate.acquire(fcntl.LOCK_EX, tell)
-        machine.acquire(fcntl.LOCK_SH if kind == "training" else fcntl.LOCK_EX, tell)
+        passed = gate.acquire(fcntl.LOCK_EX, tell, deadline)
+        if kind == "training":
+            machine.acquire(fcntl.LOCK_SH, tell)
+        else:
+            alone = passed and machine.acquire(fcntl.LOCK_EX, tell, deadline)
+            if not alone:
+                beside.acquire(fcntl.LOCK_SH)
+                machine.acquire(fcntl.LOCK_SH, deadline=0)  # keeps the next measurement waiting, where it can be had
         gate.release()
         _held.kind = kind
-        yield
+        yield lambda: alone and _is_free(beside.path)
     finally:
         _held.kind = None
-        machine.release()
-        gate.release()
-
-
-_WAITING_FOR = {
-    "training": "a measurement is running on it, or waits to run",
-    "measuring": "training or another measurement is running on it",
-}
+        for lock in (beside, machine, gate):
+            lock.release()
 
 
 class _Once:
-    """Says one line, the first time it is asked to."""
+    """Says one line, the first time it is asked to: what is waited for, whose it is, and what helps."""
 
-    def __init__(self, say: Callable[[str], None] | None, line: str) -> None:
-        self.say, self.line = say, line
+    def __init__(self, say: Callable[[str], None] | None, kind: str, wait_minutes: float) -> None:
+        self.say, self.kind, self.minutes = say, kind, wait_minutes
 
-    def __call__(self) -> None:
-        if self.say is not None:
-            self.say(self.line)
+    def __call__(self, path: Path) -> None:
+        if self.say is None:
+            return
+        pids = ", ".join(map(str, _holders(path)))
+        who = f" (process {pids})" if pids else ""
+        if self.kind == "training":
+            what = f"a measurement is running on it, or waits to run{who}; a run with measure=none keeps nobody waiting"
+        else:
+            what = (
+                f"training or another measurement is running on it{who}; waited for at most {self.minutes:g} min; "
+                "measure=none leaves measuring out"
+            )
+        self.say(f"waiting for the machine: {what}")
         self.say = None
 
 
@@ -172,16 +191,17 @@ class _Lock:
         self.path = path
         self.descriptor: int | None = None
 
-    def acquire(self, operation: int, wait: Callable[[], None]) -> None:
+    def acquire(
+        self, operation: int, wait: Callable[[Path], None] | None = None, deadline: float | None = None
+    ) -> bool:
+        """Takes it, until a deadline on the monotonic clock if there is one; says whether it was had."""
         while True:
             self.descriptor = _open(self.path)
-            try:
-                fcntl.flock(self.descriptor, operation | fcntl.LOCK_NB)
-            except BlockingIOError:
-                wait()
-                fcntl.flock(self.descriptor, operation)
+            if not _flock(self.descriptor, operation, lambda: wait and wait(self.path), deadline):
+                self.release()
+                return False
             if self._is_current():
-                return
+                return True
             self.release()  # the file was deleted meanwhile, and a lock on it keeps nobody out
 
     def release(self) -> None:
@@ -197,6 +217,43 @@ class _Lock:
             return os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
         except FileNotFoundError:
             return False
+
+
+def _flock(descriptor: int, operation: int, wait: Callable[[], object], deadline: float | None) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        return True
+    if deadline is None:
+        wait()
+        fcntl.flock(descriptor, operation)
+        return True
+    if time.monotonic() < deadline:
+        wait()
+    while time.monotonic() < deadline:  # flock itself knows no deadline
+        time.sleep(_POLL_S)
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+            return True
+    return False
+
+
+def _is_free(path: Path) -> bool:
+    lock = _Lock(path)
+    free = lock.acquire(fcntl.LOCK_EX, deadline=0)
+    lock.release()
+    return free
+
+
+def _holders(path: Path, table: Path = Path("/proc/locks")) -> list[int]:
+    """The processes that hold a file under ``flock``, where the system says so (Linux), but for this one."""
+    try:
+        inode, lines = path.stat().st_ino, table.read_text().splitlines()
+    except OSError:
+        return []
+    # "4: FLOCK  ADVISORY  READ 9792 fe:00:2146378 0 EOF"; who waits has "->" for the second word
+    held = (words for line in lines if (words := line.split())[1:2] == ["FLOCK"])
+    pids = {int(words[4]) for words in held if int(words[5].rpartition(":")[2]) == inode}
+    return sorted(pid for pid in pids if pid > 0 and pid != os.getpid())
 
 
 def _open(path: Path) -> int:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from edgemin.errors import UserError
-from edgemin.measure.machine import available_cores, machine_lock
+from edgemin.measure.machine import WAIT_MINUTES, available_cores, machine_lock
 from edgemin.measure.process import WorkerProcess
 from edgemin.measure.rounds import Timing, evenly_spaced, schedule, spread, summary
 
 LOADER = "edgemin.artifact.load"
+BESIDE = "measured_beside_other_work"  #: in a result: its times and energy are not those of a quiet machine
 
 Progress = Callable[[int, int, str], None]
 
@@ -38,6 +39,8 @@ class Measure:
         threads: Of each inference; null: all physical cores this process may use.
         watts: Power of one busy core where the processor's own counters (RAPL) cannot be read; 5 is about
             what servers' and laptops' processors are specified for. The result is marked as an estimate.
+        wait_minutes: How long to wait for a machine on which EdgeMIN trains or measures; then it is measured beside
+            that, flagged, and not kept for later jobs.
         max_spread: Largest spread of a variant's rounds (see ``edgemin.measure.rounds.spread``) that still
             counts as stable: the median over five rounds that lie within 0.25 is good to about 5 %.
 
@@ -53,6 +56,7 @@ class Measure:
     threads: int | None = None
     watts: float = 5.0
     max_spread: float = 0.25
+    wait_minutes: float = WAIT_MINUTES
 
     def __post_init__(self) -> None:
         _expect_whole("length", self.length, 1)
@@ -64,6 +68,13 @@ class Measure:
             _expect_whole("threads", self.threads, 1)
         _expect_positive("watts", self.watts)
         _expect_positive("max_spread", self.max_spread)
+        if isinstance(self.wait_minutes, bool) or not 0 <= self.wait_minutes < math.inf:
+            raise UserError(f"wait_minutes: expected a number of at least 0, given {self.wait_minutes!r}")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What of it decides the numbers, for their key."""
+        return {name: value for name, value in vars(self).items() if name != "wait_minutes"}
 
 
 def measure(
@@ -76,7 +87,7 @@ def measure(
     loader: str = LOADER,
     lock_directory: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measures artifacts against one another, alone on the machine: it takes the machine's lock itself.
+    """Measures artifacts against one another, alone on the machine if it can: it takes the machine's lock itself.
 
     Args:
         artifacts: Directories by the names their results are returned under.
@@ -92,7 +103,7 @@ def measure(
         with ``padded`` and, if there are sentences, ``task`` (whose ``length`` is their mean);
         ``peak_memory_bytes``, ``runtime_memory_bytes``, ``model_memory_bytes`` (the steady resident set less
         what it was before the artifact was loaded); ``energy_mj`` per padded inference, ``power_w`` and
-        ``energy_source``; ``threads``.
+        ``energy_source``; ``threads``; and, where the machine was not to be had alone, ``BESIDE``: true.
 
     Raises:
         UserError: A process ended before it had answered; one line with its last words.
@@ -109,31 +120,39 @@ def measure(
         "sentences": chosen,
         "watts": settings.watts,
     }
-    with machine_lock("measuring", waiting, lock_directory), ExitStack() as processes:
+    lock = machine_lock("measuring", waiting, lock_directory, settings.wait_minutes)
+    with lock as is_alone, ExitStack() as processes:
         workers = {name: processes.enter_context(WorkerProcess(name, threads)) for name in artifacts}
         for worker in workers.values():
             worker.send({"artifact": str(artifacts[worker.name]), **setup})  # they load side by side
         ready = {name: worker.answer() for name, worker in workers.items()}
-        timings = _take_turns(workers, [len(sentence) for sentence in chosen], settings, progress)
+        timings, alone = _take_turns(workers, [len(sentence) for sentence in chosen], settings, progress, is_alone)
         memory = {name: worker.ask({"form": None}) for name, worker in workers.items()}
     lengths: dict[str, float] = {"padded": settings.length}
     if chosen:
         lengths["task"] = statistics.fmean(map(len, chosen))
     timed = _results(timings, lengths, settings.max_spread)
-    return {name: timed[name] | memory[name] | ready[name] for name in artifacts}
+    flag = {} if alone else {BESIDE: True}
+    return {name: timed[name] | memory[name] | ready[name] | flag for name in artifacts}
 
 
 def _take_turns(
-    workers: Mapping[str, WorkerProcess], lengths: Sequence[int], settings: Measure, progress: Progress | None
-) -> list[Timing]:
-    timings = []
+    workers: Mapping[str, WorkerProcess],
+    lengths: Sequence[int],
+    settings: Measure,
+    progress: Progress | None,
+    is_alone: Callable[[], bool],
+) -> tuple[list[Timing], bool]:
+    """All timings, and whether nothing else ran beside any of them."""
+    timings, alone = [], is_alone()
     plan = list(schedule(list(workers), lengths, settings.rounds, settings.runs))
     for number, turn in enumerate(plan, start=1):
         answer = workers[turn.name].ask({"form": turn.form, "items": turn.items})
         timings.append(Timing(turn, **answer))
+        alone = alone and is_alone()
         if progress is not None:
             progress(number, len(plan), turn.name)
-    return timings
+    return timings, alone
 
 
 def _results(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:

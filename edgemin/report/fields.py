@@ -121,6 +121,7 @@ class _Costs(_Fields):
     energy_mj: Cost = None
     power_w: Cost = None
     energy_source: Text = None
+    measured_beside_other_work: bool | None = None
     threads: Cost = None
 
 

@@ -10,6 +10,7 @@ from edgemin.report.measures import REFERENCE_TITLES, REFERENCES, Measure, metri
 from edgemin.report.schema import Row, Run
 
 UNSTABLE = "the spread of the timings is too wide to support a speed-up"
+BESIDE = "measured beside other work on the machine, which was not free within measure.wait_minutes"
 SIMULATED = (
     "simulated: torch computes the quantised layers in float with rounding, so this is no measure of integer kernels; "
     "the size is the file's"
@@ -22,6 +23,7 @@ _PRECISIONS = {
     "32-true": "fp32",
 }
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+_OF_TIME = [("cost", "energy_mj"), ("cost", "power_w")]
 _AS_FLOAT = [
     ("cost", name)
     for name in ("peak_memory_bytes", "runtime_memory_bytes", "model_memory_bytes", "energy_mj", "power_w")
@@ -76,6 +78,9 @@ def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:
     variant = _variant(measure)
     if variant is not None and _unstable(run, row, measure, variant):
         notes.append(UNSTABLE)
+    timed = variant is not None or measure.path[:2] in _OF_TIME
+    if timed and row.beside:
+        notes.append(BESIDE)
     if row.simulated and (variant is not None or measure.path in _AS_FLOAT):
         notes.append(SIMULATED)
     return notes

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from edgemin.report import measures as m
 from edgemin.report.fold import Group, Statistic, Study, statistic
-from edgemin.report.footnotes import SIMULATED, UNSTABLE, timing_notes
+from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
 from edgemin.report.measures import Measure
 from edgemin.report.schema import Row, Run
@@ -198,7 +198,8 @@ def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Cells]
         sign = "+" if value.mean > 0 else ""
         return f"{sign}{written(value, column, 2)} points of {m.metric_word(measure.path[-1])}"
     weak = _timing(measure, known)
-    caution = ["unstable"] * (UNSTABLE in weak) + ["simulated"] * (SIMULATED in weak)
+    words = {UNSTABLE: "unstable", BESIDE: "beside other work", SIMULATED: "simulated"}
+    caution = [word for note, word in words.items() if note in weak]
     remark = f" ({', '.join(caution)})" if caution else ""
     return f"{written(value, column, 2)} x {column.title.lower()}{remark}"
 

@@ -95,5 +95,6 @@ def _caution(line: Line, cost: Measure) -> str:
         return ""
     keys = (*cost.path[:-1], "unstable")
     remarks = ["unstable timing"] if line.any(lambda run, row: bool(row.get(*keys))) else []
+    remarks += ["beside other work"] if line.any(lambda run, row: row.beside) else []
     remarks += ["simulated"] if line.any(lambda run, row: row.simulated) else []
     return f" ({', '.join(remarks)})" if remarks else ""

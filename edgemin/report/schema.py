@@ -74,6 +74,11 @@ class Row:
         return bool(self.get("findings", "quantisation"))
 
     @property
+    def beside(self) -> bool:
+        """Whether it was measured while other work ran on the machine."""
+        return bool(self.get("cost", "measured_beside_other_work"))
+
+    @property
     def metrics(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
         """`{task: {split: {metric: value}}}`, fractions."""
         return self.data.get("metrics") or {}
