@@ -18,6 +18,11 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from edgemin import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before all that takes time to load
+
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -43,6 +48,11 @@ def conf_directory() -> str:
 @hydra.main(version_base="1.3", config_path=conf_directory(), config_name="train")
 def _job(cfg: DictConfig) -> None:
     """One job of a run or sweep. What the user did wrong is said in one line, and the other jobs of a sweep go on."""
+    with stopping.handled():  # in a launcher's process, which did not come through main()
+        _one_job(cfg)
+
+
+def _one_job(cfg: DictConfig) -> None:
     from edgemin import ranks
 
     try:
@@ -60,8 +70,14 @@ def _job(cfg: DictConfig) -> None:
 def main() -> None:
     """The command line: exit code 0, or 2 after one line per mistake of the user's.
 
-    Of several processes, as torchrun or srun starts them, all run the jobs; the first has their directories and speaks.
+    A signal ends all jobs, with exit code 143 (SIGTERM) or 130 (SIGINT). Of several processes, as torchrun or srun
+    starts them, all run the jobs; the first has their directories and speaks.
     """
+    with stopping.handled():
+        _run_all()
+
+
+def _run_all() -> None:
     try:
         here = launch.place()
     except UserError as error:

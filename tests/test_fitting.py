@@ -201,8 +201,50 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / fitting.CHECKPOINT).write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"^checkpoint .*last\.ckpt: damaged .*delete it[^\n]*$"):
+    with pytest.raises(UserError, match=r"^checkpoint .*last\.ckpt: damaged .*delete its directory[^\n]*$"):
         one_run("finetune", tmp_path / "work", tiny.data(tmp_path))
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return print, ("this must never run",)
+
+
+def foreign(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        saved = torch.load(path, weights_only=True)
+        torch.save(change(saved) or saved, path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda path: torch.save(Malicious(), path), "damaged"),
+        (lambda path: torch.save([1, 2], path), "damaged"),
+        (lambda path: torch.save({}, path), "of another stage"),
+        (lambda path: torch.save(tiny.model().state_dict(), path), "of another stage"),
+        (foreign(lambda saved: saved["edgemin"].update(key="0123456789abcdef0123")), "of another stage"),
+        (foreign(lambda saved: saved["edgemin"].update(batch="3")), "of another stage"),
+        (foreign(lambda saved: saved["edgemin"].pop("phase")), "of another stage"),
+        (foreign(lambda saved: saved.update(state_dict=tiny.model(hidden=16).state_dict())), "does not fit"),
+        (foreign(lambda saved: saved["state_dict"].update({"model.classifier.bias": torch.ones(7)})), "does not fit"),
+        (foreign(lambda saved: saved.update(state_dict=None)), "does not fit"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_in_one_line(
+    change: Callable[[Path], None], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(tiny.KilledError):
+        one_run("finetune", tmp_path / "work", tiny.data(tmp_path), [tiny.Kill(4)])
+    change(tmp_path / "work" / fitting.CHECKPOINT)
+    with pytest.raises(
+        UserError, match=rf"^checkpoint [^\n]*last\.ckpt: {says}[^\n]*; delete its directory to train [^\n]*$"
+    ):
+        one_run("finetune", tmp_path / "work", tiny.data(tmp_path))
+    assert "never run" not in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit_in_one_line(tmp_path: Path) -> None:

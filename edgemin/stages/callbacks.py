@@ -12,11 +12,60 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from edgemin import ranks
+from edgemin import ranks, stopping
 from edgemin.data import CorpusBatches, TrainBatches
+from edgemin.disk import write_atomically
+from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, primary_metric
 from edgemin.stages.base import Stage
-from edgemin.store import write_atomically
+
+_TRAIN_ANEW = "delete its directory to train the stage from its start"
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """Read what torch saved: tensors and plain values; code in it is never run.
+
+    Raises:
+        UserError: it is missing, damaged or of another kind.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"checkpoint {path}: damaged ({type(error).__name__}); {_TRAIN_ANEW}") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"checkpoint {path}: damaged (expected a mapping); {_TRAIN_ANEW}")
+    return saved
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a run that was stopped has left of a stage, whose directory is named after its key.
+
+    Raises:
+        UserError: it is damaged, or of something else.
+    """
+    saved = read_saved(path)
+    place = saved.get("edgemin")
+    numbers = ("phase", "batch", "steps", "steps_before", "seconds")
+    if (
+        not isinstance(place, dict)
+        or place.get("key") != path.parent.name
+        or not all(isinstance(place.get(name), int | float) for name in numbers)
+    ):
+        raise UserError(f"checkpoint {path}: of another stage, or none of EdgeMIN's; {_TRAIN_ANEW}")
+    return saved
+
+
+def restore(stage: Stage, saved: dict[str, Any], path: Path) -> None:
+    """Bring a stage to where a checkpoint has it.
+
+    Raises:
+        UserError: it does not fit the stage.
+    """
+    try:
+        stage.on_load_checkpoint(saved)
+        stage.load_state_dict(saved["state_dict"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # torch's is a RuntimeError
+        raise UserError(f"checkpoint {path}: does not fit the stage ({type(error).__name__}); {_TRAIN_ANEW}") from error
 
 
 @dataclass
@@ -39,18 +88,26 @@ class Checkpoint(pl.Callback):
         self.done = False
         self._last = time.monotonic()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a signal waits for the end of its step."""
+        stopping.hold()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time to."""
+        """Save where it is time to, or where the run was told to stop, and then leave."""
         self.batch = batch_idx + 1
-        stepped = self.batch % trainer.accumulate_grad_batches == 0
-        if stepped and self.batch < len(self.batches) and ranks.from_main(lambda: self._is_due(pl_module)):
+        if self.batch % trainer.accumulate_grad_batches or self.batch == len(self.batches):
+            return
+        stop, due = ranks.from_main(lambda: (code := stopping.asked(), self._is_due(pl_module, code)))
+        if due:
             assert isinstance(pl_module, Stage)
             self.save(trainer, pl_module, done=False)
+        if stop is not None:  # also where another process alone got the signal
+            raise stopping.Stopped(stop)
 
-    def _is_due(self, stage: pl.LightningModule) -> bool:
-        if time.monotonic() - self._last < self.seconds:
+    def _is_due(self, stage: pl.LightningModule, stop: int | None) -> bool:
+        if time.monotonic() - self._last < self.seconds and stop is None:
             return False
         # What has become not-a-number will stop at its next loss; the last good checkpoint must survive that.
         return all(bool(parameter.isfinite().all()) for parameter in stage.parameters())
@@ -69,6 +126,7 @@ class Checkpoint(pl.Callback):
     ) -> None:
         """Add where to go on."""
         checkpoint.setdefault("edgemin", {}).update(
+            key=self.path.parent.name,
             batch=self.batch,
             stream=self.batches.state_dict() if isinstance(self.batches, CorpusBatches) else None,
             done=self.done,
@@ -123,7 +181,7 @@ class EarlyStop(pl.Callback):
     def restore(self, stage: Stage) -> None:
         """Go back to the best weights."""
         if self.best > float("-inf"):
-            stage.load_state_dict(torch.load(self.path, map_location=stage.device, weights_only=True))
+            stage.load_state_dict(read_saved(self.path))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit must know."""

@@ -30,12 +30,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgemin import encoder, launch, ranks
+from edgemin import encoder, launch, ranks, stopping
 from edgemin.data import CorpusBatches, DataModule, TrainBatches
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantisation
 from edgemin.stages.base import Stage
-from edgemin.stages.callbacks import Checkpoint, EarlyStop, Spent
+from edgemin.stages.callbacks import Checkpoint, EarlyStop, Spent, read_checkpoint, restore
 from edgemin.stages.fit import Fit
 
 CHECKPOINT = "last.ckpt"
@@ -49,7 +49,7 @@ class Trainer:
         accelerator: ``auto`` takes a GPU where there is one, else the CPU.
         precision: ``auto`` is bf16 mixed where the hardware has it (GPU, or a CPU with AMX or AVX512-BF16), fp16
             mixed with loss scaling on older GPUs, else fp32. Relation scores are always in fp32.
-        threads: CPU threads of torch; ``None`` leaves torch's choice.
+        threads: CPU threads of torch; ``None`` is torch's choice.
         checkpoint_seconds: at most so much training is lost when a run is killed.
         processes: how many train together, as torchrun or srun started them; ``None`` takes as many as there are.
     """
@@ -112,6 +112,18 @@ class Trainer:
         return {"device": self.device, "precision": self.lightning_precision, **several}
 
 
+_torchs_choice: list[int] = []  # while a job has threads of its own
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with as many threads as a job asks for, also after one in the same process that asked for others."""
+    if threads is not None:
+        _torchs_choice[:] = _torchs_choice or [torch.get_num_threads()]
+        torch.set_num_threads(threads)
+    elif _torchs_choice:
+        torch.set_num_threads(_torchs_choice.pop())
+
+
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 in hardware; without that autocast is twice slower than fp32."""
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -161,7 +173,7 @@ def run(
     torch.manual_seed(seed)
     nn.Module.to(model, trainer.device)
     ranks.together(lambda: stage.prepare(model, data, teachers))
-    saved = ranks.together(lambda: _read_checkpoint(work / CHECKPOINT))
+    saved = ranks.together(lambda: read_checkpoint(work / CHECKPOINT) if (work / CHECKPOINT).exists() else None)
     _check_same(work, saved)
     before = encoder.structure(model)
     spent = Spent(began)
@@ -173,14 +185,14 @@ def run(
             continue
         if resumed is not None and phase == resumed["phase"] and resumed["done"]:
             assert saved is not None
-            stage.on_load_checkpoint(saved)
-            stage.load_state_dict(saved["state_dict"])
+            restore(stage, saved, work / CHECKPOINT)
             spent.steps = resumed["steps"]
             continue
         start, stream = 0, None
         if resumed is not None and phase == resumed["phase"]:
             start, stream = resumed["batch"], resumed["stream"]
-            stage.phase = phase
+            assert saved is not None
+            restore(stage, saved, work / CHECKPOINT)  # Lightning does so again; its errors have many lines
         else:
             saved = None
             stage.phase = phase
@@ -215,19 +227,6 @@ def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, chan
     quantisation.settle(model)
     stage.findings["quantisation"] = quantisation.summary(model)
     return model
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(
-            f"checkpoint {path}: damaged ({type(error).__name__}); delete it to train the stage from its start"
-        ) from error
-    assert isinstance(saved, dict)
-    return saved
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:
@@ -298,13 +297,17 @@ def _fit(
             use_distributed_sampler=False,  # the batches know their part
         )
         stage.train()
-        runner.fit(
-            stage, train_dataloaders=batches, ckpt_path=str(work / CHECKPOINT) if start else None, weights_only=True
-        )
-    for callback in own:
-        if isinstance(callback, EarlyStop):
-            callback.restore(stage)
-    checkpoint.save(runner, stage, done=True)
+        try:
+            runner.fit(
+                stage, train_dataloaders=batches, ckpt_path=str(work / CHECKPOINT) if start else None, weights_only=True
+            )
+            for callback in own:
+                if isinstance(callback, EarlyStop):
+                    callback.restore(stage)
+            checkpoint.save(runner, stage, done=True)
+        finally:
+            stopping.release()
+    stopping.check()
     spent.steps += int(runner.global_step)
 
 
