@@ -105,9 +105,20 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """The provenance that was saved beside an artifact."""
-    found = json.loads((path / PROVENANCE).read_text())
-    assert isinstance(found, dict)
+    """The provenance that was saved beside an artifact.
+
+    Raises:
+        UserError: it is missing, damaged or not of the form in which it is saved.
+    """
+    try:
+        found = json.loads((path / PROVENANCE).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"artifact {path}: {PROVENANCE} cannot be read ({type(error).__name__})") from error
+    kinds = {"head_trained": bool, "notes": list, "findings": dict}
+    if not isinstance(found, dict) or any(
+        not isinstance(found.get(name, kind()), kind) for name, kind in kinds.items()
+    ):
+        raise UserError(f"artifact {path}: {PROVENANCE} is not of the form that EdgeMIN writes")
     return found
 
 

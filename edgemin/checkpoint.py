@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from edgemin import artifact, encoder, toy
+from edgemin.disk import file_digest
 from edgemin.errors import UserError
-from edgemin.store import file_digest
 
 #: Files of a checkpoint that decide what is loaded.
 _FILES = (

@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgemin import __version__, config, data, ranks, results, tree
 from edgemin.data import Splits, Task
+from edgemin.disk import disk_errors, write_atomically
 from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
 from edgemin.measure.machine import host
@@ -30,8 +29,8 @@ from edgemin.progress import node_line
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root
 from edgemin.scoring import Scoring
-from edgemin.stages.fitting import Trainer
-from edgemin.store import Store, disk_errors, write_atomically
+from edgemin.stages.fitting import Trainer, use_threads
+from edgemin.store import Store
 from edgemin.tracking import Tracker
 
 PLAN_FILE = "plan.json"
@@ -52,8 +51,7 @@ def read_study(settings: Mapping[str, Any]) -> Study:
     task, trainer = (config.construct(settings.get(key), key) for key in ("task", "trainer"))
     assert isinstance(task, Task) and isinstance(trainer, Trainer)
     roots = {name: config.construct(settings.get(name), name) for name in _models(settings)}
-    if trainer.threads is not None:
-        torch.set_num_threads(trainer.threads)
+    use_threads(trainer.threads)
     rows = row_specs(settings["order"], settings["stages"], {name: root.stages for name, root in roots.items()})
     splits = None if task.name == "none" else data.load(task)
     return Study(settings, task, splits, roots, rows, trainer, settings["seed"])
@@ -70,12 +68,13 @@ def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapp
     """Print what a job would do, and write it as ``plan.json``; over the jobs of a sweep, also the sum so far."""
     study = read_study(settings)
     _other_tasks(study, transfer)
-    store = Store(settings["paths"]["store"])
+    store = Store(settings["paths"]["store"], settings["paths"]["outputs"])
     plan = build(study)
     plan.notes += unused(plan, settings, job["given"])
     print(f"plan of job {job['number']}: {' '.join(job['overrides']) or 'defaults'}")
     nodes = tree.states(plan, store)
     print("\n".join(tree.lines(nodes)), flush=True)
+    store.check_writable({node.key: node.path for node in plan.nodes})
     for note in plan.notes:
         print(f"note: {note}")
     write_atomically(
@@ -158,8 +157,8 @@ def _read(
     assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
     others = _other_tasks(study, transfer)
     published = _published(settings["published"])
-    store = Store(settings["paths"]["store"])
-    plan = build(study)
+    store, plan = Store(settings["paths"]["store"], settings["paths"]["outputs"]), build(study)
+    store.check_writable({node.key: node.path for node in plan.nodes})
     plan.notes += unused(plan, settings, given)
     return _Asked(study, plan, store, tracker, measured, others, published)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from edgemin import config
 from edgemin.data import DataModule, Splits, Task
+from edgemin.disk import Cache
 from edgemin.order import RowSpec
 from edgemin.roots import Root
 from edgemin.stages.base import Shape, Stage
@@ -97,10 +97,10 @@ class StudyData:
 
     Args:
         study: whose task it is.
-        cache: directory for token ids.
+        cache: where token ids are kept.
     """
 
-    def __init__(self, study: Study, cache: Path) -> None:
+    def __init__(self, study: Study, cache: Cache) -> None:
         self.study, self.cache = study, cache
         self._made: dict[str, DataModule] = {}
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin import artifact, checkpoint, encoder, ranks, roots
+from edgemin import artifact, checkpoint, encoder, ranks, roots, stopping
 from edgemin.data import DataModule
+from edgemin.disk import disk_errors
 from edgemin.errors import UserError
 from edgemin.measure.machine import host, machine_lock
 from edgemin.nodes import Node, Plan, Study, StudyData
@@ -18,7 +19,7 @@ from edgemin.origin import git_revision, versions
 from edgemin.progress import NodeProgress, node_line
 from edgemin.stages import fitting
 from edgemin.stages.base import Stage
-from edgemin.store import Store, disk_errors
+from edgemin.store import Store
 from edgemin.tracking import Tracker, TrackerLogger
 
 
@@ -48,7 +49,7 @@ class Pipeline:
 
     def __init__(self, study: Study, plan: Plan, store: Store, tracker: Tracker) -> None:
         self.study, self.plan, self.store, self.tracker = study, plan, store, tracker
-        self.data = StudyData(study, store.root / ".tokens")
+        self.data = StudyData(study, store.tokens)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -57,10 +58,12 @@ class Pipeline:
         return [self._ensure(node) for node in self.plan.nodes]
 
     def _ensure(self, node: Node) -> Done:
+        stopping.check()
         teachers = [teacher.path for teacher in node.teachers]
+        if self._is_cached(node):  # without the lock: a store that is only read takes none
+            return Done(node.path, node.key, teachers, cached=True)
         with self._locked(node.key, node.path):
-            if ranks.from_main(lambda: self._is_stored(node.key)):
-                node_line(node.path, "cached", node.key)
+            if self._is_cached(node):  # another run was faster
                 return Done(node.path, node.key, teachers, cached=True)
             model, tokenizer = ranks.together(lambda: self._start(node))
             fitted = fitting.Fitted(model, steps=0, seconds=0.0) if node.stage == "weights" else self._run(node, model)
@@ -74,6 +77,12 @@ class Pipeline:
         if not ranks.is_main():
             return nullcontext()
         return self.store.lock(key, lambda: node_line(path, "waiting", "another run computes it"))
+
+    def _is_cached(self, node: Node) -> bool:
+        if not ranks.from_main(lambda: self._is_stored(node.key)):
+            return False
+        node_line(node.path, "cached", node.key)
+        return True
 
     def _is_stored(self, key: str) -> bool:
         if not self.store.has(key):
@@ -112,7 +121,7 @@ class Pipeline:
     def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
         stage = node.build_stage()
         teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
-        alone = (
+        alone: AbstractContextManager[object] = (
             machine_lock("training", lambda line: node_line(node.path, "waiting", line))
             if stage.trains and ranks.is_first_here()  # two of one run would wait for each other
             else nullcontext()
@@ -139,7 +148,7 @@ class Pipeline:
         if tokenizer is None:
             return None
         if not stage.needs_task:
-            return DataModule(None, tokenizer, self.store.root / ".tokens")
+            return DataModule(None, tokenizer, self.store.tokens)
         own = self.data.of(node.start)
         theirs = [self.data.of(teacher.start) for teacher in node.teachers]
         if stage.same_tokens:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgemin import artifact
+from edgemin.disk import write_atomically
 from edgemin.nodes import Plan, Row
 from edgemin.scoring import Scored
-from edgemin.store import Store, write_atomically
+from edgemin.store import Store
 
 SCHEMA = 1
 FILE = "run.json"

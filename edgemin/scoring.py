@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
 from edgemin import artifact, collapse, gate
@@ -20,10 +21,10 @@ from edgemin.evaluate import evaluate, primary_metric, score
 from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
-from edgemin.measure.runtime import Measure, measure
+from edgemin.measure.runtime import BESIDE, Measure, measure
 from edgemin.nodes import Node, Plan, Study, StudyData
 from edgemin.progress import live_line, node_line
-from edgemin.store import Store, content_key, disk_errors, write_atomically
+from edgemin.store import Store, content_key
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +100,12 @@ class Scoring:
             "versions": _versions(),
         }
         key = content_key(content)
-        predictions = self.store.root / ".results" / "evaluation" / f"{key}.safetensors"
-        kept = self.store.result("evaluation", key)
-        if kept is not None and predictions.is_file():
+        name = f"evaluation/{key}.safetensors"
+        predictions, kept = self.store.results.find(name), self.store.result("evaluation", key)
+        if kept is not None and predictions is not None:
             return kept["metrics"], predictions
         encoded = self.data.of(node.start, splits).evaluation[split]
-        with machine_lock("training"), live_line(f"{node.path}  evaluating  {task.name} {split}"):
+        with _machine(node), live_line(f"{node.path}  evaluating  {task.name} {split}"):
             found = evaluate(
                 cached.model,
                 encoded,
@@ -114,9 +115,8 @@ class Scoring:
                 metrics=task.metrics,
                 transfer=transfer,
             )
-        with disk_errors(self.store.root):
-            predictions.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(predictions, save({"logits": found.logits, "labels": encoded.labels}))
+        logits = {"logits": found.logits, "labels": encoded.labels}
+        predictions = self.store.results.keep(name, lambda path: save_file(logits, path))
         self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
         return found.metrics, predictions
 
@@ -171,7 +171,7 @@ class Scoring:
             encoded = self.data.of(node.start).evaluation[split]
             chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
             batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
-            with machine_lock("training"), live_line(f"{node.path}  looking for the layers that do most damage"):
+            with _machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
                 kept = {"worst": gate.blame(before.model, after.model, batches)[: gate.NAMED]}
             self.store.keep_result("gate", key, kept)
         return list(kept["worst"])
@@ -197,7 +197,7 @@ class Scoring:
         key = content_key(
             {
                 "artifacts": sorted(nodes),
-                "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
+                "settings": settings.content,
                 "host": here["id"],
                 "sentences": sentences,
                 "code": code_digest("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact"),
@@ -220,7 +220,10 @@ class Scoring:
                 ),
                 waiting=lambda line: node_line("latency", "waiting", line),
             )
-        self.store.keep_result("measurement", key, found)
+        if any(cost.get(BESIDE) for cost in found.values()):
+            log.warning("latency: measured beside other work on the machine: flagged, and not kept for later jobs")
+        else:
+            self.store.keep_result("measurement", key, found)
         return found
 
 
@@ -250,6 +253,10 @@ def _warned(
         said.append(collapse.sentence(found[split], metric, metrics[name][split][metric], f"{name} {split}"))
         log.warning("%s %s", node.path, said[-1])
     return said
+
+
+def _machine(node: Node) -> AbstractContextManager[object]:
+    return machine_lock("training", lambda line: node_line(node.path, "waiting", line))
 
 
 def _versions() -> dict[str, str]:

@@ -5,22 +5,21 @@ Layout below ``paths.store``::
     <key>/            an artifact, committed: complete, checksummed, never changed again
     .work/<key>/      checkpoints of a stage that is running or was killed
     .locks/<key>      one per key: who holds it computes, the others wait
-    .results/         evaluations and measurements, small JSON (and predictions)
-    .tokens/          tokenised data sets
+    .results/         evaluations and measurements: small JSON and predictions, each with its checksum
+    .tokens/          tokenised data sets and teachers' outputs, each with its checksum
 
 A commit writes into a temporary directory, syncs it and renames it: there is no moment at which a half-written
-artifact has its name.
+artifact has its name. Reading makes nothing and locks nothing, so that a store may belong to another user: what is
+new and can be made again goes below ``paths.outputs`` then (``.results`` and ``.tokens`` there).
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from edgemin.disk import Cache, disk_errors, file_digest, is_allowed, refusal, sync
 from edgemin.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -39,31 +39,32 @@ def content_key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Store:
     """Artifacts and results under content keys.
 
     Args:
-        root: ``paths.store``; made when missing.
+        root: ``paths.store``; made when something is written into it.
+        outputs: ``paths.outputs``, where new results go that may not be written into the store.
+
+    Attributes:
+        tokens: token ids and what teachers say of them.
+        results: evaluations and measurements, by kind and key.
 
     Raises:
-        UserError: the directory cannot be made or written.
+        UserError: the directory cannot be read, or is missing and cannot be made.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, outputs: str | Path | None = None) -> None:
         self.root = Path(root).expanduser()
-        try:
-            for name in (".work", ".locks", ".results", ".tokens"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"paths.store: expected a directory that can be made, given {root} ({error.strerror})"
-            ) from error
+        reason = None if self.root.is_dir() else refusal(self.root)
+        if reason is not None:
+            raise UserError(f"paths.store: expected a directory that can be made, given {root} ({reason})")
+        if self.root.is_dir() and not is_allowed(self.root, os.R_OK | os.X_OK):
+            raise UserError(f"paths.store: expected a directory that can be read, given {root} (Permission denied)")
+        spare = None if outputs is None else Path(outputs).expanduser()
+        self.tokens, self.results = (
+            Cache(self.root / name, None if spare is None else spare / name) for name in (".tokens", ".results")
+        )
 
     def path(self, key: str) -> Path:
         """Where the artifact of a key lies, or would."""
@@ -71,7 +72,10 @@ class Store:
 
     def has(self, key: str) -> bool:
         """Whether a key is committed (a directory with a manifest)."""
-        return (self.path(key) / MANIFEST).is_file()
+        try:
+            return (self.path(key) / MANIFEST).is_file()
+        except PermissionError as error:
+            raise UserError(f"artifact {self.path(key)}: expected one that can be read, given no permission") from error
 
     def verify(self, key: str) -> None:
         """Compare an artifact with its manifest.
@@ -80,30 +84,51 @@ class Store:
             UserError: a file is missing, changed or truncated: names it and says what to do.
         """
         directory = self.path(key)
-        try:
-            manifest = json.loads((directory / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"artifact {directory}: {MANIFEST} cannot be read; delete the directory to compute it again"
-            ) from error
-        for name, digest in manifest.items():
+        again = "delete the directory to compute it again"
+        for name, digest in _read_manifest(directory / MANIFEST, again).items():
             file = directory / name
-            if not file.is_file() or file_digest(file) != digest:
+            try:
+                if file.is_file() and file_digest(file) == digest:
+                    continue
                 state = "differs from its checksum" if file.is_file() else "is missing"
-                raise UserError(
-                    f"artifact {directory}: corrupted, {name} {state}; delete the directory to compute it again"
-                )
+            except PermissionError as error:
+                raise UserError(f"artifact {directory}: no permission to read {name}") from error
+            raise UserError(f"artifact {directory}: corrupted, {name} {state}; {again}")
+
+    def check_writable(self, keys: Mapping[str, str]) -> None:
+        """Refuse to compute what cannot be kept.
+
+        Args:
+            keys: of all that is needed, with a name of each for the message; what is stored already is only read.
+
+        Raises:
+            UserError: something is not stored, and the store cannot be written.
+        """
+        missing = {key: name for key, name in keys.items() if not self.has(key)}
+        for key, name in missing.items():
+            needed = [self.root, self.root / ".locks", self.work_path(key)]
+            if self.path(key).is_dir() and not self.path(key).is_symlink():  # without a manifest: makes way
+                needed.append(self.path(key))
+            for directory in needed:
+                if reason := refusal(directory):
+                    raise UserError(
+                        f"paths.store: expected a store that can be written, as {len(missing)} of {len(keys)} results "
+                        f"are not in it (such as {name}), given {directory} ({reason})"
+                    )
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold a key: two runs that need the same node compute it once. A process that dies lets go."""
-        lock = FileLock(self.root / ".locks" / key)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if waiting is not None:
-                waiting()
-            lock.acquire()
+        directory = self.root / ".locks"
+        with disk_errors(self.root):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(directory / key)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if waiting is not None:
+                    waiting()
+                lock.acquire()
         try:
             yield
         finally:
@@ -127,22 +152,17 @@ class Store:
             UserError: the disk is full or cannot be written; nothing half-written stays, checkpoints do.
         """
         with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
             for left_over in self.root.glob(f".{key}-*"):  # of a killed run; this one holds the key's lock
                 shutil.rmtree(left_over)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self.root))
+            temporary = self.root / f".{key}-{uuid.uuid4().hex}"
             try:
+                temporary.mkdir()
                 yield temporary
-                files = sorted(file for file in temporary.rglob("*") if file.is_file())
-                manifest = {str(file.relative_to(temporary)): file_digest(file) for file in files}
-                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-                for file in [*files, temporary / MANIFEST]:
-                    _sync(file)
-                _sync(temporary)
-                temporary.chmod(0o755)  # mkdtemp's is 0700; a store may be shared
-                if self.path(key).is_dir():  # without a manifest, or it would have been taken for computed
-                    shutil.rmtree(self.path(key))
+                _seal(temporary)
+                _make_way(self.path(key))
                 temporary.rename(self.path(key))
-                _sync(self.root)
+                sync(self.root)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -150,74 +170,44 @@ class Store:
 
     def result(self, kind: str, key: str) -> dict[str, Any] | None:
         """A result kept earlier, or ``None``. A damaged one counts as absent: it is cheap to make again."""
-        path = self._result_path(kind, key)
-        try:
-            found = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return None
+        path = self.results.find(f"{kind}/{key}.json")
+        found = None if path is None else json.loads(path.read_text())
         return found if isinstance(found, dict) else None
 
     def keep_result(self, kind: str, key: str, content: Mapping[str, Any]) -> None:
         """Keep a result, atomically."""
-        path = self._result_path(kind, key)
-        with disk_errors(self.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-    def _result_path(self, kind: str, key: str) -> Path:
-        return self.root / ".results" / kind / f"{key}.json"
+        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        self.results.keep(f"{kind}/{key}.json", lambda path: path.write_text(text))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+def _seal(directory: Path) -> None:
+    """Give all files of an artifact the permissions of new ones, list them with their checksums, bring all to disk."""
+    mode = directory.stat().st_mode & 0o666  # what the umask leaves; safetensors writes files for their owner alone
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    for file in files:
+        file.chmod(mode)
+    digests = {str(file.relative_to(directory)): file_digest(file) for file in files}
+    manifest = {"files": digests, "sha256": content_key(digests)}  # its own checksum: an empty list is no artifact
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    for path in [*files, directory / MANIFEST, directory]:
+        sync(path)
+
+
+def _read_manifest(path: Path, again: str) -> dict[str, str]:
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        manifest = json.loads(path.read_bytes())
+        files: dict[str, str] = manifest["files"]
+        whole = manifest["sha256"] == content_key(files)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"artifact {path.parent}: {path.name} cannot be read; {again}") from error
+    if not whole:
+        raise UserError(f"artifact {path.parent}: corrupted, {path.name} differs from its checksum; {again}")
+    return files
 
 
-@contextmanager
-def disk_errors(where: Path, key: str = "paths.store") -> Iterator[None]:
-    """Turn what the file system refuses (full, read-only, forbidden) into one line; all else passes unchanged."""
-    reasons = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EROFS: "the file system is read-only",
-        errno.EACCES: "no permission to write",
-        errno.ENOTDIR: "a file stands where a directory is needed",
-        errno.EEXIST: "a file stands where a directory is needed",
-    }
-    try:
-        yield
-    except Exception as error:
-        number = _errno(error)
-        if number is None or number not in reasons:
-            raise
-        raise UserError(
-            f"{key}: {reasons[number]} ({where}); what was already computed is kept, run again to go on"
-        ) from error
-
-
-def _errno(error: Exception) -> int | None:
-    """The system's number of an error; safetensors and tokenizers (Rust) have it in their message alone."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _make_way(path: Path) -> None:
+    """Remove what stands in a key's place: a file, a link, or a directory without a manifest."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)

@@ -112,6 +112,14 @@ def test_an_artifact_that_does_not_say_where_it_came_from_is_no_source(content: 
         checkpoint.read_facts(str(path.parent), "teacher.source")
 
 
+@pytest.mark.parametrize("content", ["[]", "7", '{"head_trained": "yes"}', '{"notes": {}}', "[" * 100_000, "{"])
+def test_a_provenance_of_another_form_is_one_line(content: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "artifact") / artifact.PROVENANCE
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"^artifact [^\n]*provenance\.json (is not of the form|cannot be read)[^\n]*$"):
+        artifact.read_provenance(path.parent)
+
+
 # Damage
 
 

@@ -13,6 +13,7 @@ import torch
 from edgemin import toy
 from edgemin.data import DataModule, Examples, Task, TrainBatches, encode, evaluation_batches, load
 from edgemin.data.encoding import Encoded
+from edgemin.disk import Cache
 from edgemin.errors import UserError
 
 
@@ -23,7 +24,7 @@ def toy_task(**changes: Any) -> Task:
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
-    return encode(load(toy_task()).train, toy.tokenizer(), 48, tmp_path_factory.mktemp("cache"))
+    return encode(load(toy_task()).train, toy.tokenizer(), 48, Cache(tmp_path_factory.mktemp("cache")))
 
 
 # --- token ids --------------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ def test_batches_hold_what_the_tokenizer_itself_gives(tmp_path: Path) -> None:
     ]
     tokenizer = toy.tokenizer()
     before = tokenizer.backend_tokenizer.to_str()
-    batch = encode(Examples(texts, np.array([0, 1, 1])), tokenizer, 20, tmp_path).batch([2, 0, 1])
+    batch = encode(Examples(texts, np.array([0, 1, 1])), tokenizer, 20, Cache(tmp_path)).batch([2, 0, 1])
     assert tokenizer.backend_tokenizer.to_str() == before
     first, second = zip(*(texts[i] for i in (2, 0, 1)), strict=True)
     expected = tokenizer(list(first), list(second), truncation=True, max_length=20, padding=True, return_tensors="pt")
@@ -50,14 +51,14 @@ def test_batches_hold_what_the_tokenizer_itself_gives(tmp_path: Path) -> None:
 
 def test_widths_are_multiples_of_eight_up_to_the_longest_allowed(tmp_path: Path) -> None:
     examples = Examples([("good " * n,) for n in (3, 7, 40)], np.zeros(3, dtype=np.int64))
-    encoded = encode(examples, toy.tokenizer(), 20, tmp_path)
+    encoded = encode(examples, toy.tokenizer(), 20, Cache(tmp_path))
     assert [encoded.batch([i])["input_ids"].shape[1] for i in range(3)] == [8, 16, 20]
     assert encoded.lengths.tolist() == [5, 9, 20]
 
 
 def test_labels_of_a_regression_stay_float32(tmp_path: Path) -> None:
     labels = np.array([0.5, 2.0], dtype=np.float32)
-    batch = encode(Examples([("good",), ("bad",)], labels), toy.tokenizer(), 16, tmp_path).batch([1])
+    batch = encode(Examples([("good",), ("bad",)], labels), toy.tokenizer(), 16, Cache(tmp_path)).batch([1])
     assert batch["labels"].dtype == torch.float32 and batch["labels"].tolist() == [2.0]
 
 
@@ -65,18 +66,18 @@ def test_a_split_is_tokenised_once_and_anew_when_the_file_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     examples = load(toy_task()).train
-    first = encode(examples, toy.tokenizer(), 48, tmp_path)
+    first = encode(examples, toy.tokenizer(), 48, Cache(tmp_path))
     (path,) = tmp_path.rglob("*.safetensors")
     stamp = path.stat().st_mtime_ns
-    assert encode(examples, toy.tokenizer(), 48, tmp_path).key == first.key
+    assert encode(examples, toy.tokenizer(), 48, Cache(tmp_path)).key == first.key
     assert path.stat().st_mtime_ns == stamp
     expected = first.batch([0, 1])["input_ids"].clone()
     replacement = tmp_path / "replacement"
     replacement.write_bytes(path.read_bytes()[:100])
     replacement.replace(path)
-    assert torch.equal(encode(examples, toy.tokenizer(), 48, tmp_path).batch([0, 1])["input_ids"], expected)
-    assert "is damaged" in caplog.text
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert torch.equal(encode(examples, toy.tokenizer(), 48, Cache(tmp_path)).batch([0, 1])["input_ids"], expected)
+    assert "differs from its checksum and is made again" in caplog.text
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.sha256"]
 
 
 def test_the_key_follows_texts_tokenizer_and_length(tmp_path: Path) -> None:
@@ -84,10 +85,10 @@ def test_the_key_follows_texts_tokenizer_and_length(tmp_path: Path) -> None:
     bigger = toy.tokenizer()
     bigger.add_tokens(["unheard"])
     keys = {
-        encode(one, toy.tokenizer(), 48, tmp_path).key,
-        encode(other, toy.tokenizer(), 48, tmp_path).key,
-        encode(one, toy.tokenizer(), 40, tmp_path).key,
-        encode(one, bigger, 48, tmp_path).key,
+        encode(one, toy.tokenizer(), 48, Cache(tmp_path)).key,
+        encode(other, toy.tokenizer(), 48, Cache(tmp_path)).key,
+        encode(one, toy.tokenizer(), 40, Cache(tmp_path)).key,
+        encode(one, bigger, 48, Cache(tmp_path)).key,
     }
     assert len(keys) == 4
 
@@ -95,12 +96,12 @@ def test_the_key_follows_texts_tokenizer_and_length(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^paths\.store: "):
-        encode(load(toy_task()).train, toy.tokenizer(), 48, tmp_path / "file")
+        encode(load(toy_task()).train, toy.tokenizer(), 48, Cache(tmp_path / "file"))
 
 
 def test_a_length_beyond_the_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^task\.max_length: expected at most the tokenizer's 128 tokens"):
-        encode(load(toy_task()).train, toy.tokenizer(), 129, tmp_path)
+        encode(load(toy_task()).train, toy.tokenizer(), 129, Cache(tmp_path))
 
 
 # --- batches ----------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def test_evaluation_batches_cover_the_split_by_length(encoded: Encoded) -> None:
 def test_calibration_draws_without_replacement_at_true_lengths(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = DataModule(load(toy_task(holdout=0.1)), toy.tokenizer(), tmp_path)
+    data = DataModule(load(toy_task(holdout=0.1)), toy.tokenizer(), Cache(tmp_path))
     batches = data.calibration(examples=50, batch_size=8, seed=0)
     rows = [tuple(ids[mask.bool()].tolist()) for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)]  # fmt: skip  # noqa: E501
     assert len(rows) == len(set(rows)) == 50
@@ -199,8 +200,8 @@ def test_calibration_draws_without_replacement_at_true_lengths(
 
 
 def test_the_module_gives_every_split(tmp_path: Path) -> None:
-    data = DataModule(load(toy_task(holdout=0.1)), toy.tokenizer(), tmp_path)
+    data = DataModule(load(toy_task(holdout=0.1)), toy.tokenizer(), Cache(tmp_path))
     assert data.holdout is not None
     assert (len(data.train), len(data.holdout), len(data.evaluation["validation"])) == (270, 30, 60)
     assert data.labels == ("negative", "positive") and not data.regression
-    assert DataModule(load(toy_task()), toy.tokenizer(), tmp_path).holdout is None
+    assert DataModule(load(toy_task()), toy.tokenizer(), Cache(tmp_path)).holdout is None

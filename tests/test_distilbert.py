@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from edgemin import config, encoder, toy
 from edgemin.data import DataModule, load
+from edgemin.disk import Cache
 from edgemin.distillation.distilbert import IGNORED, MaskedLanguageHead, hidden_cosine, mask_tokens, masked_word_loss
 from edgemin.distillation.logits import soft_target_kl
 from edgemin.errors import UserError
@@ -195,7 +196,7 @@ def masking(tmp_path: Path) -> DataModule:
     """The toy task under a tokenizer that has a mask token."""
     tokenizer = toy.tokenizer()
     tokenizer.mask_token = "[UNK]"
-    return DataModule(load(tiny.task()), tokenizer, tmp_path / "tokens")
+    return DataModule(load(tiny.task()), tokenizer, Cache(tmp_path / "tokens"))
 
 
 @pytest.fixture

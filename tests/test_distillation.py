@@ -12,6 +12,7 @@ import torch
 
 from edgemin import config, encoder, toy
 from edgemin.data import DataModule
+from edgemin.disk import Cache
 from edgemin.distillation.outputs import teacher_outputs
 from edgemin.errors import UserError
 from edgemin.stages.base import Stage
@@ -56,7 +57,7 @@ def prepared(stage: Distillation, data: DataModule, *teachers: Any) -> Distillat
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_kept_outputs_are_what_the_teacher_says_of_any_batch(family: str, data: DataModule) -> None:
     teacher = tiny.model(family)
-    kept = teacher_outputs(teacher, data.train, projections=[2, 0], hidden=[1, 0], logits=True, directory=data.cache)
+    kept = teacher_outputs(teacher, data.train, projections=[2, 0], hidden=[1, 0], logits=True, cache=data.cache)
     batch = data.train.batch([7, 3, 40])
     with torch.no_grad():
         live = encoder.read(teacher, batch, projections=[0, 2], hidden=[0, 1], logits=True)
@@ -81,11 +82,11 @@ def test_outputs_are_computed_once_for_all_jobs_and_again_for_another_teacher(
     monkeypatch.setattr(encoder, "read", lambda *given, **named: runs.append(1) or read(*given, **named))
 
     def files() -> int:
-        return len(list(data.cache.rglob("teacher-*.safetensors")))
+        return len(list(data.cache.first.rglob("teacher-*.safetensors")))
 
     for seed, hidden, kept, computes in ((0, [], 1, True), (0, [], 1, False), (1, [], 2, True), (1, [0], 3, True)):
         runs.clear()
-        teacher_outputs(tiny.model(seed=seed), data.train, hidden=hidden, logits=True, directory=data.cache)
+        teacher_outputs(tiny.model(seed=seed), data.train, hidden=hidden, logits=True, cache=data.cache)
         assert (files(), bool(runs)) == (kept, computes)
 
 
@@ -108,7 +109,7 @@ def test_a_student_learns_the_same_from_kept_outputs(method: str, tmp_path: Path
 def test_outputs_too_large_to_keep_are_refused(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemin.distillation.outputs.LIMIT_BYTES", 1000)
     with pytest.raises(UserError, match=r"^teacher_cache: expected outputs of at most [^\n]* given [^\n]*$"):
-        teacher_outputs(tiny.model(), data.train, hidden=[0], logits=False, directory=data.cache)
+        teacher_outputs(tiny.model(), data.train, hidden=[0], logits=False, cache=data.cache)
 
 
 # Teachers with tokens of their own
@@ -118,7 +119,7 @@ def test_a_teacher_of_answers_may_read_tokens_of_its_own(tmp_path: Path, data: D
     folder = tmp_path / "other"
     folder.mkdir()
     studies.tokenizer(folder)
-    theirs = DataModule(data.splits, toy.tokenizer().from_pretrained(folder), tmp_path / "theirs")
+    theirs = DataModule(data.splits, toy.tokenizer().from_pretrained(folder), Cache(tmp_path / "theirs"))
     both = DataModule(data.splits, data.tokenizer, data.cache, [theirs])
     teacher = tiny.model(seed=5)
     stage = prepared(LogitsDistillation(alpha=1.0, temperature=1.0, **FIT), both, teacher)
@@ -316,7 +317,7 @@ def on_corpus(corpus: Path, **settings: Any) -> MiniLMv2:
 def test_a_run_on_a_corpus_killed_and_resumed_ends_with_the_same_weights(corpus: Path, tmp_path: Path) -> None:
     def run(work: str, *kill: tiny.Kill) -> Any:
         teacher = tiny.model(layers=4, seed=5)
-        data = DataModule(None, toy.tokenizer(), tmp_path / "tokens")
+        data = DataModule(None, toy.tokenizer(), Cache(tmp_path / "tokens"))
         return tiny.fit(
             on_corpus(corpus), tiny.model(), data, [teacher], work=tmp_path / work, seconds=0, callbacks=kill
         ).model

@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from edgemin import encoder, toy
 from edgemin.data import Examples, Task, encode, load
 from edgemin.data.encoding import Encoded
+from edgemin.disk import Cache
 from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, matthews, primary_metric, score
 
@@ -43,7 +44,7 @@ def split(labels: np.ndarray, cache: Path) -> Encoded:
     # Every text is another number of two digits in words of the toy task, so that an input names its example.
     words = toy.vocabulary()[10:110]
     texts = [(f"{words[i]} " * (1 + 9 * (i % 2)),) for i in range(len(labels))]
-    return encode(Examples(texts, labels), toy.tokenizer(), 16, cache)
+    return encode(Examples(texts, labels), toy.tokenizer(), 16, Cache(cache))
 
 
 def f1(truth: np.ndarray, guess: np.ndarray, positive: int) -> float:
@@ -248,7 +249,7 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
         max_evaluation_examples=120,
         max_length=48,
     )
-    return encode(load(task).evaluation["validation"], toy.tokenizer(), 48, tmp_path_factory.mktemp("cache"))
+    return encode(load(task).evaluation["validation"], toy.tokenizer(), 48, Cache(tmp_path_factory.mktemp("cache")))
 
 
 def test_neither_padding_nor_batch_size_changes_anything(

@@ -27,7 +27,7 @@ PACKAGE = HOUSE / "edgemin"
 
 # From the ground up: a module imports from its own line and those above; `a.b` stands with `a` unless named.
 LAYERS = (
-    ("edgemin", "config", "digest", "errors", "launch", "plain_text", "ranks"),
+    ("edgemin", "config", "digest", "disk", "errors", "launch", "plain_text", "ranks", "stopping"),
     ("encoder",),
     ("data", "distillation", "pruning", "quantization", "toy"),
     ("artifact", "checkpoint", "collapse", "evaluate", "roots", "store"),

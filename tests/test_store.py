@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from edgemin import artifact, toy
+from edgemin.disk import disk_errors, write_atomically
 from edgemin.errors import UserError
-from edgemin.store import MANIFEST, Store, content_key, disk_errors, write_atomically
+from edgemin.store import MANIFEST, Store, content_key
 
 KEY = "0123456789abcdef0123"
 
@@ -87,11 +90,12 @@ with Store(sys.argv[1]).commit({KEY!r}) as folder:
     (store.root / ".other-abc").mkdir()
     filled(store)
     assert left(store) == [".other-abc", KEY]
-    assert sorted(json.loads((store.path(KEY) / MANIFEST).read_text())) == ["deeper/config.json", "model.safetensors"]
+    listed = json.loads((store.path(KEY) / MANIFEST).read_text())["files"]
+    assert sorted(listed) == ["deeper/config.json", "model.safetensors"]
 
 
 def test_a_directory_without_a_manifest_is_not_stored_and_makes_way(store: Store) -> None:
-    store.path(KEY).mkdir()
+    store.path(KEY).mkdir(parents=True)
     (store.path(KEY) / "half").write_text("x")
     assert not store.has(KEY)
     filled(store)
@@ -115,6 +119,9 @@ def flip(path: Path) -> None:
         (lambda folder: (folder / "deeper" / "config.json").write_text("{} "), "deeper/config.json differs"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text("{}"), "manifest.json cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text("[" * 100_000), "manifest.json cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text('{"files": {}, "sha256": ""}'), "manifest.json differs from"),
         (lambda folder: (folder / MANIFEST).unlink(), "manifest.json cannot be read"),
     ],
 )
@@ -255,10 +262,12 @@ def test_a_model_that_does_not_fit_on_the_disk_is_one_line(small_disk: Path) -> 
         (errno.EDQUOT, "the disk quota is used up"),
         (errno.ENOTDIR, "a file stands where a directory is needed"),
         (errno.EEXIST, "a file stands where a directory is needed"),
+        (errno.EFBIG, "a file would be larger than the limit for files"),
+        (errno.EISDIR, "a directory stands where a file is needed"),
     ],
 )
 def test_what_a_file_system_refuses_is_one_line_and_other_errors_pass(number: int, says: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^paths.store: {says} [^\n]*$"), disk_errors(tmp_path):
+    with pytest.raises(UserError, match=rf"^paths\.store: {says}[^\n]*$"), disk_errors(tmp_path):
         raise OSError(number, "refused")
     with pytest.raises(OSError, match="interrupted"), disk_errors(tmp_path):
         raise OSError(errno.EINTR, "interrupted")
@@ -282,6 +291,153 @@ def test_a_store_where_a_file_stands_is_refused_in_one_line(tmp_path: Path) -> N
         assert str(refused.value) == line
 
 
+# What stands in the place of something else
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_stands_in_a_keys_place_makes_way(store: Store, tmp_path: Path, kind: str) -> None:
+    store.root.mkdir()
+    target = tmp_path / "elsewhere"
+    if kind == "file":
+        store.path(KEY).write_text("a note")
+    else:
+        if kind == "link":
+            target.mkdir()
+            (target / "mine").write_text("stays")
+        store.path(KEY).symlink_to(target)
+    assert not store.has(KEY)
+    store.check_writable({KEY: "student"})
+    filled(store)
+    store.verify(KEY)
+    assert not store.path(KEY).is_symlink()
+    assert kind != "link" or (target / "mine").read_text() == "stays"
+
+
+@pytest.mark.parametrize("name", [".work", ".locks"])
+def test_a_file_in_the_place_of_a_directory_is_refused_before_anything_is_computed(store: Store, name: str) -> None:
+    store.root.mkdir()
+    (store.root / name).write_text("")
+    with pytest.raises(UserError, match=rf"^paths\.store: expected a store that can be written[^\n]*{name}[^\n]*$"):
+        store.check_writable({KEY: "student"})
+
+
+def test_a_directory_in_the_place_of_a_lock_or_a_result_is_one_line(store: Store) -> None:
+    (store.root / ".locks" / KEY).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^paths\.store: a directory stands where a file is needed"), store.lock(KEY):
+        pass
+    (store.root / ".results" / "evaluation" / "k.json").mkdir(parents=True)
+    assert store.result("evaluation", "k") is None
+    with pytest.raises(UserError, match=r"^paths\.store: a directory stands where a file is needed"):
+        store.keep_result("evaluation", "k", {"a": 1})
+
+
+# Permissions
+
+
+def test_looking_makes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", tmp_path / "outputs")
+    assert not store.has(KEY) and store.result("evaluation", "k") is None and store.tokens.find("a/b") is None
+    store.check_writable({KEY: "student"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_all_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        store = Store(tmp_path / "store")
+        with store.lock(KEY), store.commit(KEY) as folder:
+            artifact.save(folder, tiny.model(), toy.tokenizer(), {})
+        store.keep_result("static", "k", {"params": 1})
+        store.tokens.keep("a/b.safetensors", lambda path: save_file({"a": torch.ones(2)}, path))
+    finally:
+        os.umask(before)
+    for path in store.root.rglob("*"):
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == wanted, path
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, below: Path, number: int = errno.EROFS) -> None:
+    """Nothing can be made below a directory, for root neither; nothing is to be found out by trying."""
+    touch, mkdir, access = Path.touch, os.mkdir, os.access
+
+    def refuse(path: Path) -> None:
+        if path.is_relative_to(below):
+            raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "touch", lambda path, **named: (refuse(path), touch(path, **named)))
+    monkeypatch.setattr(os, "mkdir", lambda path, *mode: (refuse(Path(path)), mkdir(path, *mode)))
+    monkeypatch.setattr(
+        "edgemin.disk.is_allowed",
+        lambda path, mode: not (mode & os.W_OK and Path(path).is_relative_to(below)) and access(path, mode),
+    )
+
+
+def test_what_is_new_goes_to_the_outputs_where_the_store_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store", tmp_path / "outputs")
+    store.keep_result("evaluation", "old", {"a": 1})
+    filled(store)
+    seen = sorted(store.root.rglob("*"))
+    forbid(monkeypatch, store.root)
+    store.keep_result("evaluation", "new", {"a": 2})
+    path = store.tokens.keep("key/encoded.safetensors", lambda path: path.write_bytes(b"x"))
+    assert path == tmp_path / "outputs" / ".tokens" / "key" / "encoded.safetensors"
+    assert store.tokens.find("key/encoded.safetensors") == path
+    assert [store.result("evaluation", name) for name in ("old", "new")] == [{"a": 1}, {"a": 2}]
+    assert sorted(store.root.rglob("*")) == seen
+    store.check_writable({KEY: "student"})
+    with pytest.raises(UserError) as refused:
+        store.check_writable({KEY: "student", "0" * 20: "student/finetune", "1" * 20: "student/finetune/distill"})
+    assert str(refused.value) == (
+        "paths.store: expected a store that can be written, as 2 of 3 results are not in it (such as "
+        f"student/finetune), given {store.root} (Permission denied)"
+    )
+
+
+def test_a_disk_that_is_full_is_no_reason_to_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store", tmp_path / "outputs")
+    forbid(monkeypatch, store.root, errno.ENOSPC)
+    with pytest.raises(UserError, match=r"^paths\.store: the disk is full"):
+        store.keep_result("evaluation", "k", {"a": 2})
+
+
+TOO_LARGE = """
+import resource, sys
+from edgemin.errors import UserError
+from edgemin.store import Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+store = Store(sys.argv[1])
+for write in (
+    lambda: store.keep_result("evaluation", "k", {"a": "x" * 2000}),
+    lambda: store.tokens.keep("k", lambda path: save_file({"a": torch.ones(1000)}, path)),
+    lambda: fill(store),
+):
+    try:
+        write()
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_file_beyond_the_users_limit_is_one_line(tmp_path: Path) -> None:
+    head = "import torch\nfrom safetensors.torch import save_file\n"
+    fill = f"""
+def fill(store):
+    with store.commit({KEY!r}) as folder:
+        save_file({{"a": torch.ones(1000)}}, folder / "model.safetensors")
+"""
+    script = head + fill + TOO_LARGE
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and done.stderr == ""
+    assert all(line.startswith("paths.store: a file would be larger than the limit for files") for line in lines)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 # Results
 
 
@@ -296,11 +452,26 @@ def test_a_result_comes_back_as_it_was_kept(store: Store) -> None:
     assert Store(store.root).result("evaluation", "k") == {"new": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
-def test_a_damaged_result_counts_as_absent(store: Store, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"{}", b'{"a": 2}'])
+def test_a_damaged_result_counts_as_absent_and_is_made_again(store: Store, content: bytes) -> None:
     store.keep_result("evaluation", "k", {"a": 1})
     (store.root / ".results" / "evaluation" / "k.json").write_bytes(content)
     assert store.result("evaluation", "k") is None
+    store.keep_result("evaluation", "k", {"a": 1})
+    assert store.result("evaluation", "k") == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b"0" * 64])
+def test_a_file_without_its_checksum_counts_as_absent(store: Store, content: bytes | None) -> None:
+    path = store.tokens.keep("a/encoded.safetensors", lambda path: path.write_bytes(b"tokens"))
+    checksum = path.with_name(f"{path.name}.sha256")
+    if content is None:
+        checksum.unlink()
+    else:
+        checksum.write_bytes(content)
+    assert store.tokens.find("a/encoded.safetensors") is None
+    assert store.tokens.keep("a/encoded.safetensors", lambda path: path.write_bytes(b"tokens")) == path
+    assert store.tokens.find("a/encoded.safetensors") == path
 
 
 def test_an_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

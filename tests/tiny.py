@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from edgemin import encoder, toy
 from edgemin.data import DataModule, Task, load
+from edgemin.disk import Cache
 from edgemin.stages import fitting
 from edgemin.stages.base import Stage
 
@@ -82,7 +83,7 @@ def task(**settings: Any) -> Task:
 
 def data(cache: Path, **settings: Any) -> DataModule:
     """The toy task in tokens."""
-    return DataModule(load(task(**settings)), toy.tokenizer(), cache / "tokens")
+    return DataModule(load(task(**settings)), toy.tokenizer(), Cache(cache / "tokens"))
 
 
 def prepared(stage: AnyStage, student: PreTrainedModel, teacher: PreTrainedModel, examples: DataModule) -> AnyStage:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edgemin.data.examples import Examples, Labels
 from edgemin.data.task import refusal
+from edgemin.disk import Cache
 from edgemin.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -93,14 +90,14 @@ class Encoded:
         return batch
 
 
-def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path) -> Encoded:
+def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Cache) -> Encoded:
     """Tokenise a split, or find it tokenised.
 
     Args:
         examples: Texts and labels.
         tokenizer: A fast tokenizer (one with a ``tokenizer.json``); it is left as it was.
         max_length: Longest input in tokens; of pairs the longer text is cut first.
-        cache: Directory below which ``<key>/encoded.safetensors`` is kept; it is written atomically.
+        cache: Where ``<key>/encoded.safetensors`` is kept.
 
     Returns:
         The token ids, memory-mapped from the file.
@@ -120,12 +117,13 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
         max_length,
     ]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    path = cache / key / "encoded.safetensors"
-    tensors = _stored(path)
-    if tensors is None:
+    name = f"{key}/encoded.safetensors"
+    path = cache.find(name)
+    if path is None:
         log.info("tokenising %d examples", len(examples))
-        _write(path, _tokenise(examples, backend, with_types))
-        tensors = load_file(path)
+        made = _tokenise(examples, backend, with_types)
+        path = cache.keep(name, lambda path: save_file(made, path))
+    tensors = load_file(path)
     lengths = tensors["lengths"].numpy().astype(np.int64)
     return Encoded(
         ids=tensors["ids"],
@@ -172,30 +170,3 @@ def _tokenise(examples: Examples, backend: tokenizers.Tokenizer, with_types: boo
     if with_types:
         tensors["types"] = torch.from_numpy(np.concatenate(types))
     return tensors
-
-
-def _stored(path: Path) -> dict[str, Tensor] | None:
-    if not path.is_file():
-        return None
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        log.warning("%s is damaged (%s) and is made again", path, error)
-        return None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(save(tensors))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        given = f"{path.parent} ({error.strerror})"
-        raise UserError(f"paths.store: expected a place to write token ids, given {given}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from edgemin.data.encoding import Encoded, encode
 from edgemin.data.examples import Examples
 from edgemin.data.splits import Splits
+from edgemin.disk import Cache
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class DataModule:
     Args:
         splits: The checked examples; ``None`` for a stage that must not depend on the task.
         tokenizer: The tokenizer of the model that reads them.
-        cache: Directory for token ids (see `edgemin.data.encode`).
+        cache: Where token ids are kept (see `edgemin.data.encode`).
         of_teachers: The same splits in the tokens of each teacher of a stage; where a teacher reads the same tokens
             this very module; empty if all do.
     """
@@ -34,7 +34,7 @@ class DataModule:
         self,
         splits: Splits | None,
         tokenizer: PreTrainedTokenizerBase,
-        cache: Path,
+        cache: Cache,
         of_teachers: Sequence[DataModule] = (),
     ) -> None:
         self._splits = splits

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,6 +16,7 @@ from transformers import PreTrainedModel
 from edgemin import encoder
 from edgemin.data import Encoded, evaluation_batches
 from edgemin.digest import code_digest
+from edgemin.disk import Cache
 from edgemin.encoder import Projections, Reading
 from edgemin.errors import UserError
 
@@ -75,7 +73,7 @@ def teacher_outputs(
     projections: Sequence[int] = (),
     hidden: Collection[int] = (),
     logits: bool,
-    directory: Path,
+    cache: Cache,
 ) -> TeacherOutputs:
     """Compute a teacher's outputs on a split, or find them computed.
 
@@ -87,7 +85,7 @@ def teacher_outputs(
         projections: layers whose queries, keys and values are kept, counted from 0.
         hidden: where the residual stream is kept: 0 before the first layer, l after l layers.
         logits: whether logits are kept.
-        directory: of token ids; the file lies beside those of the split.
+        cache: of token ids; the file lies beside those of the split.
 
     Raises:
         UserError: the outputs would take more than 8 GiB.
@@ -96,19 +94,12 @@ def teacher_outputs(
     made_by = [code_digest("edgemin.distillation.outputs"), torch.__version__, transformers.__version__]
     content = [_fingerprint(teacher), asked, teacher.device.type, *made_by]
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
-    path = directory / encoded.key / f"teacher-{name}.safetensors"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
-        try:
-            save_file(_compute(teacher, encoded, projections, hidden, logits), temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    try:
-        return TeacherOutputs(encoded, load_file(path))
-    except SafetensorError as error:
-        raise UserError(f"teacher_cache: {path} is damaged ({error}); delete it to compute it again") from error
+    file = f"{encoded.key}/teacher-{name}.safetensors"
+    path = cache.find(file)
+    if path is None:
+        made = _compute(teacher, encoded, projections, hidden, logits)
+        path = cache.keep(file, lambda path: save_file(made, path))
+    return TeacherOutputs(encoded, load_file(path))
 
 
 def _compute(

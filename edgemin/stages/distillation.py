@@ -239,7 +239,7 @@ class Distillation(Stage):
             projections=[layer - 1 for layer in asks.projections],
             hidden=asks.hidden,
             logits=asks.logits,
-            directory=self.data.cache,
+            cache=self.data.cache,
         )
 
     def training_batches(self, fit: Fit) -> TrainBatches | CorpusBatches:
