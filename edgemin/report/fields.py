@@ -156,6 +156,7 @@ class _Gate(_Fields):
     value: Number = None
     drop: Number = None
     max_drop: Number = None
+    chance: Number = None
     agreement: Number = None
     flips: Number = None
     examples: Number = None
