@@ -1,13 +1,15 @@
-"""What many tests begin with: the toy task in tokens, and a batch of it."""
+"""What many tests begin with: the toy task in tokens, a batch of it, and the command line in this process."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from commands import Command
     from torch import Tensor
 
     from edgemin.data import DataModule
@@ -23,3 +25,10 @@ def data(tmp_path: Path) -> DataModule:
 @pytest.fixture
 def batch(data: DataModule) -> dict[str, Tensor]:
     return data.train.batch(range(6))
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    import commands
+
+    yield from commands.in_process(tmp_path, monkeypatch, capsys)
