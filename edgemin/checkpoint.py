@@ -119,7 +119,13 @@ def fingerprint(directory: Path) -> dict[str, str]:
     files = {path for pattern in _FILES for path in directory.glob(pattern) if path.is_file()}
     if any(path.suffix == ".safetensors" for path in files):
         files = {path for path in files if path.suffix != ".bin"}
-    return {path.name: file_digest(path) for path in sorted(files)}
+    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)}
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """A file's, once for every state of it: all jobs of a sweep ask for that of the same weights."""
+    return file_digest(path)
 
 
 def read_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:

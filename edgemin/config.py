@@ -10,12 +10,31 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
-from typing import Any, Unpack, get_args, get_origin, get_type_hints, is_typeddict
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints, is_typeddict, overload
 
 from pydantic import TypeAdapter, ValidationError
 
 from edgemin.errors import UserError
+
+T = TypeVar("T")
+#: Groups whose choices are stages.
+STAGES = ("finetune", "distill", "prune", "quantize")
+GROUPS = (*STAGES, "task", "teacher", "student", "order", "trainer", "evaluate", "measure", "logger", "ablate")
+#: What every study has (conf/train.yaml). Any further node is a stage or a model of its own.
+KEYS = frozenset((*GROUPS, "seed", "stages", "plan", "study", "published", "paths", "paths.outputs", "paths.store"))
+
+
+class UnknownKeyError(UserError):
+    """A key that a class does not have.
+
+    Attributes:
+        key: where it stands in the configuration.
+    """
+
+    def __init__(self, key: str, hint: str) -> None:
+        super().__init__(f"{key}: unknown key{hint}")
+        self.key = key
 
 
 def target(node: Mapping[str, Any], key: str) -> type[Any]:
@@ -56,24 +75,33 @@ def accepted(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
     return found
 
 
-def construct(node: Any, key: str) -> Any:
+@overload
+def construct(node: Any, key: str) -> Any: ...
+@overload
+def construct(node: Any, key: str, kind: type[T]) -> T: ...
+def construct(node: Any, key: str, kind: type[Any] = object) -> Any:
     """Build the object that a configuration node describes.
 
     Args:
         node: a plain mapping (no ``DictConfig``) with ``_target_`` and the constructor's keyword arguments.
         key: where the node stands in the configuration; it begins every message.
+        kind: a class that it must be, or a subclass of; another is not even constructed.
 
     Raises:
-        UserError: an unknown or missing key, a value of the wrong type, or whatever the constructor refuses.
+        UserError: a class of another kind, an unknown or missing key (:class:`UnknownKeyError`), a value of the wrong
+            type, or whatever the constructor refuses.
     """
     if not isinstance(node, Mapping):
         raise UserError(f"{key}: expected a choice of the group {key}, given {node!r}")
     cls = target(node, key)
+    if not issubclass(cls, kind):
+        expected = f"{kind.__module__}.{kind.__qualname__}"
+        raise UserError(f"{key}._target_: expected {expected} or a subclass of it, given {node['_target_']}")
     allowed = accepted(cls)
     given = {name: value for name, value in node.items() if name != "_target_"}
     for name, value in given.items():
         if name not in allowed:
-            raise UserError(f"{key}.{name}: unknown key{_hint(name, allowed)}")
+            raise UnknownKeyError(f"{key}.{name}", hint(name, allowed))
         check_type(value, allowed[name][0], f"{key}.{name}")
     for name, (_, required) in allowed.items():
         if required and name not in given:
@@ -114,6 +142,7 @@ def _words(annotation: Any) -> str:
     return str(annotation)
 
 
-def _hint(name: str, allowed: Mapping[str, Any]) -> str:
+def hint(name: str, allowed: Collection[str]) -> str:
+    """The end of a message on an unknown key: the one that was likely meant, or those that there are."""
     near = difflib.get_close_matches(name, allowed, n=1)
     return f", did you mean {near[0]!r}?" if near else f" (there are: {', '.join(sorted(allowed))})"

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UserError(ValueError):
     """Something the user gave cannot work: one line that says what was expected, what was given, and which key.
 
     The command line prints it without a traceback and exits with code 2. A programmer's mistake is an ``assert``.
     """
+
+
+def check_name(value: Any, key: str) -> None:
+    """Raise a ``UserError`` that names ``key`` unless ``value`` can be the name of a file or directory, and no more."""
+    if not isinstance(value, str) or not value.strip() or value in (".", "..") or "/" in value or "\\" in value:
+        raise UserError(f"{key}: expected a name, without / and no path, given {value!r}")
+    if not value.isprintable() or len(value.encode()) > 100:
+        raise UserError(f"{key}: expected a name of at most 100 printable characters, given {value!r}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,16 +24,17 @@ from edgemin.origin import git_revision, versions
 from edgemin.pipeline import Done, Pipeline
 from edgemin.plan import build, unused
 from edgemin.progress import node_line
+from edgemin.report import published as literature
+from edgemin.report.published import Published
 from edgemin.report.write import print_job, write_job
 from edgemin.roots import Root
 from edgemin.scoring import Scoring
+from edgemin.stages.base import Stage
 from edgemin.stages.fitting import Trainer, use_threads
 from edgemin.store import Store
 from edgemin.tracking import Tracker
 
-PLAN_FILE = "plan.json"
 PUBLISHED_FILE = "published.yaml"
-_planned: list[tree.State] = []
 
 
 def read_study(settings: Mapping[str, Any]) -> Study:
@@ -48,9 +47,9 @@ def read_study(settings: Mapping[str, Any]) -> Study:
         config.check_type(settings.get(key), annotation, key)
     if not 0 <= settings["seed"] < 2**63:
         raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {settings['seed']}")
-    task, trainer = (config.construct(settings.get(key), key) for key in ("task", "trainer"))
-    assert isinstance(task, Task) and isinstance(trainer, Trainer)
-    roots = {name: config.construct(settings.get(name), name) for name in _models(settings)}
+    task = config.construct(settings.get("task"), "task", Task)
+    trainer = config.construct(settings.get("trainer"), "trainer", Trainer)
+    roots = {name: config.construct(settings.get(name), name, Root) for name in _models(settings)}
     use_threads(trainer.threads)
     rows = row_specs(settings["order"], settings["stages"], {name: root.stages for name, root in roots.items()})
     splits = None if task.name == "none" else data.load(task)
@@ -58,32 +57,43 @@ def read_study(settings: Mapping[str, Any]) -> Study:
 
 
 def _models(settings: Mapping[str, Any]) -> list[str]:
-    """The models of a study by name: teacher, student and every further node that describes one."""
-    described = f"{Root.__module__}.{Root.__qualname__}"
-    found = [name for name, node in settings.items() if isinstance(node, Mapping) and node.get("_target_") == described]
-    return ["teacher", "student", *(name for name in found if name not in ("teacher", "student"))]
+    """The models of a study by name: teacher, student and every further node that describes one.
+
+    Raises:
+        UserError: a node of the user's own that is neither a model nor a stage.
+    """
+    own = [
+        name
+        for name in settings
+        if name not in config.KEYS and isinstance(settings[name], Mapping) and "_target_" in settings[name]
+    ]
+    kinds = {name: config.target(settings[name], name) for name in own}
+    for name, kind in kinds.items():
+        if not issubclass(kind, Root | Stage):
+            raise UserError(
+                f"{name}._target_: expected a stage (edgemin.stages) or a model (edgemin.roots.Root), given "
+                f"{settings[name]['_target_']}"
+            )
+    return ["teacher", "student", *(name for name, kind in kinds.items() if issubclass(kind, Root))]
 
 
-def plan_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print what a job would do, and write it as ``plan.json``; over the jobs of a sweep, also the sum so far."""
-    study = read_study(settings)
-    _other_tasks(study, transfer)
-    store = Store(settings["paths"]["store"], settings["paths"]["outputs"])
-    plan = build(study)
-    plan.notes += unused(plan, settings, job["given"])
-    print(f"plan of job {job['number']}: {' '.join(job['overrides']) or 'defaults'}")
-    nodes = tree.states(plan, store)
-    print("\n".join(tree.lines(nodes)), flush=True)
-    store.check_writable({node.key: node.path for node in plan.nodes})
-    for note in plan.notes:
-        print(f"note: {note}")
-    write_atomically(
-        job["run_dir"] / PLAN_FILE,
-        (json.dumps({"nodes": nodes, "overrides": job["overrides"]}, indent=1) + "\n").encode(),
-    )
-    _planned.extend(nodes)
-    if job["number"] > 0:
-        print(f"all {job['number'] + 1} jobs so far: {tree.summary(_planned)}", flush=True)
+def plan_job(
+    settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]], *, timed: bool
+) -> tree.Planned:
+    """Check all that can be checked before a job trains, for :func:`run_job` with the same arguments. Writes nothing.
+
+    Args:
+        settings: the resolved configuration.
+        job: of :func:`run_job`.
+        transfer: of :func:`run_job`.
+        timed: whether to look in the store for how long like stages took.
+
+    Raises:
+        UserError: the first thing that cannot work.
+    """
+    asked = _read(settings, job, transfer)
+    examples = len(asked.study.splits.train) if asked.study.splits is not None else 0
+    return tree.Planned(tree.states(asked.plan, asked.store, examples, timed), asked.plan.notes)
 
 
 def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:
@@ -91,7 +101,8 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
 
     Args:
         settings: the resolved configuration.
-        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``given`` (see :func:`edgemin.plan.unused`).
+        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``given`` (see :func:`edgemin.plan.unused`), and
+            ``set_by``, the keys that files set which the user chose, with the choices.
         transfer: settings of the tasks that rows are also scored on, by name.
 
     Raises:
@@ -99,10 +110,11 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
     """
     started, run_dir = datetime.now(UTC), Path(job["run_dir"])
     with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
-        asked = ranks.together(lambda: _read(settings, job["given"], transfer))
-        plan, tracker = asked.plan, asked.tracker
+        asked = ranks.together(lambda: _read(settings, job, transfer))
+        plan, store, tracker = asked.plan, asked.store, asked.tracker
         for note in plan.notes:
-            node_line("plan", "note", note)
+            if note not in tree.told:
+                node_line("plan", "note", note)
         failed = True
         try:
             tags = [
@@ -111,17 +123,17 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
                 *(root.name for root in asked.study.roots.values()),
             ]
             ranks.from_main(lambda: tracker.start(run_dir, settings["study"], _name(job), dict(settings), tags))
-            pipeline = Pipeline(asked.study, plan, asked.store, tracker)
+            pipeline = Pipeline(asked.study, plan, store, tracker)
             done = pipeline.train()
 
             def conclude() -> None:
-                scored = Scoring(asked.study, plan, asked.store, pipeline.data).rows(asked.transfer, asked.measure)
+                scored = Scoring(asked.study, plan, store, pipeline.data).rows(asked.transfer, asked.measure)
                 primary = _primary(asked.study)
                 rows = results.rows(plan, scored, run_dir, primary, list(asked.transfer))
                 content = _content(settings, job, asked.study, started, done, [*plan.notes, *warned], primary)
                 content["threads"] = results.threads(plan, asked.store)
                 if asked.published is not None:
-                    shutil.copyfile(asked.published, run_dir / PUBLISHED_FILE)
+                    write_atomically(run_dir / PUBLISHED_FILE, literature.text(asked.published).encode())
                 results.write(run_dir, {**content, "rows": rows})
                 paths = write_job(run_dir)
                 tracker.rows(rows)
@@ -145,33 +157,50 @@ class _Asked:
     tracker: Tracker
     measure: Measure | None
     transfer: dict[str, Splits]
-    published: Path | None
+    published: Published | None
 
 
-def _read(
-    settings: Mapping[str, Any], given: Mapping[str, Sequence[str]], transfer: Mapping[str, Mapping[str, Any]]
-) -> _Asked:
+def _read(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> _Asked:
+    try:
+        return _asked(settings, job, transfer)
+    except config.UnknownKeyError as error:
+        choice = job["set_by"].get(error.key)
+        if choice is None or error.key in job["given"]:
+            raise
+        group = error.key.partition(".")[0]
+        raise UserError(
+            f"{error.key}: {choice} sets it, and the {group} that was chosen has no such key; leave it out with "
+            f"~{error.key}"
+        ) from error
+
+
+def _asked(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> _Asked:
     study = read_study(settings)
-    measured = config.construct(settings["measure"], "measure") if settings.get("measure") is not None else None
-    tracker = config.construct(settings.get("logger"), "logger")
-    assert isinstance(tracker, Tracker) and (measured is None or isinstance(measured, Measure))
+    measured = (
+        config.construct(settings["measure"], "measure", Measure) if settings.get("measure") is not None else None
+    )
+    tracker = config.construct(settings.get("logger"), "logger", Tracker)
     others = _other_tasks(study, transfer)
-    published = _published(settings["published"])
+    published = _published(settings.get("published"))
     store, plan = Store(settings["paths"]["store"], settings["paths"]["outputs"]), build(study)
     store.check_writable({node.key: node.path for node in plan.nodes})
-    plan.notes += unused(plan, settings, given)
+    plan.notes += unused(plan, settings, job["given"])
     return _Asked(study, plan, store, tracker, measured, others, published)
 
 
-def _published(path: str | None) -> Path | None:
+def _published(path: Any) -> Published | None:
     """A file of published numbers: from the working directory, from the clone, or from the installed package."""
     if path is None:
         return None
+    config.check_type(path, str, "published")
     package = Path(__file__).parent
     for place in (Path(path).expanduser(), package.parent / path, package / path):
         if place.is_file():
-            return place
-    raise UserError(f"published: expected a file of published numbers, given {path}, which does not exist")
+            try:
+                return literature.read(place)
+            except UserError as error:
+                raise UserError(f"published: {str(error).removeprefix('published: ')}") from error
+    raise UserError(f"published: expected a file of published numbers, given {path!r}, which does not exist")
 
 
 def _name(job: Mapping[str, Any]) -> str:
@@ -200,7 +229,7 @@ def _collected_warnings() -> Iterator[list[str]]:
 
 def _other_tasks(study: Study, transfer: Mapping[str, Mapping[str, Any]]) -> dict[str, Splits]:
     """The tasks that rows are scored on without being trained for them."""
-    tasks = {name: config.construct(task, f"evaluate.transfer.{name}") for name, task in transfer.items()}
+    tasks = {name: config.construct(task, f"evaluate.transfer.{name}", Task) for name, task in transfer.items()}
     if "none" in tasks:
         raise UserError("evaluate.transfer: expected tasks with data, given none")
     others = {name: data.load(task) for name, task in tasks.items()}
@@ -261,7 +290,7 @@ def _content(
         "git": git_revision(),
         "precision": study.trainer.lightning_precision,
         "device": study.trainer.device,
-        "published": PUBLISHED_FILE if settings["published"] is not None else None,
+        "published": PUBLISHED_FILE if settings.get("published") is not None else None,
         "nodes": [vars(entry) for entry in done],
         "warnings": warnings,
     }

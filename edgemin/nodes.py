@@ -70,9 +70,7 @@ class Node:
 
     def build_stage(self) -> Stage:
         """A fresh stage object."""
-        stage = config.construct(self.settings, self.stage)
-        assert isinstance(stage, Stage)
-        return stage
+        return config.construct(self.settings, self.stage, Stage)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence
         given: the keys that the user set, each with the nodes of the configuration that take their values from it.
     """
     used = list(dict.fromkeys(node.stage for node in plan.nodes if "/" in node.path))
-    idle = {name for name, node in settings.items() if _is_stage(node, name)} - set(used)
+    idle = {name for name, node in settings.items() if _is_stage(name, node)} - set(used)
     found: dict[str, list[str]] = {}
     for key, readers in given.items():
         if (name := key.partition(".")[0]) in idle and set(readers) <= idle:
@@ -139,7 +139,7 @@ class _Planner:
         name = path.rpartition("/")[2]
         model = parent.path.partition("/")[0]
         settings = self._settings(name, stages_key(model))
-        stage = _construct(settings, name)
+        stage = config.construct(settings, name, Stage)
         if parent.final:
             raise UserError(
                 f"{stages_key(model)}: expected nothing after "
@@ -147,7 +147,7 @@ class _Planner:
                 f"pruned, given {name}"
             )
         settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
-        stage = _construct(settings, name)
+        stage = config.construct(settings, name, Stage)
         teachers = tuple(self._teacher(teacher, name, parent) for teacher in stage.teacher_names)
         self.notes += check_stage(study, path, stage, parent, teachers)
         reads = stage.data_content
@@ -185,7 +185,7 @@ class _Planner:
 
     def _settings(self, name: str, key: str = "stages") -> Mapping[str, Any]:
         nodes: dict[str, Mapping[str, Any]]
-        nodes = {key: node for key, node in self.study.settings.items() if _is_stage(node, key)}
+        nodes = {key: node for key, node in self.study.settings.items() if _is_stage(key, node)}
         if name not in nodes:
             known = ", ".join(sorted(nodes))
             raise UserError(f"{key}: expected names of stages in the configuration ({known}), given {name!r}")
@@ -218,21 +218,14 @@ class _Planner:
         return {"early_stopping": metric, **splits.content()}
 
 
-def _is_stage(node: Any, key: str) -> bool:
+def _is_stage(name: str, node: Any) -> bool:
     """Whether a node of the configuration describes a stage, to the extent that its class can be found."""
     if not isinstance(node, dict) or "_target_" not in node:
         return False
     try:
-        return issubclass(config.target(node, key), Stage)
+        return name in config.STAGES or issubclass(config.target(node, name), Stage)
     except UserError:
         return True  # using it says what is wrong
-
-
-def _construct(settings: Mapping[str, Any], name: str) -> Stage:
-    stage = config.construct(settings, name)
-    if not isinstance(stage, Stage):
-        raise UserError(f"{name}._target_: expected a stage, given {settings['_target_']}")
-    return stage
 
 
 def _seed(seed: int, path: str) -> int:

@@ -67,6 +67,8 @@ class Root:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}: expected a whole number of at least 1, given {value}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {self.seed}")
         if self.source is None:
             self._check_random()
         else:

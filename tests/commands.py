@@ -16,8 +16,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from edgemin import job, train
-from edgemin.report import write
+from edgemin import train, tree
+from edgemin.report import failures, write
 
 
 class Outcome(NamedTuple):
@@ -53,8 +53,8 @@ def in_process(
     def call(*overrides: str, flags: tuple[str, ...] = ()) -> Outcome:
         GlobalHydra.instance().clear()
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        monkeypatch.setattr(train, "_failed", [])
-        monkeypatch.setattr(job, "_planned", [])
+        monkeypatch.setattr(failures, "seen", [])
+        monkeypatch.setattr(tree, "told", set())
         monkeypatch.setattr(sys, "argv", ["edgemin.train", *flags, *studies.TINY, *overrides])
         capsys.readouterr()
         code = 0

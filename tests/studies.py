@@ -20,7 +20,7 @@ from edgemin.job import read_study, run_job
 from edgemin.nodes import Plan
 from edgemin.plan import build
 from edgemin.results import FILE
-from edgemin.train import conf_directory
+from edgemin.settings import conf_directory
 
 Settings = dict[str, Any]
 
@@ -115,7 +115,14 @@ def run(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     asked = settings(*overrides, f"paths.store={store or run_dir / 'store'}")
-    job = {"number": number, "overrides": list(overrides), "experiment": None, "given": {}, "run_dir": run_dir}
+    job = {
+        "number": number,
+        "overrides": list(overrides),
+        "experiment": None,
+        "given": {},
+        "set_by": {},
+        "run_dir": run_dir,
+    }
     run_job(asked, job, transfer or {})
     found = json.loads((run_dir / FILE).read_text())
     assert isinstance(found, dict)

@@ -182,15 +182,11 @@ def test_without_a_network_the_missing_data_or_model_is_named(tmp_path: Path) ->
     asked = [*studies.TINY, "task=sst2,toy", "teacher.source=nosuch/model", "teacher.family=null"]
     done = shell("-m", "edgemin.train", "-m", *asked, cwd=tmp_path, HF_HOME=str(tmp_path / "nothing cached"))
     assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2
-    assert errors[0].startswith("error: task.path: ") and "nyu-mll/glue" in errors[0] and "task.path=<" in errors[0]
-    assert errors[1].startswith("error: teacher.source: ") and "'nosuch/model'" in errors[1]
-    assert "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line not in errors] == [
-        line for line in done.stderr.splitlines() if line.startswith("No table over the sweep: ")
-    ]
-    assert not trained(tmp_path)
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: job 0 (task=sst2): task.path: ")
+    assert "nyu-mll/glue" in first and "task.path=<" in first
+    assert second.startswith("error: job 1 (task=toy): teacher.source: ") and "'nosuch/model'" in second
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_damaged_artifact_is_one_line(command: Command, tmp_path: Path) -> None:
@@ -217,15 +213,6 @@ def test_a_run_in_its_own_process_says_nothing_on_stderr(tmp_path: Path) -> None
     assert len(list((tmp_path / "outputs" / "main").glob("*/0/run.json"))) == 1
 
 
-def test_one_failed_job_does_not_stop_the_others(command: Command, tmp_path: Path) -> None:
-    done = command("prune.ratio=1.0,0.25,0.5", flags=("-m",))
-    assert done.code == 2
-    assert done.err == "error: prune.ratio: expected a number in [0, 1), given 1.0\n"
-    (study,) = (tmp_path / "outputs" / "main").iterdir()
-    assert sorted(path.parent.name for path in study.glob("*/run.json")) == ["1", "2"]
-    assert (study / "tables" / "stages.md").is_file()
-
-
 def test_a_sweep_over_seeds_prints_one_table_with_mean_and_deviation(command: Command, tmp_path: Path) -> None:
     done = command("seed=1,2", "stages=[finetune,quantize]", flags=("-m",))
     assert (done.code, done.err) == (0, "")
@@ -240,16 +227,6 @@ def test_a_sweep_over_seeds_prints_one_table_with_mean_and_deviation(command: Co
     assert f"{mean:.2f} ± {deviation:.2f}" in re.sub(r"\s+", " ", line)
     assert "the sample standard deviation over seeds" in table
     assert str((study / "report.md").relative_to(tmp_path)) in done.out
-
-
-def test_a_plan_over_a_sweep_counts_shared_nodes_once_and_trains_nothing(command: Command, tmp_path: Path) -> None:
-    done = command("prune.ratio=0.25,0.5", "plan=true", flags=("-m",))
-    assert (done.code, done.err) == (0, "")
-    assert "all 2 jobs so far: 10 nodes (10 to run)" in done.out
-    assert "2 student prune" in done.out.splitlines()[-1] and "3 student dynamic_int8" in done.out.splitlines()[-1]
-    assert not trained(tmp_path)
-    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "outputs").rglob("plan.json"))]
-    assert [len(plan["nodes"]) for plan in kept] == [8, 8]
 
 
 def test_a_finished_job_is_planned_as_cached(command: Command) -> None:
@@ -359,9 +336,8 @@ def test_a_sweep_killed_in_its_middle_ends_with_the_unbroken_table(tmp_path: Pat
     assert process.wait() == -signal.SIGKILL
     left = {path.parent.name for path in work.glob("*/last.ckpt")}
     assert left <= seen and len(left) == 1
-    assert shell(*arguments, "plan=true", cwd=tmp_path / "killed").returncode == 0
-    planned = [json.loads(path.read_text())["nodes"] for path in (tmp_path / "killed").rglob("plan.json")]
-    assert {node["key"] for nodes in planned for node in nodes if node["state"] == "resumes"} == left
+    planned = shell(*arguments, "plan=true", cwd=tmp_path / "killed")
+    assert planned.returncode == 0 and set(re.findall(r"resumes  (\w+)", planned.stdout)) == left
     again = shell(*arguments, cwd=tmp_path / "killed")
     assert (again.returncode, again.stderr) == (0, "")
     (broken,) = [

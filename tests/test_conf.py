@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from edgemin import config
 from edgemin.order import row_specs
 from edgemin.roots import Root
-from edgemin.train import conf_directory
+from edgemin.settings import conf_directory
 
 CONF = Path(conf_directory())
 FILES = sorted(path for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))

@@ -132,7 +132,7 @@ def test_nine_jobs_share_what_they_can(glue: Path, base: Path, tmp_path: Path) -
             plan = studies.plan(*local, *models)
             assert len(plan.rows) == 6
             entries += tree.states(plan, store)
-    distinct = {entry["key"]: entry["path"] for entry in entries}
+    distinct = {entry.key: entry.path for entry in entries}
     counts = Counter((path.split("/")[0], path.split("/")[-1]) for path in distinct.values())
     assert counts == {
         ("teacher", "teacher"): 1,
@@ -156,13 +156,14 @@ def test_a_plan_says_what_is_stored_and_what_will_run(tmp_path: Path) -> None:
         (directory / "model.safetensors").write_text("x")
     (store.work(node(plan, "teacher/finetune").key) / "last.ckpt").write_text("x")
     found = tree.states(plan, store)
-    states = {entry["path"]: entry["state"] for entry in found}
+    states = {entry.path: entry.state for entry in found}
     assert states["teacher"] == "cached"
     assert states["teacher/finetune"] == "resumes"
     assert states["student"] == "to run"
     lines = tree.lines(found)
     assert lines[1].startswith("  finetune") and "resumes" in lines[1]
-    assert lines[-1].startswith("8 nodes (1 cached, 1 resumes, 6 to run): 1 teacher weights, 1 teacher finetune")
+    assert lines[-1] == "28 steps to train"
+    assert lines[-2].startswith("8 nodes (1 cached, 1 resumes, 6 to run): 1 teacher weights, 1 teacher finetune")
 
 
 # --- keys -------------------------------------------------------------------------------------------------

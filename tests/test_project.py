@@ -35,14 +35,30 @@ LAYERS = (
     ("stages", "stages.base", "stages.callbacks", "stages.fit"),
     ("stages.distillation", "stages.method_sum", "stages.quantisation", "stages.two_fits"),
     ("stages.*",),
-    ("checks", "gate", "job", "nodes", "order", "origin", "pipeline", "plan", "results", "scoring", "starts", "tree"),
-    ("train",),
+    (
+        "checks",
+        "gate",
+        "job",
+        "nodes",
+        "order",
+        "origin",
+        "pipeline",
+        "plan",
+        "results",
+        "scoring",
+        "starts",
+        "timing",
+        "tree",
+    ),
+    ("settings",),
+    ("ahead", "train"),
 )
 # Rows of finished runs need none of what made them.
 ALONE, ALONE_MAY_IMPORT = "report", ("errors", "plain_text", "report")
 FROM_WHERE_ALONE_IS_SEEN = next(number for number, layer in enumerate(LAYERS) if "plan" in layer)
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.
 MAY_IMPORT_LATE = {
+    "ahead": {"edgemin"},
     "edgemin": None,
     "train": None,
     "report.__main__": None,

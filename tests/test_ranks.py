@@ -305,12 +305,26 @@ def test_what_is_refused_is_said_once_and_ends_all(overrides: tuple[str, ...], l
 
 
 @pytest.mark.slow
-def test_a_sweep_in_two_processes_goes_on_after_a_job_that_is_refused(tmp_path: Path) -> None:
-    done = train(tmp_path, *SHORT, *DDP, "distill.relation_heads=7,4", flags=("-m",))
+def test_a_sweep_in_two_processes_is_planned_before_any_job(tmp_path: Path) -> None:
+    done = train(tmp_path, *SHORT, *DDP, "distill.relation_heads=7,4,5", flags=("-m",))
+    assert done.returncode != 0
+    first, second = errors(done.stderr)
+    assert first.startswith("job 0 (distill.relation_heads=7): distill.relation_heads: ")
+    assert second.startswith("job 2 (distill.relation_heads=5): distill.relation_heads: ")
+    assert not (tmp_path / "outputs").exists()
+    planned = train(tmp_path, *SHORT, *DDP, "seed=1,2", "plan=true", flags=("-m",))
+    assert planned.returncode == 0 and planned.stdout.count("10 nodes (10 to run)") == 1
+    assert not (tmp_path / "outputs").exists() and not list((tmp_path / "tmp").glob("edgemin-*"))
+
+
+@pytest.mark.slow
+def test_a_sweep_in_two_processes_goes_on_after_a_job_that_fails(tmp_path: Path) -> None:
+    rates = ("finetune.learning_rate=1e30,3e-3", "finetune.gradient_clip=0")
+    done = train(tmp_path, *SHORT, *DDP, *rates, flags=("-m",))
     assert done.returncode != 0
     (said,) = errors(done.stderr)
-    assert said.startswith("distill.relation_heads: ")
-    assert len(list(tmp_path.rglob("run.json"))) == 1
+    assert said.startswith("job 0 (finetune.learning_rate=1e+30): learning_rate: the loss of ")
+    assert len(list(tmp_path.rglob("run.json"))) == 1 and "1 of 2 jobs has no result" in done.stdout
     assert done.stdout.count("The sweep's page, tables and figures:") == 1
 
 

@@ -63,6 +63,17 @@ def read_tables(task: Task) -> dict[str, Table]:
     return _data_set(task, str(path) if path.is_dir() else task.path, wanted)
 
 
+def file_states(path: str | None) -> tuple[tuple[str, int, int], ...]:
+    """Path, size and time of change of the files that a task may be read from, where they are on this machine."""
+    place = Path(path).expanduser() if path is not None else None
+    if place is None or not place.exists():
+        return ()
+    found = [place] if place.is_file() else sorted(file for level in ("*", "*/*") for file in place.glob(level))
+    return tuple(
+        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.is_file()
+    )
+
+
 def _is_own_data(path: Path, task: Task, wanted: Sequence[str]) -> bool:
     if any((path / f"{split}{suffix}").is_file() for split in wanted for suffix in FORMATS):
         return True

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgemin import toy
 from edgemin.data.examples import Examples, Labels, check_table, class_names, read_examples
-from edgemin.data.loading import Table, read_tables
+from edgemin.data.loading import Table, file_states, read_tables
 from edgemin.data.task import Task, checked_metrics, refusal
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def load(task: Task) -> Splits:
     """Read a task's data and check all of it before anything is trained.
 
     Subsets are drawn first, then the hold-out from the subset of train; both are stratified by class and
-    depend on the data and ``task.seed`` alone.
+    depend on the data and ``task.seed`` alone. The last few tasks are kept while their files stay as they are, as a
+    sweep asks for them once for the plan and once for each job; what there was to warn of is said every time.
 
     Args:
         task: Any task but ``none``.
@@ -70,6 +72,33 @@ def load(task: Task) -> Splits:
         UserError: If a file, split, column, text or label is not what the task says.
     """
     assert task.name != "none", "the task 'none' has no data"
+    splits, said = _kept(task, file_states(task.path))
+    for record in said:
+        logging.getLogger(record.name).handle(record)
+    return splits
+
+
+@lru_cache(maxsize=4)
+def _kept(task: Task, states: tuple[tuple[str, int, int], ...]) -> tuple[Splits, list[logging.LogRecord]]:
+    """The data of a task whose files are in these states, and what was warned of."""
+    package, said = logging.getLogger("edgemin.data"), list[logging.LogRecord]()
+
+    def keep(record: logging.LogRecord) -> bool:
+        said.append(record)
+        return False
+
+    handler = logging.Handler()
+    handler.addFilter(keep)
+    package.addHandler(handler)
+    package.propagate = False
+    try:
+        return _read(task), said
+    finally:
+        package.propagate = True
+        package.removeHandler(handler)
+
+
+def _read(task: Task) -> Splits:
     tables = _toy_tables(task) if task.name == "toy" else read_tables(task)
     for split, table in tables.items():
         check_table(task, split, table)

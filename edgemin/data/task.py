@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgemin.errors import UserError
+from edgemin.errors import UserError, check_name
 
 METRICS_BINARY = ("accuracy", "f1", "matthews")
 METRICS_CLASSES = ("accuracy", "macro_f1", "matthews")
@@ -101,7 +101,8 @@ class Task:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for key in ("name", "label_column", "train_split"):
+        check_name(self.name, "task.name")
+        for key in ("label_column", "train_split"):
             _check_name(key, getattr(self, key))
         for key in ("text_columns", "labels", "evaluation_splits", "metrics"):
             object.__setattr__(self, key, _names(key, getattr(self, key)))
@@ -135,6 +136,8 @@ class Task:
             raise refusal("label_column", "a column that is no text column", self.label_column)
         if not self.evaluation_splits:
             raise refusal("evaluation_splits", "at least one split", [])
+        for split in (self.train_split, *self.evaluation_splits):
+            check_name(split, "task.train_split" if split == self.train_split else "task.evaluation_splits")
         for split in self.evaluation_splits:
             if split in (self.train_split, "train", "holdout"):
                 raise refusal("evaluation_splits", "splits that nothing is trained or selected on", split)

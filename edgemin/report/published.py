@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,18 @@ class Published:
         source: where they come from.
         rows: `{row name: {(measure, task or None): figure}}`.
         notes: what holds for all of them.
+        document: the file's content, which all of this was read from.
     """
 
     source: str
     rows: Mapping[str, Mapping[tuple[str, str | None], Figure]]
     notes: tuple[str, ...] = ()
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+def text(published: Published) -> str:
+    """A published.yaml that :func:`read` reads alike, of nothing but what was read."""
+    return str(yaml.safe_dump(dict(published.document), sort_keys=False, allow_unicode=True, width=120))
 
 
 def _score(metric: str) -> Callable[[str | None], Measure]:
@@ -49,6 +56,7 @@ def _same(measure: Measure) -> Callable[[str | None], Measure]:
     return lambda task: measure
 
 
+_LARGEST = 1e300
 _MEASURES: Mapping[str, tuple[bool, Callable[[str | None], Measure]]] = {
     "accuracy_percent": (True, _score("accuracy")),
     "f1_percent": (True, _score("f1")),
@@ -77,15 +85,21 @@ def read(path: Path) -> Published:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"published: expected a readable file, given {path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else "?"
+        raise UserError(f"{path}: expected YAML, given line {line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected YAML, given {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not isinstance(data.get("rows"), dict):
         raise UserError(f"{path}: rows: expected an object of row names, given {type(data).__name__}")
     unknown = set(data) - {"source", "notes", "rows"}
     if unknown:
-        raise UserError(f"{path}: expected source, notes and rows, given {', '.join(map(str, sorted(unknown)))}")
+        raise UserError(f"{path}: expected source, notes and rows, given {', '.join(sorted(map(str, unknown)))}")
+    notes = data.get("notes") or []
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise UserError(f"{path}: notes: expected a list of texts, given {notes!r}")
     rows = {str(name): _row(path, str(name), row) for name, row in data["rows"].items()}
-    return Published(str(data.get("source", path)), rows, tuple(map(str, data.get("notes") or ())))
+    return Published(str(data.get("source", path)), rows, tuple(notes), data)
 
 
 def _row(path: Path, name: str, row: Any) -> dict[tuple[str, str | None], Figure]:
@@ -111,9 +125,12 @@ def _figure(where: str, given: Any) -> Figure:
         if set(given) != {"value", "note"}:
             raise UserError(f"{where}: expected value and note, given {', '.join(map(str, given))}")
         given, note = given["value"], str(given["note"])
-    if given is not None and (isinstance(given, bool) or not isinstance(given, (int, float))):
-        raise UserError(f"{where}: expected a number or null, given {given!r}")
-    return Figure(None if given is None else float(given), note)
+    if given is None:
+        return Figure(None, note)
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not number or not abs(given) < _LARGEST:  # also what is not a number, and an integer that no float holds
+        raise UserError(f"{where}: expected a number or null, given {repr(given)[:40]}")
+    return Figure(float(given), note)
 
 
 def compare(study: Study, published: Published) -> Table | None:

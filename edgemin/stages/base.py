@@ -179,6 +179,15 @@ class Stage(pl.LightningModule):
         """The fits of this stage in order; a fit that trains nothing still begins its phase."""
         return []
 
+    def planned_steps(self, examples: int, model: Shape) -> int:
+        """Optimiser steps of all fits, as far as planning knows; stopping early makes them fewer.
+
+        Args:
+            examples: of the training split.
+            model: what it trains.
+        """
+        return sum(fit.optimiser_steps(examples) for fit in self.phases())
+
     def begin(self, phase: int) -> None:
         """Surgery before the fit of a phase."""
 

@@ -143,8 +143,8 @@ def _part(name: str, node: Mapping[str, Any], settings: DistillSettings) -> Dist
     shared = sorted(set(own) & set(settings))
     if shared:
         raise UserError(f"{key}.{shared[0]}: expected beside methods, as it is that of the whole, given {own}")
-    part = config.construct({**settings, "patience": None, **own}, key)  # to be patient is for the whole
-    if not isinstance(part, Distillation) or isinstance(part, MethodSum):
+    part = config.construct({**settings, "patience": None, **own}, key, Distillation)  # to be patient is for the whole
+    if isinstance(part, MethodSum):
         raise UserError(f"{key}._target_: expected a distillation method, given {node.get('_target_')}")
     if len(part.phases()) != 1:
         raise UserError(f"{key}: expected a method of one fit, given one of {len(part.phases())}")

@@ -133,6 +133,10 @@ class MobileBERT(Distillation):
         alone = [replace(fit, patience=None) for fit in fits[: len(self._pairs)]]
         return alone + fits[len(self._pairs) :]
 
+    def planned_steps(self, examples: int, model: Shape) -> int:
+        """One budget, which its fits divide."""
+        return self.settings.optimiser_steps(examples)
+
     def _layers(self) -> tuple[int, ...]:
         """The student's layers that learn in this phase."""
         found = tuple(self._pairs)

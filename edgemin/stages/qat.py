@@ -115,6 +115,11 @@ class QuantisationAware(MethodSum):
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.endswith("_scale"))
 
+    def planned_steps(self, examples: int, model: Shape) -> int:
+        """An epoch may be the calibration sentences alone."""
+        drawn = min(self.quantisation.calibration_examples, examples) if self.train_on == "calibration" else examples
+        return super().planned_steps(drawn, model)
+
     def training_rows(self) -> NDArray[np.int64] | None:
         """The calibration sentences, where only they are trained on."""
         if self.train_on == "train" or self.corpus is not None:

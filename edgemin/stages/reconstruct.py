@@ -110,6 +110,11 @@ class Reconstruction(Stage):
         """A fit for each layer, and one for what follows them; asked before ``prepare``, that of one."""
         return [self.settings] * (encoder.num_layers(self.model) + 1 if self._float else 1)
 
+    def planned_steps(self, examples: int, model: Shape) -> int:
+        """Of all blocks; an epoch of each is the calibration sentences."""
+        drawn = min(self.quantisation.calibration_examples, examples)
+        return (model.layers + 1) * self.settings.optimiser_steps(drawn)
+
     def training_rows(self) -> NDArray[np.int64] | None:
         """The calibration sentences."""
         return self._rows
