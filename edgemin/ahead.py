@@ -23,6 +23,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from edgemin.errors import UserError
+from edgemin.plain_text import printable
 from edgemin.settings import check_paths, is_wrong_choice, one_line, read
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def job_name(number: int, overrides: Sequence[str], command: Sequence[str]) -> s
             with suppress(HydraException):  # no override
                 parsed = parser.parse_override(word)
                 (fixed.discard if parsed.is_sweep_override() else fixed.add)(parsed.get_key_element())
-    own = " ".join(word for word in overrides if word.partition("=")[0] not in fixed)
+    own = printable(" ".join(word for word in overrides if word.partition("=")[0] not in fixed))
     return f"job {number} ({own})" if own else f"job {number}"
 
 

@@ -131,7 +131,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
                 primary = _primary(asked.study)
                 rows = results.rows(plan, scored, run_dir, primary, list(asked.transfer))
                 content = _content(settings, job, asked.study, started, done, [*plan.notes, *warned], primary)
-                content["threads"] = results.threads(plan, asked.store)
+                content["threads"] = results.threads(plan, store)
                 if asked.published is not None:
                     write_atomically(run_dir / PUBLISHED_FILE, literature.text(asked.published).encode())
                 results.write(run_dir, {**content, "rows": rows})

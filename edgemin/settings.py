@@ -89,9 +89,11 @@ def _references(cfg: DictConfig) -> list[tuple[str, str]]:
     """Every interpolation of the configuration: the node that has it, and the key that it takes its value from."""
     written = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(written, dict)
+    hydra: Any = HydraConfig.get()
+    directories = {key: OmegaConf.to_container(hydra[key], resolve=False) for key in ("run", "sweep", "job")}
     return [
         (str(reader), reference)
-        for reader, node in written.items()
+        for reader, node in [*written.items(), *directories.items()]
         for reference in re.findall(r"\$\{([^${}:]+)\}", str(node))
     ]
 

@@ -346,6 +346,7 @@ def test_the_keys_of_a_study_are_those_of_its_configuration() -> None:
 def test_a_key_of_ones_own_that_another_refers_to_is_welcome(command: Command) -> None:
     assert command("+mine=7", "seed=${mine}", "plan=true").code == 0
     assert command("+paths.data=x", "teacher.name=${paths.data}", "plan=true").code == 0
+    assert command("+mine=7", "hydra.run.dir=outputs/${mine}", "plan=true").code == 0
 
 
 def test_what_was_read_of_published_numbers_is_what_lies_beside_the_run(tmp_path: Path) -> None:
