@@ -90,7 +90,7 @@ def test_a_sweep_reads_its_data_once(command: Command, monkeypatch: pytest.Monke
 def test_files_that_change_are_read_again_and_warnings_come_every_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "validation.csv").write_text("text,label\none,x\n")
+    (tmp_path / "validation.csv").write_text("text,label\none,x\ntwo,y\n")
     asked = ["task=custom", f"task.path={tmp_path}", "task.labels=[x,y,z]", "task.max_length=16"]
     for count in (2, 2, 3):
         (tmp_path / "train.csv").write_text("text,label\none,x\ntwo,y\n" + "three,y\n" * (count - 2))
