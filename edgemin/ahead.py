@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 
 
-class Stopped(BaseException):
+class Ended(BaseException):
     """Ends the command before any job. No ``Exception``, as Hydra makes a warning of any that a callback raises.
 
     Args:
@@ -75,7 +75,7 @@ def _check(config: DictConfig) -> None:
     try:
         check_paths(config)
     except UserError as error:
-        raise Stopped(str(error).splitlines()) from error
+        raise Ended(str(error).splitlines()) from error
 
 
 def _jobs(config: DictConfig) -> list[_Job]:
@@ -125,10 +125,10 @@ def _plan(jobs: Sequence[_Job], *, alone: bool) -> None:
         ranks.agree()  # Hydra has brought all processes here
         planned = ranks.together(lambda: _planned(jobs, timed=alone))
     except UserError as error:
-        raise Stopped(str(error).splitlines()) from error
+        raise Ended(str(error).splitlines()) from error
     print_plans([job.name for job in jobs], planned, whole=alone)
     if alone:
-        raise Stopped
+        raise Ended
 
 
 def _planned(jobs: Sequence[_Job], *, timed: bool) -> list[Planned]:

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edgemin import launch
-from edgemin.ahead import Stopped, job_name
+from edgemin.ahead import Ended, job_name
 from edgemin.errors import UserError
 from edgemin.report import failures
 from edgemin.report.failures import Failure
@@ -111,8 +111,8 @@ def _command_line() -> str | None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines and leaving
     try:
         _job()
-    except Stopped as stopped:
-        return _say([Failure(line) for line in stopped.lines]) or None
+    except Ended as ended:
+        return _say([Failure(line) for line in ended.lines]) or None
     except (HydraException, OmegaConfBaseException, UserError) as error:
         if debugging:
             raise
