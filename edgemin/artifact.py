@@ -11,15 +11,17 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from edgemin import encoder
 from edgemin.errors import UserError
+from edgemin.json_file import read_object
 from edgemin.quantization import dynamic
 from edgemin.quantization import model as quantisation
 
@@ -83,25 +85,49 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
         if not (directory / name).is_file():
             raise UserError(f"artifact {directory}: expected a file {name}, found none")
     try:
-        structure = json.loads((directory / STRUCTURE).read_text())
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        structure = encoder.read_structure(directory / STRUCTURE)
+        config = encoder.read_config(directory / CONFIG)
         tensors = load_file(directory / WEIGHTS)
-        has_tokenizer = (directory / "tokenizer_config.json").is_file()
-        tokenizer = (
-            AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-            if has_tokenizer
-            else None
-        )
-    except (SafetensorError, OSError, ValueError) as error:  # of JSON and of Unicode are ValueErrors
-        raise UserError(f"artifact {directory}: damaged ({_one_line(error)})") from error
+        _check_fits(config, structure, tensors, directory)
+    except UserError as error:
+        raise UserError(f"artifact {directory}: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"artifact {directory}: {WEIGHTS} is damaged ({_one_line(error)})") from error
+    tokenizer = _tokenizer(directory) if (directory / "tokenizer_config.json").is_file() else None
     # the weights drawn here are overwritten: leave the caller's generator alone
     with torch.random.fork_rng(devices=[]):
         try:
             model = quantisation.build(config, structure)
-        except (UserError, KeyError, TypeError) as error:
+        except Exception as error:  # the rest was checked: what is left is how layers are quantized
             raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({_one_line(error)})") from error
     _fill(model, tensors, directory)
     return model.eval(), tokenizer
+
+
+def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    try:
+        found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of many kinds: the readers of its files expect what they wrote
+        raise UserError(f"artifact {directory}: its tokenizer is damaged ({_one_line(error)})") from error
+    return cast(PreTrainedTokenizerBase, found)
+
+
+def _check_fits(
+    config: PretrainedConfig, structure: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path
+) -> None:
+    """Compare shapes before anything of the size that the structure claims is made."""
+    expected = encoder.build_empty(config, structure, directory / CONFIG).state_dict()
+    for name, tensor in expected.items():
+        if f"{name}_packed" in tensors:  # its shape depends on its bits
+            continue
+        given = tensors.get(name, tensors.get(f"{name}_int8"))
+        if given is None:
+            raise UserError(f"{WEIGHTS} does not fit {STRUCTURE} (first difference: {name})")
+        if given.shape != tensor.shape or (name in tensors) != given.is_floating_point():
+            raise UserError(
+                f"{WEIGHTS} does not fit {STRUCTURE} (expected {name} of shape {list(tensor.shape)}, given "
+                f"{str(given.dtype).removeprefix('torch.')} of shape {list(given.shape)})"
+            )
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -141,7 +167,12 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], directory: Path) -
     except RuntimeError as error:
         raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({_one_line(error)})") from error
     for name, parts in packed.items():
-        model.set_submodule(name, dynamic.unpack(parts))
+        try:
+            model.set_submodule(name, dynamic.unpack(parts))
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({name}: {_one_line(error)})"
+            ) from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

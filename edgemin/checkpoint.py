@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any, cast
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -26,6 +23,7 @@ from transformers import (
 from edgemin import artifact, encoder, toy
 from edgemin.disk import file_digest
 from edgemin.errors import UserError
+from edgemin.tensor_files import tensor_names
 
 #: Files of a checkpoint that decide what is loaded.
 _FILES = (
@@ -58,41 +56,69 @@ class Facts:
 def read_facts(source: str, key: str) -> Facts:
     """Find a checkpoint (download it where it is a Hub id) and read its configuration.
 
+    Its weights are loaded once and tried, so that nothing is trained beside a model that turns out to be damaged.
+
     Raises:
-        UserError: it is neither a directory nor to be had from the Hub, or its architecture is unknown.
+        UserError: it is neither a directory nor to be had from the Hub, its architecture is unknown, or its files are
+            damaged or do not fit one another.
     """
     directory = find(source, key)
-    structure = None
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        raw = json.loads((directory / artifact.CONFIG).read_text())
-        if (directory / artifact.STRUCTURE).is_file():  # an EdgeMIN artifact says itself whether its head was trained
-            structure = json.loads((directory / artifact.STRUCTURE).read_text())
+        return _facts(directory, _state(directory))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+@cache  # the jobs of a sweep share a process
+def _facts(directory: Path, _state: tuple[tuple[str, int, int], ...]) -> Facts:
+    config = encoder.read_config(directory / artifact.CONFIG)
+    structure = None
+    if (directory / artifact.STRUCTURE).is_file():  # an EdgeMIN artifact says itself whether its head was trained
+        structure = encoder.read_structure(directory / artifact.STRUCTURE)
+        try:
             classifier = bool(artifact.read_provenance(directory)["head_trained"])
-        else:
-            classifier = any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or [])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{key}: expected a checkpoint with a config.json, given {source} ({_first_line(error)})"
-        ) from error
-    encoder.family(config)
-    labels = tuple(config.id2label[index] for index in sorted(config.id2label)) if classifier else None
-    names = _tensor_names(directory, key)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"expected a checkpoint with a {artifact.PROVENANCE}, given {directory} ({_first_line(error)})"
+            ) from error
+    else:
+        classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    encoder.build_empty(config, structure, directory / artifact.CONFIG)
+    labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items())) if classifier else None
+    names = tensor_names(directory)
     quantised = any(name.endswith(f".{artifact.PACKED}") for name in names)
     draws_head = not all(any(part in name for name in names) for part in encoder.head_parts(config))
-    return Facts(directory, config, structure, labels, quantised, draws_head)
+    facts = Facts(directory, config, structure, labels, quantised, draws_head)
+    with torch.random.fork_rng(devices=[]):  # leave the caller's generator alone
+        _try_out(load_checkpoint(facts, 0), directory)
+    return facts
 
 
-def _tensor_names(directory: Path, key: str) -> list[str]:
-    """What is in a checkpoint's safetensors; nothing is known of other files before they are loaded."""
-    names: list[str] = []
-    for path in sorted(directory.glob("model*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names += file.keys()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{key}: the weights in {path} cannot be read ({_first_line(error)})") from error
-    return names
+def _state(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """By what is seen whether a checkpoint has changed."""
+    states = [(path.name, path.stat()) for path in _files(directory)]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted({path for pattern in _FILES for path in directory.glob(pattern) if path.is_file()})
+
+
+def _try_out(model: PreTrainedModel, directory: Path) -> None:
+    """Refuse weights that are not finite, and a model that cannot answer a few tokens."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"expected finite weights in {directory}, given {name} with nan or infinity")
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    try:
+        with torch.inference_mode():
+            finite = bool(
+                torch.isfinite(encoder.logits(model.eval(), {"input_ids": tokens, "attention_mask": tokens + 1})).all()
+            )
+    except Exception as error:  # whatever of its configuration has passed until here
+        raise UserError(f"the model in {directory} cannot be run ({_first_line(error)})") from error
+    if not finite:
+        raise UserError(f"expected a model whose logits are finite, given that in {directory}")
 
 
 @cache
@@ -116,10 +142,10 @@ def find(source: str, key: str) -> Path:
 
 def fingerprint(directory: Path) -> dict[str, str]:
     """The SHA-256 of every file of a checkpoint that decides what is loaded, by name."""
-    files = {path for pattern in _FILES for path in directory.glob(pattern) if path.is_file()}
+    files = _files(directory)
     if any(path.suffix == ".safetensors" for path in files):
-        files = {path for path in files if path.suffix != ".bin"}
-    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)}
+        files = [path for path in files if path.suffix != ".bin"]
+    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @cache
@@ -137,22 +163,45 @@ def read_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
     if source == "toy":
         return toy.tokenizer()
     directory = find(source, key)
-    try:
-        return cast(
-            PreTrainedTokenizerBase,
-            AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False),
-        )
-    except (OSError, ValueError, KeyError) as error:
+    if not has_tokenizer(directory):
         raise UserError(
-            f"{key}: expected a tokenizer beside the weights of {source}, found none ({_first_line(error)})"
+            f"{key}: expected a tokenizer (tokenizer.json, vocab.txt ...) beside the weights of {source}, found none"
+        )
+    try:
+        found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        words = set(found.get_vocab()) - set(found.all_special_tokens)
+    except Exception as error:  # of many kinds: the readers of its files expect what they wrote
+        raise UserError(
+            f"{key}: the tokenizer in {directory} cannot be read ({type(error).__name__}: {_first_line(error)})"
         ) from error
+    rules = {
+        "tokenizer.json, a fast tokenizer": found.is_fast,
+        "a vocabulary with words": words,
+        "a padding token": found.pad_token_id is not None,
+        "model_max_length, a whole number of at least 1": _is_whole(found.model_max_length),
+        "model_input_names, a list with input_ids": "input_ids" in found.model_input_names,
+    }
+    for expected, holds in rules.items():
+        if not holds:
+            raise UserError(f"{key}: expected {expected} in {directory}, given a tokenizer without")
+    return cast(PreTrainedTokenizerBase, found)
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether any file beside the weights holds a vocabulary; transformers would make an empty one up."""
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+    return any(path.is_file() for name in names for path in directory.glob(name))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | float) and value >= 1  # transformers' "unlimited" is a float
 
 
 def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
     """A checkpoint as a sequence classifier; what its head lacks is drawn from the seed.
 
     Raises:
-        UserError: the weights are damaged, or the encoder's are not all there.
+        UserError: the weights are damaged, of other shapes, or the encoder's are not all there.
     """
     if facts.structure is not None:
         return artifact.load(facts.directory)[0]
@@ -166,15 +215,41 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
-    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"source: the weights in {facts.directory} cannot be loaded ({_first_line(error)})") from error
-    absent = sorted(key for key in report["missing_keys"] if not key.startswith(encoder.head_prefixes(model)))
-    if absent:
-        raise UserError(f"source: expected all weights of the encoder in {facts.directory}, given none for {absent[0]}")
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"expected weights in safetensors, given a pickle in {facts.directory} that is damaged or holds more than "
+            "tensors, which is never loaded; on a machine where you trust the file, load it with the code that wrote "
+            "it and save it by model.save_pretrained(<directory>), which writes safetensors"
+        ) from error
+    except Exception as error:  # of many kinds, torch's and transformers' own among them
+        raise UserError(
+            f"the weights in {facts.directory} cannot be loaded ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    _check_report(report, model, facts.directory)
     encoder.silence_padding(model)
     return cast(PreTrainedModel, model)
+
+
+def _check_report(report: Mapping[str, Any], model: PreTrainedModel, directory: Path) -> None:
+    """Refuse what transformers would draw at random in the place of weights that do not fit or are not there."""
+    if misfits := sorted(report["mismatched_keys"]):
+        name, given, expected = misfits[0]
+        others = f", and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        raise UserError(
+            f"expected weights in {directory} of the shapes that its config.json says, {list(expected)} for {name}, "
+            f"given {list(given)}{others}"
+        )
+    absent = sorted(key for key in report["missing_keys"] if not key.startswith(encoder.head_prefixes(model)))
+    if absent:
+        raise UserError(f"expected all weights of the encoder in {directory}, given none for {absent[0]}")
+    if spare := sorted(encoder.in_layers(model, report["unexpected_keys"])):
+        raise UserError(
+            f"expected weights in {directory} for the {encoder.num_layers(model)} layers that its config.json says, "
+            f"given {spare[0]} besides"
+        )
 
 
 def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:

@@ -110,7 +110,7 @@ class Pipeline:
             try:
                 model = checkpoint.load_checkpoint(start.facts, root.seed)
             except UserError as error:
-                raise UserError(f"{start.name}.{error}") from error
+                raise UserError(f"{start.name}.source: {error}") from error
         else:
             torch.manual_seed(root.seed)
             return encoder.build(start.config), start.tokenizer

@@ -65,8 +65,10 @@ class Root:
     def __post_init__(self) -> None:
         for key in ("hidden", "heads", "intermediate", "vocabulary"):
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"{key}: expected a whole number of at least 1, given {value}")
+            if value is not None and not 1 <= value <= encoder.LARGEST[key]:
+                raise UserError(f"{key}: expected a whole number from 1 to {encoder.LARGEST[key]}, given {value}")
+        if isinstance(self.layers, int) and self.layers > encoder.LARGEST["layers"]:
+            raise UserError(f"layers: expected a whole number up to {encoder.LARGEST['layers']}, given {self.layers}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {self.seed}")
         if self.source is None:
@@ -141,6 +143,10 @@ def outline(config: PretrainedConfig, structure: dict[str, Any] | None, root: Ro
     """
     with torch.device("meta"):
         model = encoder.build(config, structure)
+    try:
+        encoder.check_size(model)
+    except UserError as error:
+        raise UserError(f"hidden: {error}") from error
     if root.source is None:
         return Outline(encoder.structure(model), encoder.max_tokens(model), encoder.matrices(model))
     before = encoder.structure(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -217,6 +218,13 @@ def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
     Made for ``name.startswith(head_prefixes(model))``.
     """
     return table(model).head_prefixes
+
+
+def in_layers(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Those of a file's tensors that belong to layers, with or without the base model's name in front."""
+    layers = table(model).layers
+    short = layers.partition(".")[2]
+    return [name for name in names if name.startswith((f"{layers}.", f"{short}."))]
 
 
 def classifier_prefix(model: PreTrainedModel) -> str:

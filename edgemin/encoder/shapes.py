@@ -9,6 +9,16 @@ from transformers import AutoConfig, PretrainedConfig
 from edgemin.encoder.families import FAMILIES
 from edgemin.errors import UserError
 
+#: Beyond any encoder there is; more of either is a slip of the pen that would take minutes or all memory to build.
+LARGEST = {
+    "layers": 1_000,
+    "hidden": 65_536,
+    "heads": 65_536,
+    "intermediate": 262_144,
+    "vocabulary": 10_000_000,
+    "positions": 10_000_000,
+}
+
 
 def configure(
     family: str, *, layers: int, hidden: int, heads: int, intermediate: int, vocabulary: int, padding_id: int = 0
@@ -27,7 +37,8 @@ def configure(
         padding_id: the tokenizer's padding token.
 
     Raises:
-        UserError: an unknown family, a width below 1, or heads that do not divide the width they share.
+        UserError: an unknown family, a width below 1 or beyond :data:`LARGEST`, or heads that do not divide the width
+            they share.
     """
     table = next((known for known in FAMILIES if known.name == family), None)
     if table is None:
@@ -40,8 +51,8 @@ def configure(
         "vocabulary": vocabulary,
     }
     for name, value in widths.items():
-        if value < 1:
-            raise UserError(f"{name}: expected a whole number of at least 1, given {value}")
+        if not 1 <= value <= LARGEST[name]:
+            raise UserError(f"{name}: expected a whole number from 1 to {LARGEST[name]}, given {value}")
     bottleneck = hidden // 4 if table.bottleneck is not None else None
     if bottleneck is not None and hidden % 4:
         raise UserError(f"hidden: expected a multiple of 4, of which a quarter is the bottleneck, given {hidden}")
