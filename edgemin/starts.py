@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,10 @@ from edgemin.errors import UserError
 from edgemin.roots import Outline, Root
 from edgemin.stages.base import Shape
 
-_PROBE = 256  # training texts on which two tokenizers must agree
+log = logging.getLogger(__name__)
+
+_PROBE = 256  # training texts on which tokenizers are tried, and two must agree
+_UNKNOWN = 0.1  # share of unknown words from which on a tokenizer is suspected to be another model's
 SOURCE = ".source"  #: after a model's name: its weights as they came
 
 
@@ -141,7 +145,7 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
     elif root.source is not None:
         facts = checkpoint.read_facts(root.source, f"{name}.source")
         config, structure = facts.config, facts.structure
-    tokenizer = _tokenizer(name, root, origin, teacher)
+    tokenizer = _tokenizer(name, root, origin, teacher, splits)
     if tokenizer is None and splits is not None:
         raise UserError(f"{name}.tokenizer: expected a Hub id, a directory or toy, as there is no source, given null")
     try:
@@ -153,7 +157,9 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
     untouched = root.inherit == "all" and facts is not None and outline.structure == facts.structure
     if facts is not None and facts.quantised and not untouched:
         raise UserError(f"{name}.source: expected weights that can be cut, given {root.source}, which is quantised")
-    _check_tokenizer(name, outline, tokenizer, splits)
+    _check_tokenizer(name, root, outline, tokenizer, splits)
+    if tokenizer is not None and splits is not None and tokenizer is not getattr(origin or teacher, "tokenizer", None):
+        _check_words(name, tokenizer, splits)
     own = (
         root.inherit == "all"  # else its head is fresh
         and facts is not None
@@ -177,9 +183,13 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
     )
 
 
-def _tokenizer(name: str, root: Root, origin: Start | None, teacher: Start | None) -> PreTrainedTokenizerBase | None:
+def _tokenizer(
+    name: str, root: Root, origin: Start | None, teacher: Start | None, splits: Splits | None
+) -> PreTrainedTokenizerBase | None:
     source = root.tokenizer or (root.source if origin is None else None)
     if source is not None:
+        if splits is None and root.tokenizer is None and not checkpoint.has_tokenizer(checkpoint.find(source, name)):
+            return None  # nothing is read
         return checkpoint.read_tokenizer(source, f"{name}.tokenizer")
     giver = origin or teacher
     return giver.tokenizer if giver is not None else None
@@ -196,18 +206,41 @@ def _random_config(root: Root, teacher: Start | None, tokenizer: PreTrainedToken
 
 
 def _check_tokenizer(
-    name: str, outline: Outline, tokenizer: PreTrainedTokenizerBase | None, splits: Splits | None
+    name: str, root: Root, outline: Outline, tokenizer: PreTrainedTokenizerBase | None, splits: Splits | None
 ) -> None:
     if tokenizer is None or splits is None:
         return
-    rows = outline.structure["vocabulary"]
-    if len(tokenizer) > rows:
+    rows, tokens = outline.structure["vocabulary"], max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
         raise UserError(
-            f"{name}.tokenizer: expected at most the {rows} tokens the weights embed, given one of {len(tokenizer)}"
+            f"{name}.tokenizer: expected at most the {rows} tokens the weights embed, given one of {tokens}"
+        )
+    if root.source is not None and 2 * tokens < rows:
+        log.warning(
+            "%s: its tokenizer has %d tokens and its weights embed %d: check that they belong together",
+            *(name, tokens, rows),
         )
     limit, asked = min(outline.max_tokens, tokenizer.model_max_length), splits.task.max_length
     if asked > limit:
         raise UserError(f"task.max_length: expected at most {limit}, what the {name} takes, given {asked}")
+
+
+def _check_words(name: str, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> None:
+    """Refuse a tokenizer that knows no word of the training texts; warn of one that knows few."""
+    tried = splits.train.texts[:_PROBE]
+    texts = [text for pair in tried for text in pair]
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    tokens = [token for encoding in encodings for token in encoding.ids]
+    unknown = tokens.count(tokenizer.unk_token_id)
+    if unknown == len(tokens):
+        raise UserError(
+            f"{name}.tokenizer: expected one that knows words of {splits.task.name}, given one to which all words of "
+            f"its first {len(tried)} training examples are unknown"
+        )
+    if unknown > _UNKNOWN * len(tokens):
+        log.warning("%s: to its tokenizer %.0f %% of the words are unknown", name, 100 * unknown / len(tokens))
+    if tokenizer.num_special_tokens_to_add() == 0:
+        log.warning("%s: its tokenizer adds no special tokens, so that the head reads the first word alone", name)
 
 
 def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits | None) -> None:
