@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints, is_typeddict, overload
 
 from pydantic import TypeAdapter, ValidationError
@@ -114,11 +115,43 @@ def construct(node: Any, key: str, kind: type[Any] = object) -> Any:
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Raise a ``UserError`` that names ``key`` unless ``value`` is of the annotated type (an int passes as a float)."""
+    """Raise a ``UserError`` that names ``key`` unless ``value`` is of the annotated type (an int passes as a float).
+
+    Whatever the type, numbers are finite and whole ones of at most 64 bits, and text can be written in UTF-8.
+    """
     try:
         TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError:
-        raise UserError(f"{key}: expected {_words(annotation)}, given {value!r}") from None
+        raise UserError(f"{key}: expected {_words(annotation)}, given {_shown(value)}") from None
+    for part in _parts(value):
+        if isinstance(part, float) and not math.isfinite(part):
+            raise UserError(f"{key}: expected a finite number, given {part}")
+        if isinstance(part, int) and not -(2**63) <= part < 2**63:
+            raise UserError(f"{key}: expected a whole number of at most 64 bits, given {_shown(part)}")
+        if isinstance(part, str) and not is_text(part):
+            raise UserError(f"{key}: expected text that can be written in UTF-8, given {part!r}")
+
+
+def is_text(value: str) -> bool:
+    """Whether a string is text; one that was not decoded rightly holds halves of characters (lone surrogates)."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A value, or all that a list or mapping holds, keys included."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from (key, *_parts(inner))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _parts(inner)
+    else:
+        yield value
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def _words(annotation: Any) -> str:

@@ -18,11 +18,14 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from edgemin.errors import UserError
+
 TEXT_COLUMN = "sentence"
 LABEL_COLUMN = "label"
 LABELS = ("negative", "positive")
 TRAIN_EXAMPLES = 4000
 EVALUATION_EXAMPLES = 1000
+MAX_EXAMPLES = 200_000  # of all splits together; it takes longer and longer to find reviews that are new
 MAX_TOKENS = 128
 
 _BLAME, _PRAISE, _ASPECTS, _INTENSIFIERS, _NEGATIONS = (
@@ -71,7 +74,12 @@ def generate(count: int, seed: int) -> tuple[list[str], list[str]]:
 
     Returns:
         Texts and the names of their labels, in an order that is random itself.
+
+    Raises:
+        UserError: more than :data:`MAX_EXAMPLES`.
     """
+    if count > MAX_EXAMPLES:
+        raise UserError(f"task.max_train_examples: expected at most {MAX_EXAMPLES} examples of task=toy, given {count}")
     generator = np.random.default_rng(seed)
     texts: dict[str, str] = {}
     while len(texts) < count:

@@ -75,6 +75,13 @@ def test_a_node_becomes_its_object() -> None:
         ("steps", 1.5, "a whole number or null, given 1.5"),
         ("rate", None, "a number, given None"),
         ("rate", "3e-5", "a number, given '3e-5'"),
+        ("rate", float("nan"), "a finite number, given nan"),
+        ("ratio", float("-inf"), "a finite number, given -inf"),
+        ("weights", {"qq": float("inf")}, "a finite number, given inf"),
+        ("steps", 2**63, f"a whole number of at most 64 bits, given {2**63}"),
+        ("layers", [1, -(2**64)], f"a whole number of at most 64 bits, given {-(2**64)}"),
+        ("name", "a\ud800", "text that can be written in UTF-8, given 'a\\ud800'"),
+        ("columns", ["a", "\udcff"], "text that can be written in UTF-8, given '\\udcff'"),
     ],
 )
 def test_a_value_of_the_wrong_type_says_key_expected_and_given(key: str, value: Any, expected: str) -> None:

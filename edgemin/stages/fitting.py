@@ -39,6 +39,7 @@ from edgemin.stages.callbacks import Checkpoint, EarlyStop, Spent, read_checkpoi
 from edgemin.stages.fit import Fit
 
 CHECKPOINT = "last.ckpt"
+_MOST_THREADS = 1024  # torch starts as many as it is told, whatever the machine has
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Trainer:
         self._check_processes()
         if self.precision == 16 and self.device == "cpu":
             raise UserError("precision: expected auto, 32 or bf16 on a CPU, given 16")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads: expected null or a whole number of at least 1, given {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise UserError(f"threads: expected null or a whole number from 1 to {_MOST_THREADS}, given {self.threads}")
         if self.checkpoint_seconds < 0:
             raise UserError(f"checkpoint_seconds: expected a number of at least 0, given {self.checkpoint_seconds}")
 
