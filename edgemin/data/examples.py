@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemin.config import is_text
 from edgemin.data.loading import Table
 from edgemin.data.task import Task, listed, refusal
 from edgemin.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_LARGEST = float(np.finfo(np.float32).max)
 UNLABELLED = "-1"  # what benchmarks write where a label is kept secret
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
@@ -87,6 +89,8 @@ def class_names(task: Task, train: Table) -> tuple[str, ...]:
     if fraction is not None and all(_is_number(name) for name in found):
         expected = "classes (task.regression=true predicts numbers; numbers that are classes are listed in task.labels)"
         raise refusal("label_column", expected, f"{fraction} in train")
+    if broken := sorted(name for name in found if not is_text(name)):
+        raise refusal("label_column", "labels that can be written in UTF-8", repr(broken[0]))
     return tuple(sorted(found - {UNLABELLED}, key=_by_number_then_name))
 
 
@@ -140,6 +144,10 @@ def read_examples(task: Task, split: str, table: Table, labels: tuple[str, ...])
     """
     texts = _texts(task, split, table)
     values = table.columns[task.label_column]
+    for row, value in enumerate(values, start=1):
+        if isinstance(value, list | tuple | dict | bytes):
+            found = f"a {type(value).__name__} in row {row} of {split}"
+            raise refusal("label_column", f"one label per row in {task.label_column}", found)
     if task.regression:
         numbers = [_number(split, row, value) for row, value in enumerate(values, start=1)]
         return Examples(texts, np.array(numbers, dtype=np.float32))
@@ -183,18 +191,21 @@ def _texts(task: Task, split: str, table: Table) -> list[tuple[str, ...]]:
 def _text(split: str, column: str, row: int, value: Any) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
         found = f"a {type(value).__name__} in row {row} of {split}"
         raise refusal("text_columns", f"texts in {column}", found)
+    if not is_text(str(value)):
+        found = f"half a character (a lone surrogate) in row {row} of {split}"
+        raise refusal("text_columns", f"text that can be written in UTF-8 in {column}", found)
     return str(value)
 
 
 def _number(split: str, row: int, value: Any) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        found = f"{value} in row {row} of {split}"
+    if not abs(number) <= _LARGEST:
+        found = f"{str(value)[:40]} in row {row} of {split}"
         raise refusal("label_column", "finite numbers (task.regression=true)", found)
     return number

@@ -54,9 +54,12 @@ def read_tables(task: Task) -> dict[str, Table]:
     if task.path is None:
         raise refusal("path", "a directory, a file or a Hub id", None)
     path = Path(task.path).expanduser()
+    own = path.is_file() or (path.is_dir() and _is_own_data(path, task, wanted))
+    if own and task.subset not in (None, path.name):  # a data set's directory of one subset may be read by itself
+        raise refusal("subset", f"null for files of your own ({path})", task.subset)
     if path.is_file():
         return _one_file(path, wanted)
-    if path.is_dir() and _is_own_data(path, task, wanted):
+    if own:
         return {split: read_file(_split_file(path, split)) for split in wanted}
     if not path.is_dir() and not _HUB_ID.fullmatch(task.path):
         raise refusal("path", "an existing directory or file, or a Hub id", task.path)
@@ -127,6 +130,8 @@ def read_file(path: Path) -> Table:
         raise refusal("path", f"a file that ends in {', '.join(FORMATS)}", path)
     try:
         return reader(path)
+    except RecursionError as error:
+        raise refusal("path", f"a readable {path.suffix} file", f"{path} (nested too deeply)") from error
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         if isinstance(error, UserError):
             raise

@@ -106,6 +106,8 @@ class Task:
             _check_name(key, getattr(self, key))
         for key in ("text_columns", "labels", "evaluation_splits", "metrics"):
             object.__setattr__(self, key, _names(key, getattr(self, key)))
+        if self.metrics is not None and not self.metrics:
+            raise refusal("metrics", "null or at least one metric", "none")
         if type(self.regression) is not bool:
             raise refusal("regression", "true or false", self.regression)
         if self.blank_texts not in BLANK_TEXTS:
