@@ -251,8 +251,11 @@ def test_a_loss_that_is_not_finite_ends_the_fit_in_one_line(tmp_path: Path) -> N
     start = tiny.model()
     with torch.no_grad():
         start.get_submodule("classifier").weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"^learning_rate: the loss of Finetune became nan at step 1, batch 1[^\n]*$"):
-        tiny.fit(Finetune(steps=1, **FIT), start, tiny.data(tmp_path), work=tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"^finetune\.learning_rate: the loss of student/finetune became nan at step 1, batch 1; [^\n]*$",
+    ):
+        tiny.fit(Finetune(steps=1, **FIT), start, tiny.data(tmp_path), work=tmp_path, name="student/finetune")
 
 
 # Early stopping

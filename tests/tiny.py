@@ -102,11 +102,14 @@ def fit(
     seed: int = 1,
     seconds: float = 1e9,
     callbacks: Sequence[pl.Callback] = (),
+    name: str | None = None,
 ) -> fitting.Fitted:
     """Run a stage on the CPU in fp32."""
     work.mkdir(parents=True, exist_ok=True)
     trainer = fitting.Trainer(accelerator="cpu", precision=32, checkpoint_seconds=seconds)
-    return fitting.run(stage, start, examples, teachers, seed=seed, trainer=trainer, work=work, callbacks=callbacks)
+    return fitting.run(
+        stage, start, examples, teachers, seed=seed, trainer=trainer, work=work, callbacks=callbacks, name=name
+    )
 
 
 def logits(of: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

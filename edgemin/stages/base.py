@@ -188,6 +188,11 @@ class Stage(pl.LightningModule):
         """
         return sum(fit.optimiser_steps(examples) for fit in self.phases())
 
+    @property
+    def learning_rate_key(self) -> str:
+        """Which setting has the learning rate of the fit that runs."""
+        return "learning_rate"
+
     def begin(self, phase: int) -> None:
         """Surgery before the fit of a phase."""
 
@@ -239,9 +244,12 @@ class Stage(pl.LightningModule):
         seen = ranks.mean(loss.detach())
         if not torch.isfinite(seen):
             step = batch_idx // self.trainer.accumulate_grad_batches + 1
+            stage, fits = self.name.rpartition("/")[2], self.phases()
+            where = f"step {step}, batch {batch_idx + 1}" + (f", of fit {self.phase + 1}" if len(fits) > 1 else "")
             raise ranks.SharedError(
-                f"learning_rate: the loss of {self.name} became {seen.item()} at step {step}, batch {batch_idx + 1}; "
-                "a smaller learning rate or trainer.precision=32 may help; the last checkpoint before it is kept"
+                f"{stage}.{self.learning_rate_key}: the loss of {self.name} became {seen.item()} at {where}; try less "
+                f"than {fits[self.phase].learning_rate:g}, a longer {stage}.warmup or trainer.precision=32; what was "
+                "computed before is kept"
             )
         self.log("loss", seen)
         return loss

@@ -49,6 +49,11 @@ class TwoFits(Distillation):
         """Where the teacher's answers are learnt."""
         return self.trains_head
 
+    @property
+    def learning_rate_key(self) -> str:
+        """The second fit has its own."""
+        return "prediction_learning_rate" if self.phase else "learning_rate"
+
     def phases(self) -> list[Fit]:
         """What happens inside, then the answers."""
         return [self.settings] if self._prediction is None else [self.settings, self._prediction]
