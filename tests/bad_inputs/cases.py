@@ -438,7 +438,7 @@ SETTINGS = [
     setting("study='a\udcff'", "study: expected text that can be written in UTF-8, given 'a\\udcff'"),
     setting("task.name='a\udcff'", "task.name: expected text that can be written in UTF-8, given 'a\\udcff'"),
     setting("task.labels=[x,'\udcff']", "task.labels: expected text that can be written in UTF-8, given '\\udcff'"),
-    setting("stages=[finetune,5]", "stages: expected a list, each entry a string, given ['finetune', 5]"),
+    setting("stages=[finetune,5]", "stages: expected a list, each entry a string...given ['finetune', 5]"),
     setting("order.rows=5", "order.rows: expected a list, "),
     setting("distill.corpus=/nosuch", "distill.corpus: expected an existing directory or file, or a Hub id"),
     setting("student.family=gpt2", "student.family: expected one of bert, "),
@@ -452,6 +452,43 @@ STORES = [
         "artifact ...corrupted, model.safetensors differs from its checksum",
         damage=lambda store: truncated(finetuned(store) / "model.safetensors"),
     ),
+    Case(
+        "store: a manifest of nothing",
+        ("stages=[finetune]", "finetune.steps=1"),
+        "artifact ...manifest.json",
+        damage=lambda store: (finetuned(store) / "manifest.json").write_text("{}"),
+    ),
+    Case(
+        "store: a manifest that is no object",
+        ("stages=[finetune]", "finetune.steps=1"),
+        "artifact ...manifest.json",
+        damage=lambda store: (finetuned(store) / "manifest.json").write_text("[]"),
+    ),
 ]
 
-CASES = [*CONFIGS, *CHECKPOINTS, *TOKENIZERS, *ARTIFACTS, *FILES, *NUMBERS, *SETTINGS, *STORES]
+# What the planning of a whole launch, the names of things and the store refuse.
+LAUNCHES = [
+    *(
+        setting(f"{key}={value}", f"{key}: ")
+        for key in ("task.name", "study")
+        for value in ("a/../../b", "..", "/tmp/x", "''")
+    ),
+    setting("task.name=a/b", "task.name: "),
+    setting("paths.store=''", "paths.store: "),
+    setting("paths.outputs=''", "paths.outputs: "),
+    setting("published=/etc/passwd", "published: "),
+    setting("published=5", "published: "),
+    Case("published deep", ("published={here}/published.yaml",), "published: ", {"published.yaml": DEEP}),
+    setting("+anything=1", "anything: "),
+    setting("finetune._target_=edgemin.roots.Root", "finetune._target_: "),
+    setting("task._target_=pathlib.Path", "task._target_: "),
+    setting("trainer._target_=builtins.dict", "trainer._target_: "),
+    setting("logger._target_=builtins.str", "logger._target_: "),
+    Case(
+        "a ratio out of range in a sweep", ("prune.ratio=0.2,2",), "...prune.ratio: expected ...given 2", flags=("-m",)
+    ),
+    own("semicolons", {"d/train.csv": "text;label\none;x\ntwo;y\n"}, "task."),
+    own("numbers with a fraction for classes", {"d/train.csv": "text,label\na,0.5\nb,1.7\n"}, "task.label_column: "),
+]
+
+CASES = [*CONFIGS, *CHECKPOINTS, *TOKENIZERS, *ARTIFACTS, *FILES, *NUMBERS, *SETTINGS, *LAUNCHES, *STORES]
