@@ -21,7 +21,6 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 
 from edgemin import encoder
 from edgemin.errors import UserError
-from edgemin.json_file import read_object
 from edgemin.quantization import dynamic
 from edgemin.quantization import model as quantisation
 

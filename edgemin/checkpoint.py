@@ -23,6 +23,7 @@ from transformers import (
 from edgemin import artifact, encoder, toy
 from edgemin.disk import file_digest
 from edgemin.errors import UserError
+from edgemin.progress import counted, live_line
 from edgemin.tensor_files import tensor_names
 
 #: Files of a checkpoint that decide what is loaded.
@@ -130,7 +131,8 @@ def find(source: str, key: str) -> Path:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"{key}: expected an existing directory or a Hub id, given {source!r}, which does not exist")
     try:
-        kept = snapshot_download(source, allow_patterns=list(_FILES), ignore_patterns=["*/*"])
+        with live_line(f"{source}  downloading, unless it is cached", beside_bars=True):
+            kept = snapshot_download(source, allow_patterns=list(_FILES), ignore_patterns=["*/*"])
     except Exception as error:  # the Hub's client raises many kinds
         raise UserError(
             f"{key}: expected a local directory or a Hub id that is cached or can be reached, given {source!r} "
@@ -145,7 +147,10 @@ def fingerprint(directory: Path) -> dict[str, str]:
     files = _files(directory)
     if any(path.suffix == ".safetensors" for path in files):
         files = [path for path in files if path.suffix != ".bin"]
-    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+    return {
+        path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in counted(files, f"{directory}  reading files for its key")
+    }
 
 
 @cache

@@ -9,13 +9,15 @@ from functools import cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
+#: What only tells how far a computation is decides no result.
+_TELLS = ("edgemin.progress",)
 
 
 @cache
 def code_digest(*modules: str) -> str:
     """The SHA-256 of the syntax trees of modules and of all that they import from edgemin.
 
-    Comments, docstrings and formatting do not count.
+    Comments, docstrings and formatting do not count, nor does the code that shows progress.
 
     Args:
         modules: dotted names below ``edgemin``, such as ``edgemin.stages.prune``; others stand for themselves by name.
@@ -24,7 +26,7 @@ def code_digest(*modules: str) -> str:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in found or name in _TELLS:
             continue
         path = _source(name)
         if path is None:

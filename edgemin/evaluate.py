@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from edgemin import encoder
 from edgemin.data import Encoded, checked_metrics, evaluation_batches, metric_names
+from edgemin.progress import live_line
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  #: relative; what padding and threads do to equal predictions
 
@@ -116,11 +117,12 @@ def _logits(model: PreTrainedModel, encoded: Encoded, batch_size: int, device: t
     nn.Module.to(model, device)  # transformers' own to() is annotated as if it took the model twice
     rows, parts = [], []
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), live_line("scoring sentences", len(encoded)) as line:
             for indices, batch in evaluation_batches(encoded, batch_size):
                 inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
                 parts.append(encoder.logits(model, inputs).float().cpu())
                 rows.append(torch.from_numpy(indices))
+                line.done += len(indices)
     finally:
         for module, training in modes.items():
             module.training = training

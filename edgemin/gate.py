@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edgemin import encoder
+from edgemin.progress import counted
 from edgemin.quantization import dynamic
 from edgemin.quantization.layers import Quantised
 from edgemin.quantization.sensitivity import damage
@@ -115,7 +116,7 @@ def blame(
     nn.Module.to(changed, "cpu")
     reference = [encoder.logits(parent, batch) for batch in batches]
     found = []
-    for path, layer in layers.items():
+    for path, layer in counted(layers.items(), "trying layers"):
         parent.set_submodule(path, layer)
         answers = [encoder.logits(parent, batch) for batch in batches]
         parent.set_submodule(path, mine[path])

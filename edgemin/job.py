@@ -23,7 +23,7 @@ from edgemin.order import order_name, row_specs, student_stages
 from edgemin.origin import git_revision, versions
 from edgemin.pipeline import Done, Pipeline
 from edgemin.plan import build, unused
-from edgemin.progress import node_line
+from edgemin.progress import live_line, node_line
 from edgemin.report import published as literature
 from edgemin.report.published import Published
 from edgemin.report.write import print_job, write_job
@@ -110,7 +110,8 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
     """
     started, run_dir = datetime.now(UTC), Path(job["run_dir"])
     with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
-        asked = ranks.together(lambda: _read(settings, job, transfer))
+        with live_line("plan  reading models and data", beside_bars=True):
+            asked = ranks.together(lambda: _read(settings, job, transfer))
         plan, store, tracker = asked.plan, asked.store, asked.tracker
         for note in plan.notes:
             if note not in tree.told:
@@ -135,7 +136,8 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
                 if asked.published is not None:
                     write_atomically(run_dir / PUBLISHED_FILE, literature.text(asked.published).encode())
                 results.write(run_dir, {**content, "rows": rows})
-                paths = write_job(run_dir)
+                with live_line("tables and figures  drawing"):
+                    paths = write_job(run_dir)
                 tracker.rows(rows)
                 tracker.figures([path for path in paths.values() if path.suffix == ".png"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgemin.errors import UserError
 from edgemin.measure.machine import host, machine_lock
 from edgemin.nodes import Node, Plan, Study, StudyData
 from edgemin.origin import git_revision, versions
-from edgemin.progress import NodeProgress, node_line
+from edgemin.progress import NodeProgress, duration, live_line, node_line
 from edgemin.stages import fitting
 from edgemin.stages.base import Stage
 from edgemin.store import Store
@@ -62,12 +62,18 @@ class Pipeline:
         teachers = [teacher.path for teacher in node.teachers]
         if self._is_cached(node):  # without the lock: a store that is only read takes none
             return Done(node.path, node.key, teachers, cached=True)
-        with self._locked(node.key, node.path):
+        with ExitStack() as held:
+            with live_line(f"{node.path}  waiting for its turn"):
+                held.enter_context(self._locked(node.key, node.path))
             if self._is_cached(node):  # another run was faster
                 return Done(node.path, node.key, teachers, cached=True)
-            model, tokenizer = ranks.together(lambda: self._start(node))
+            with live_line(f"{node.path}  loading"):
+                model, tokenizer = ranks.together(lambda: self._start(node))
             fitted = fitting.Fitted(model, steps=0, seconds=0.0) if node.stage == "weights" else self._run(node, model)
-            ranks.from_main(lambda: self._commit(node, fitted, tokenizer))
+            with live_line(f"{node.path}  saving"):
+                ranks.from_main(lambda: self._commit(node, fitted, tokenizer))
+        if node.stage != "weights" and fitted.steps == 0:  # what trains says so itself
+            node_line(node.path, "done", duration(fitted.seconds))
         for note in fitted.notes:
             node_line(node.path, "note", note)
         return Done(node.path, node.key, teachers, cached=False, seconds=round(fitted.seconds, 3), steps=fitted.steps)
@@ -87,7 +93,8 @@ class Pipeline:
     def _is_stored(self, key: str) -> bool:
         if not self.store.has(key):
             return False
-        self.store.verify(key)
+        with live_line(f"{key}  comparing with its checksums"):
+            self.store.verify(key)
         return True
 
     def _commit(self, node: Node, fitted: fitting.Fitted, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -126,7 +133,9 @@ class Pipeline:
             if stage.trains and ranks.is_first_here()  # two of one run would wait for each other
             else nullcontext()
         )
-        with disk_errors(self.store.root), alone:
+        with disk_errors(self.store.root), ExitStack() as held:
+            with live_line(f"{node.path}  waiting for the machine"):
+                held.enter_context(alone)
             return fitting.run(
                 stage,
                 model,
@@ -136,10 +145,8 @@ class Pipeline:
                 trainer=self.study.trainer,
                 work=self.store.work(node.key),
                 name=node.path,
-                callbacks=[NodeProgress(node.path)],
-                logger=lambda phase: TrackerLogger(
-                    self.tracker, f"{node.path}/phase {phase + 1}" if len(stage.phases()) > 1 else node.path
-                ),
+                callbacks=[NodeProgress()],
+                logger=lambda phase: TrackerLogger(self.tracker, stage.fit_name),
             )
 
     def _stage_data(self, node: Node, stage: Stage) -> DataModule | None:

@@ -105,7 +105,7 @@ class Scoring:
         if kept is not None and predictions is not None:
             return kept["metrics"], predictions
         encoded = self.data.of(node.start, splits).evaluation[split]
-        with _machine(node), live_line(f"{node.path}  evaluating  {task.name} {split}"):
+        with _machine(node), live_line(f"{node.path}  evaluating on {task.name} {split}"):
             found = evaluate(
                 cached.model,
                 encoded,
@@ -210,15 +210,21 @@ class Scoring:
             return kept
         names = {key: self.store.path(key) for key in nodes}
         node_line("latency", "measuring", f"{len(nodes)} variants, each in its own process, in turns")
-        with live_line("latency  measuring") as update:
+        with live_line("latency  measuring") as line:
+
+            def took_turn(done: int, total: int, name: str) -> None:
+                line.text, line.done, line.total = f"latency  measuring  {nodes[name].path}  turn", done, total
+
+            def waits(reason: str) -> None:
+                node_line("latency", "waiting", reason)
+                line.text = f"latency  {reason}"
+
             found = measure(
                 names,
                 sentences,
                 settings,
-                progress=lambda done, total, name: update(
-                    f"latency  measuring  turn {done}/{total}  {nodes[name].path}"
-                ),
-                waiting=lambda line: node_line("latency", "waiting", line),
+                progress=took_turn,
+                waiting=waits,
             )
         if any(cost.get(BESIDE) for cost in found.values()):
             log.warning("latency: measured beside other work on the machine: flagged, and not kept for later jobs")

@@ -6,6 +6,7 @@ imported when jobs are planned, or when several processes start.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -141,6 +142,7 @@ def _report_job(error: Exception, *, by_all: bool = True) -> None:
     line = f"{job_name(context.job.num, context.overrides.task, sys.argv[1:])}: " if sweeping else ""
     line += one_line(error) if foreseen else f"{type(error).__name__}: {one_line(error)}"
     told = line if foreseen else f"{line} (not foreseen; its traceback is in {run_dir / failures.FILE})"
+    logging.getLogger("edgemin").info("error: %s", told)  # the job's log; on the terminal it is said below
     if failures.keep(run_dir, Failure(told, foreseen), error):
         _say([Failure(told, foreseen)], error, by_all=by_all)
     else:

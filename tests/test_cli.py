@@ -213,6 +213,25 @@ def test_a_run_in_its_own_process_says_nothing_on_stderr(tmp_path: Path) -> None
     assert len(list((tmp_path / "outputs" / "main").glob("*/0/run.json"))) == 1
 
 
+def test_every_job_has_a_log_of_its_own_with_notes_warnings_and_mistakes(command: Command, tmp_path: Path) -> None:
+    asked = ("stages=[finetune,prune,quantize]", "prune.calibration_examples=4096", "hydra.sweep.dir=swept")
+    assert command("prune.ratio=0.25,0.5", "seed=1", "quantize.max_drop=0", *asked, flags=("-m",)).code == 0
+    first, second = ((tmp_path / "swept" / str(number) / "train.log").read_text() for number in (0, 1))
+    assert re.search(r"^\d{4}-\d\d-\d\d \S+ INFO student/finetune  trained  12 steps", first, re.MULTILINE)
+    assert " INFO student/finetune/prune  note  removed 2 of 8 heads" in first
+    assert " INFO student/finetune/prune/quantize  done  " in first
+    assert " WARNING calibration: 4096 examples asked for, all 96 of train used" in first
+    assert " INFO student/finetune  cached  " in second and "removed 4 of 8 heads" in second
+    assert "removed 4 of 8 heads" not in first
+    refused = command("prune.ratio=2", "hydra.run.dir=refused")
+    assert f" INFO error: {refused.line}" in (tmp_path / "refused" / "train.log").read_text()
+
+
+def test_no_empty_log_is_made(command: Command, tmp_path: Path) -> None:
+    assert command("plan=true", "hydra.run.dir=planned").code == 0
+    assert not list(tmp_path.rglob("train.log"))
+
+
 def test_a_sweep_over_seeds_prints_one_table_with_mean_and_deviation(command: Command, tmp_path: Path) -> None:
     done = command("seed=1,2", "stages=[finetune,quantize]", flags=("-m",))
     assert (done.code, done.err) == (0, "")

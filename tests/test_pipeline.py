@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import edgemin
-from edgemin import pipeline, scoring, store, toy
+from edgemin import pipeline, progress, scoring, store, toy
 from edgemin.errors import UserError
 from edgemin.measure.runtime import Measure
 from edgemin.report import schema, write
@@ -421,6 +421,38 @@ def test_architectures_alone_need_no_data(tmp_path: Path) -> None:
     assert [row["metrics"] for row in run["rows"]] == [{}, {}, {}]
     assert "metric" not in run["rows"][1]["delta"]["teacher"]
     assert schema.read(tmp_path).task is None
+
+
+def test_whatever_may_take_minutes_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def open_line(board: Any, line: progress.Line, *where: Any) -> None:
+        board.lines.append(line)
+        said.append(line.text)
+
+    monkeypatch.setattr(progress._Board, "open", open_line)
+    asked = ("distill.teacher_cache=true", "quantize=reconstruct", "quantize.sensitivity=true")
+    asked += ("quantize.calibration_examples=8", "quantize.epochs=null", "quantize.steps=1")
+    studies.run(tmp_path, *asked, "quantize.max_drop=0", "stages=[finetune,distill,prune,quantize]")
+    assert {
+        "plan  reading models and data",
+        "toy  reading the data",
+        "tokenizing",
+        "student/finetune  loading",
+        "student/finetune",
+        "student/finetune  saving",
+        "keeping teacher outputs",
+        "ranking heads",
+        "measuring the sensitivity of matrices",
+        "choosing bits",
+        "choosing scales",
+        "calibrating activations",
+        "comparing with full precision",
+        "student/finetune/distill/prune/quantize/phase 2",
+        "student/finetune  evaluating on toy validation",
+        "scoring sentences",
+        "tables and figures  drawing",
+    } <= set(said)
 
 
 def test_early_stopping_looks_at_the_holdout_alone(tmp_path: Path) -> None:

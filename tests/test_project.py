@@ -27,11 +27,23 @@ PACKAGE = HOUSE / "edgemin"
 
 # From the ground up: a module imports from its own line and those above; `a.b` stands with `a` unless named.
 LAYERS = (
-    ("edgemin", "config", "digest", "disk", "errors", "json_file", "launch", "plain_text", "ranks", "stopping"),
+    (
+        "edgemin",
+        "config",
+        "digest",
+        "disk",
+        "errors",
+        "json_file",
+        "launch",
+        "plain_text",
+        "progress",
+        "ranks",
+        "stopping",
+    ),
     ("encoder",),
     ("data", "distillation", "pruning", "quantization", "toy"),
     ("artifact", "checkpoint", "collapse", "evaluate", "roots", "store", "tensor_files"),
-    ("measure", "progress", "tracking"),
+    ("measure", "tracking"),
     ("stages", "stages.base", "stages.callbacks", "stages.fit"),
     ("stages.distillation", "stages.method_sum", "stages.quantisation", "stages.two_fits"),
     ("stages.*",),

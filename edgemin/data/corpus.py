@@ -23,6 +23,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 
 from edgemin.data.task import listed
 from edgemin.errors import UserError
+from edgemin.progress import live_line
 
 SHORTEST = 8
 BROKEN = (OSError, HTTPError)  # the second of whichever httpx the Hub's client is built on
@@ -203,7 +204,7 @@ def _digest(file: Path) -> str:
 
 @functools.cache  # the jobs of a sweep share a process, and a corpus may be large
 def _digest_of(file: Path, _size: int, _modified: int) -> str:
-    with file.open("rb") as content:
+    with live_line(f"corpus  reading {file.name} for its checksum"), file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 

@@ -20,6 +20,7 @@ from edgemin.data.examples import Examples, Labels
 from edgemin.data.task import refusal
 from edgemin.disk import Cache
 from edgemin.errors import UserError
+from edgemin.progress import Line, live_line
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
     name = f"{key}/encoded.safetensors"
     path = cache.find(name)
     if path is None:
-        log.info("tokenising %d examples", len(examples))
-        made = _tokenise(examples, backend, with_types)
+        with live_line("tokenizing", len(examples)) as line:
+            made = _tokenise(examples, backend, with_types, line)
         path = cache.keep(name, lambda path: save_file(made, path))
     tensors = load_file(path)
     lengths = tensors["lengths"].numpy().astype(np.int64)
@@ -151,7 +152,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenizers.
     return backend
 
 
-def _tokenise(examples: Examples, backend: tokenizers.Tokenizer, with_types: bool) -> dict[str, Tensor]:
+def _tokenise(examples: Examples, backend: tokenizers.Tokenizer, with_types: bool, line: Line) -> dict[str, Tensor]:
     ids, types, lengths = [], [], []
     pairs = bool(examples.texts) and len(examples.texts[0]) == 2
     for start in range(0, len(examples), _CHUNK):
@@ -161,6 +162,7 @@ def _tokenise(examples: Examples, backend: tokenizers.Tokenizer, with_types: boo
         ids.append(np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings]))
         if with_types:
             types.append(np.concatenate([np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings]))
+        line.done += len(chunk)
     if min(lengths) == 0:
         raise UserError("source: expected a tokenizer that adds special tokens, given one that leaves a text empty")
     tensors = {

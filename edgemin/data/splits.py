@@ -16,6 +16,7 @@ from edgemin import toy
 from edgemin.data.examples import Examples, Labels, check_table, class_names, read_examples
 from edgemin.data.loading import Table, file_states, read_tables
 from edgemin.data.task import Task, checked_metrics, refusal
+from edgemin.progress import live_line
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +100,12 @@ def _kept(task: Task, states: tuple[tuple[str, int, int], ...]) -> tuple[Splits,
 
 
 def _read(task: Task) -> Splits:
-    tables = _toy_tables(task) if task.name == "toy" else read_tables(task)
-    for split, table in tables.items():
-        check_table(task, split, table)
-    labels = class_names(task, tables[task.train_split])
-    examples = {split: read_examples(task, split, table, labels) for split, table in tables.items()}
+    with live_line(f"{task.name}  reading the data", beside_bars=True):
+        tables = _toy_tables(task) if task.name == "toy" else read_tables(task)
+        for split, table in tables.items():
+            check_table(task, split, table)
+        labels = class_names(task, tables[task.train_split])
+        examples = {split: read_examples(task, split, table, labels) for split, table in tables.items()}
     train = _subset(task, examples[task.train_split], task.max_train_examples, 0)
     holdout = None
     if task.holdout:

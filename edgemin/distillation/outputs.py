@@ -19,6 +19,7 @@ from edgemin.digest import code_digest
 from edgemin.disk import Cache
 from edgemin.encoder import Projections, Reading
 from edgemin.errors import UserError
+from edgemin.progress import counted
 
 LIMIT_BYTES = 8 * 2**30
 _BATCH = 64
@@ -107,7 +108,8 @@ def _compute(
 ) -> dict[str, Tensor]:
     total = int(encoded.lengths.sum())
     kept: dict[str, Tensor] = {}
-    for indices, batch in evaluation_batches(encoded, _BATCH):
+    batches = counted(evaluation_batches(encoded, _BATCH), "keeping teacher outputs", -(-len(encoded) // _BATCH))
+    for indices, batch in batches:
         batch = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
         with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
             found = encoder.read(teacher, batch, projections=projections, hidden=hidden, logits=logits)

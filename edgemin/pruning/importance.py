@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from edgemin import encoder
 from edgemin.encoder.parts import Layer, layers
 from edgemin.errors import UserError
+from edgemin.progress import counted
 
 CRITERIA = ("gradient_norm", "taylor", "magnitude", "random")
 
@@ -207,7 +208,7 @@ def head_importance(
     was_training = model.training
     model.eval()
     try:
-        for batch in batches:
+        for batch in counted(batches, "ranking heads"):
             _add_batch(accumulator, model, batch, heads, loss_fn or example_losses)
     finally:
         model.train(was_training)

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin import encoder
 from edgemin.errors import UserError
+from edgemin.progress import counted
 from edgemin.quantization.layers import Quantised, QuantisedEmbedding, QuantisedLinear, Scales
 from edgemin.quantization.ranges import Calibration, calibrate
 from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
@@ -34,7 +35,7 @@ def quantise(
         weight_range: how scales of weights are chosen.
         calibration: how ranges of activations are chosen, now and when a later stage has moved them.
     """
-    for path, spec in specs.items():
+    for path, spec in counted(specs.items(), "choosing scales"):
         if spec.bits == FLOAT:
             continue
         old = model.get_submodule(path)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemin.errors import UserError
+from edgemin.progress import counted
 from edgemin.quantization.affine import LEVELS, input_scale
 from edgemin.quantization.layers import QuantisedLinear
 
@@ -136,7 +137,7 @@ def _pass(
             stack.enter_context(layer.register_forward_pre_hook(hook(name)))
             layer.watching = True
             stack.callback(setattr, layer, "watching", False)
-        for batch in batches:
+        for batch in counted(batches, "calibrating activations"):
             mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
             run(batch)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from edgemin import encoder
 from edgemin.encoder import Matrix
 from edgemin.errors import UserError
+from edgemin.progress import live_line
 from edgemin.quantization.model import quantised_layer
 from edgemin.quantization.packing import packed_width
 from edgemin.quantization.weights import Spec, WeightRange
@@ -48,7 +49,6 @@ def sensitivity(
     specs: Mapping[str, Sequence[Spec]],
     weight_range: WeightRange,
     batches: Sequence[Mapping[str, Tensor]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[int, float]]:
     """The damage of each matrix alone, at each of its bit-widths.
 
@@ -57,7 +57,6 @@ def sensitivity(
         specs: by path, the ways to quantise a matrix. Only its weights are: activations stay as they are in the model.
         weight_range: how scales are chosen.
         batches: sentences.
-        progress: told how many of how many passes are done.
 
     Returns:
         By path and bits, :func:`damage`.
@@ -68,22 +67,21 @@ def sensitivity(
     def answers() -> Tensor:
         return torch.cat([encoder.logits(model, batch).float() for batch in batches])
 
-    reference = answers()
-    total, done = sum(map(len, specs.values())), 0
     found: dict[str, dict[int, float]] = {}
-    for path, ways in specs.items():
-        own = model.get_submodule(path)
-        found[path] = {}
-        try:
-            for spec in ways:
-                # static activations are not calibrated yet, and their rounding is not what bits are chosen for
-                weights = replace(spec, activations="none")
-                model.set_submodule(path, quantised_layer(own, weights, weight_range).eval())
-                found[path][spec.bits] = damage(reference, answers())
-                done += 1
-                progress(done, total)
-        finally:
-            model.set_submodule(path, own)
+    with live_line("measuring the sensitivity of matrices", sum(map(len, specs.values()))) as line:
+        reference = answers()
+        for path, ways in specs.items():
+            own = model.get_submodule(path)
+            found[path] = {}
+            try:
+                for spec in ways:
+                    # static activations are not calibrated yet, and their rounding is not what bits are chosen for
+                    weights = replace(spec, activations="none")
+                    model.set_submodule(path, quantised_layer(own, weights, weight_range).eval())
+                    found[path][spec.bits] = damage(reference, answers())
+                    line.done += 1
+            finally:
+                model.set_submodule(path, own)
     return found
 
 

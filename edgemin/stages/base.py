@@ -193,6 +193,11 @@ class Stage(pl.LightningModule):
         """Which setting has the learning rate of the fit that runs."""
         return "learning_rate"
 
+    @property
+    def fit_name(self) -> str:
+        """What the present fit is called: as the stage, and its number where there are several."""
+        return f"{self.name}/phase {self.phase + 1}" if len(self.phases()) > 1 else self.name
+
     def begin(self, phase: int) -> None:
         """Surgery before the fit of a phase."""
 

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from edgemin import encoder, launch, ranks, stopping
 from edgemin.data import CorpusBatches, DataModule, TrainBatches
 from edgemin.errors import UserError
+from edgemin.progress import live_line
 from edgemin.quantization import model as quantisation
 from edgemin.stages.base import Stage
 from edgemin.stages.callbacks import Checkpoint, EarlyStop, Spent, read_checkpoint, restore
@@ -173,7 +174,8 @@ def run(
     stage.seed, stage.name = seed, name or stage.name
     torch.manual_seed(seed)
     nn.Module.to(model, trainer.device)
-    ranks.together(lambda: stage.prepare(model, data, teachers))
+    with live_line(f"{stage.name}  preparing"):
+        ranks.together(lambda: stage.prepare(model, data, teachers))
     saved = ranks.together(lambda: read_checkpoint(work / CHECKPOINT) if (work / CHECKPOINT).exists() else None)
     _check_same(work, saved)
     before = encoder.structure(model)
@@ -198,12 +200,14 @@ def run(
             saved = None
             stage.phase = phase
             nn.Module.to(stage, trainer.device)  # Lightning leaves it on the CPU after a fit
-            ranks.together(partial(stage.begin, phase))
+            with live_line(f"{stage.fit_name}  preparing"):
+                ranks.together(partial(stage.begin, phase))
         if fit.trains:
             log = logger(phase) if logger is not None else None
             _fit(stage, fit, start, trainer, work, spent, callbacks, log, stream)
     changed = spent.steps > 0 or encoder.structure(stage.model) != before
-    finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()
+    with live_line(f"{stage.name}  finishing"):
+        finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()
     return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes), stage.findings)
 
 

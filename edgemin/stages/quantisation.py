@@ -14,6 +14,7 @@ from edgemin import encoder
 from edgemin.data import DataModule
 from edgemin.encoder import Matrix
 from edgemin.errors import UserError
+from edgemin.progress import live_line
 from edgemin.quantization import model as quantisation
 from edgemin.quantization.ranges import ActivationRange, Calibration
 from edgemin.quantization.sensitivity import assign, matrix_bytes, sensitivity
@@ -260,7 +261,8 @@ class Quantisation:
         kept += sum(matrix_bytes(matrices[path], uniform[path]) for path in fixed)
         equal = kept + sum(_bytes(matrices[path], uniform[path]) for path in free)
         budget = equal if self.size_mib is None else int(self.size_mib * _MIB)
-        chosen = assign(damages, sizes, budget - kept)
+        with live_line("choosing bits"):
+            chosen = assign(damages, sizes, budget - kept)
         found = {
             "examples": sum(len(batch["labels"]) for batch in batches),
             "candidates": list(self.candidates),

@@ -18,6 +18,7 @@ from edgemin import encoder
 from edgemin.data import DataModule
 from edgemin.distillation.tinybert import hidden_mse
 from edgemin.errors import UserError
+from edgemin.progress import counted
 from edgemin.quantization import model as quantisation
 from edgemin.stages.base import Shape, Stage
 from edgemin.stages.fit import Fit, FitSettings
@@ -185,7 +186,8 @@ class Reconstruction(Stage):
         scored = min(SCORED, self.quantisation.calibration_examples)
         errors: list[Tensor] = []
         sizes: list[int] = []
-        for batch in self.data.calibration(scored, CALIBRATION_BATCH, self.seed):
+        batches = self.data.calibration(scored, CALIBRATION_BATCH, self.seed)
+        for batch in counted(batches, "comparing with full precision"):
             here = {name: tensor.to(full.device) for name, tensor in batch.items()}
             wanted, found = (encoder.read(model, here, hidden=depths, logits=True) for model in (full, own))
             assert wanted.logits is not None and found.logits is not None
