@@ -101,8 +101,9 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
 
     Args:
         settings: the resolved configuration.
-        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``given`` (see :func:`edgemin.plan.unused`), and
-            ``set_by``, the keys that files set which the user chose, with the choices.
+        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``group`` (what the jobs of its launch share),
+            ``given`` (see :func:`edgemin.plan.unused`), and ``set_by``, the keys that files set which the user chose,
+            with the choices.
         transfer: settings of the tasks that rows are also scored on, by name.
 
     Raises:
@@ -123,7 +124,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
                 order_name(settings["order"], settings["stages"]),
                 *(root.name for root in asked.study.roots.values()),
             ]
-            ranks.from_main(lambda: tracker.start(run_dir, settings["study"], _name(job), dict(settings), tags))
+            ranks.from_main(lambda: tracker.start(run_dir, job["group"], _name(job), settings, tags))
             pipeline = Pipeline(asked.study, plan, store, tracker)
             done = pipeline.train()
 
@@ -138,7 +139,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
                 results.write(run_dir, {**content, "rows": rows})
                 with live_line("tables and figures  drawing"):
                     paths = write_job(run_dir)
-                tracker.rows(rows)
+                tracker.rows(rows, content["task"])
                 tracker.figures([path for path in paths.values() if path.suffix == ".png"])
 
             ranks.from_main(conclude)

@@ -20,7 +20,7 @@ from edgemin.progress import NodeProgress, duration, live_line, node_line
 from edgemin.stages import fitting
 from edgemin.stages.base import Stage
 from edgemin.store import Store
-from edgemin.tracking import Tracker, TrackerLogger
+from edgemin.tracking import CSV_NAME, Tracker, read_points, write_points
 
 
 @dataclass
@@ -88,6 +88,7 @@ class Pipeline:
         if not ranks.from_main(lambda: self._is_stored(node.key)):
             return False
         node_line(node.path, "cached", node.key)
+        ranks.from_main(lambda: self._replay(node.key))
         return True
 
     def _is_stored(self, key: str) -> bool:
@@ -97,9 +98,18 @@ class Pipeline:
             self.store.verify(key)
         return True
 
+    def _replay(self, key: str) -> None:
+        """The training curves of a stage that was trained before."""
+        path = self.store.path(key) / CSV_NAME
+        if path.is_file():
+            for stage, step, metrics in read_points(path):
+                self.tracker.log(stage, metrics, step)
+
     def _commit(self, node: Node, fitted: fitting.Fitted, tokenizer: PreTrainedTokenizerBase | None) -> None:
         with self.store.commit(node.key) as directory:
             artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted))
+            if fitted.points:
+                write_points(directory / CSV_NAME, fitted.points)
 
     def _start(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         """What a node begins with: its parent's result, or for a root the weights themselves."""
@@ -146,7 +156,7 @@ class Pipeline:
                 work=self.store.work(node.key),
                 name=node.path,
                 callbacks=[NodeProgress()],
-                logger=lambda phase: TrackerLogger(self.tracker, stage.fit_name),
+                send=self.tracker.log,
             )
 
     def _stage_data(self, node: Node, stage: Stage) -> DataModule | None:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from edgemin.config import KEYS, hint
 from edgemin.errors import UserError, check_name
 from edgemin.plain_text import printable
+from edgemin.tracking import launch_group
 
 
 def conf_directory() -> str:
@@ -52,6 +53,7 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
         "given": _given(context.overrides.task, references),
         "set_by": _set_by(context.runtime.choices),
         "run_dir": Path(context.runtime.output_dir),
+        "group": _group(plain["study"], context),
     }
     if not isinstance(plain.get("plan"), bool):
         raise UserError(f"plan: expected true or false, given {plain.get('plan')!r}")
@@ -195,3 +197,11 @@ def _wrong_choice() -> str:
         if wrong := [choice for choice in value.split(",") if files and choice not in files]:
             return f"{key}: expected one of {', '.join(files)}, given {wrong[0]}"
     return "a group: expected the name of a choice"
+
+
+def _group(study: Any, context: Any) -> str:
+    """What the jobs of one launch share: the study, and the name of the launch's directory, which is its time."""
+    run_dir = Path(context.runtime.output_dir)
+    if context.mode is RunMode.MULTIRUN:
+        return launch_group(study, Path(context.sweep.dir))
+    return launch_group(study, run_dir.parent if run_dir.name == "0" else run_dir)

@@ -2,7 +2,7 @@
 
 Layout below ``paths.store``::
 
-    <key>/            an artifact, committed: complete, checksummed, never changed again
+    <key>/            an artifact with its training curves, committed: complete, checksummed, never changed again
     .work/<key>/      checkpoints of a stage that is running or was killed
     .locks/<key>      one per key: who holds it computes, the others wait
     .results/         evaluations and measurements: small JSON and predictions, each with its checksum

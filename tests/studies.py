@@ -122,6 +122,7 @@ def run(
         "given": {},
         "set_by": {},
         "run_dir": run_dir,
+        "group": "main/now",
     }
     run_job(asked, job, transfer or {})
     found = json.loads((run_dir / FILE).read_text())

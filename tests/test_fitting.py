@@ -108,6 +108,7 @@ def test_a_killed_stage_ends_with_the_weights_of_an_unbroken_one(
     assert tiny.same_weights(resumed.model, expected.model)
     assert resumed.notes == expected.notes
     assert resumed.steps == expected.steps
+    assert resumed.points == expected.points, "no step is missing, none stands twice"
 
 
 def test_a_stage_killed_three_times_still_ends_with_the_same_weights(
@@ -412,3 +413,57 @@ def test_a_checkpoint_is_written_between_optimiser_steps_only(tmp_path: Path) ->
         found = torch.load(path, weights_only=True)["edgemin"]["batch"] if path.exists() else None
         assert found == expected
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+class Norms(tiny.pl.Callback):
+    """The norm of every optimiser step's gradient, in plain float64, and the learning rate."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        squares = sum(float(p.grad.double().square().sum()) for p in pl_module.parameters() if p.grad is not None)
+        self.seen.append((squares**0.5, optimizer.param_groups[0]["lr"]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_curves_have_rate_and_gradient_norm_before_clipping_once_a_step(accumulate: int, tmp_path: Path) -> None:
+    norms, sent = Norms(), list[Any]()
+    stage = Finetune(steps=20, accumulate=accumulate, learning_rate=1e-3, gradient_clip=1e-3)
+    trainer = fitting.Trainer(accelerator="cpu", precision=32)
+    fitted = fitting.run(
+        stage,
+        tiny.model(),
+        tiny.data(tmp_path),
+        [],
+        seed=1,
+        trainer=trainer,
+        work=tmp_path,
+        name="student/finetune",
+        callbacks=[norms],
+        send=lambda *point: sent.append(point),
+    )
+    assert [(name, step) for name, step, _ in fitted.points] == [("student/finetune", step) for step in (1, 10, 20)]
+    assert sent == [(name, values, step) for name, step, values in fitted.points]
+    for _, step, values in fitted.points:
+        assert values.keys() == {"loss", "gradient_norm", "learning_rate"}
+        norm, rate = norms.seen[step - 1]
+        assert values["gradient_norm"] == pytest.approx(norm, rel=1e-5) and values["learning_rate"] == rate
+        assert norm > 1e-2, "clipped to less"
+
+
+def test_the_holdout_is_scored_every_epoch_and_changes_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str) -> fitting.Fitted:
+        data = tiny.data(tmp_path, holdout=0.25)
+        (tmp_path / name).mkdir()
+        return tiny.fit(Finetune(epochs=2, learning_rate=1e-3), tiny.model(), data, work=tmp_path / name)
+
+    fitted = run("scored")
+    assert fitted.steps % 2 == 0
+    scored = [step for _, step, values in fitted.points if "holdout_accuracy" in values]
+    assert scored == [fitted.steps // 2, fitted.steps]
+    monkeypatch.setattr(fitting.EarlyStop, "on_train_batch_end", lambda *args: None)
+    monkeypatch.setattr(fitting.Record, "on_before_optimizer_step", lambda *args: None)
+    assert tiny.same_weights(run("unscored").model, fitted.model)

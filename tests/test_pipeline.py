@@ -109,10 +109,20 @@ def test_tables_figures_and_curves_lie_beside_it(paper: Run, place: Path) -> Non
     assert {f"tables/stages.{suffix}" for suffix in ("md", "csv", "tex")} <= written
     assert {"report.md", "figures/pipeline.svg", "training.csv", "run.json"} <= written
     lines = (place / "paper" / "training.csv").read_text().splitlines()
-    assert {line.split(",")[0] for line in lines[1:]} == {
-        "teacher/finetune",
-        "student/finetune",
-    }  # of ten steps or more
+    assert {line.split(",")[0] for line in lines[1:]} == {path for path, count in steps(paper).items() if count}
+    assert {line.split(",")[2] for line in lines[1:]} >= {"loss", "learning_rate", "gradient_norm"}
+
+
+def test_curves_of_cached_stages_come_from_the_store(paper: Run, place: Path, tmp_path: Path) -> None:
+    again = studies.run(tmp_path, store=place / "store")
+    assert all(node["cached"] for node in again["nodes"]) and again["rows"] == paper["rows"]
+    assert (tmp_path / "training.csv").read_text() == (place / "paper" / "training.csv").read_text()
+    for row in paper["rows"]:
+        artifact = place / "store" / row["artifact"]
+        trained = row["stages"][-1] != "quantize"
+        assert ("training.csv" in json.loads((artifact / "manifest.json").read_text())) == trained
+        model = ("model.safetensors", "config.json", "structure.json")
+        assert row["cost"]["size_bytes"] == sum((artifact / name).stat().st_size for name in model)
 
 
 def test_rows_name_what_they_were_made_from(paper: Run) -> None:
@@ -526,13 +536,13 @@ def unbroken(place: Path) -> Run:
     "path", ["teacher/finetune", "student/finetune/distill", "student/finetune/distill/prune"], ids=lambda path: path
 )
 def test_a_stage_killed_in_its_middle_ends_with_the_same_numbers(
-    path: str, unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: str, unbroken: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = pipeline.NodeProgress.on_train_batch_end
 
     def die(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
         end(self, trainer, *args, **kwargs)
-        if self._path == path and trainer.global_step == 2:
+        if trainer.lightning_module.fit_name == path and trainer.global_step == 2:
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -542,12 +552,14 @@ def test_a_stage_killed_in_its_middle_ends_with_the_same_numbers(
     assert list((tmp_path / "store" / ".work").glob("*/last.ckpt"))
     made: list[str] = []
 
-    def count(self: Any, *args: Any, **kwargs: Any) -> None:
-        end(self, *args, **kwargs)
-        made.append(self._path)
+    def count(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        end(self, trainer, *args, **kwargs)
+        made.append(trainer.lightning_module.fit_name)
 
     monkeypatch.setattr(pipeline.NodeProgress, "on_train_batch_end", count)
     resumed = studies.run(tmp_path / "resumed", *SHORT, store=tmp_path / "store")
     assert 0 < made.count(path) < steps(unbroken)[path]
     assert steps(resumed)[path] == steps(unbroken)[path]  # those before the kill count too
     assert resumed["rows"] == unbroken["rows"]
+    curves = [(directory / "training.csv").read_text() for directory in (place / "unbroken", tmp_path / "resumed")]
+    assert curves[0] == curves[1], "what was logged before the kill is there again, once"

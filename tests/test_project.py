@@ -43,7 +43,7 @@ LAYERS = (
     ("encoder",),
     ("data", "distillation", "pruning", "quantization", "toy"),
     ("artifact", "checkpoint", "collapse", "evaluate", "roots", "store", "tensor_files"),
-    ("measure", "tracking"),
+    ("measure", "tracking", "weights_and_biases"),
     ("stages", "stages.base", "stages.callbacks", "stages.fit"),
     ("stages.distillation", "stages.method_sum", "stages.quantisation", "stages.two_fits"),
     ("stages.*",),
@@ -75,7 +75,7 @@ MAY_IMPORT_LATE = {
     "train": None,
     "report.__main__": None,
     "report.sweep": {"edgemin"},
-    "tracking": {"wandb"},
+    "weights_and_biases": {"wandb"},
 }
 HEAVY = {"datasets", "pytorch_lightning", "torch", "torchmetrics", "transformers", "wandb"}
 

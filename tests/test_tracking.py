@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import socket
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import pytest
-import pytorch_lightning as pl
-import torch
 import wandb
 import yaml
 
 from edgemin.config import construct
 from edgemin.errors import UserError
-from edgemin.tracking import Tracker, TrackerLogger, WandbTracker, flatten, resolve_mode
+from edgemin.tracking import Tracker, read_points, write_points
+from edgemin.weights_and_biases import WandbTracker, flatten, headline, resolve_mode
 
 LOGGERS = Path(__file__).parents[1] / "conf" / "logger"
 
+TASK = {"name": "toy", "splits": ["validation"], "metric": "accuracy"}
 ROWS: list[dict[str, Any]] = [
     {
         "name": "Teacher",
         "stages": ["finetune"],
         "control": False,
         "metrics": {"toy": {"validation": {"accuracy": 0.9, "n": 100}}},
-        "cost": {"params": 1000, "latency_ms": {"padded": {"p50": 3.5, "unstable": True}}},
+        "cost": {"params": 1000, "size_bytes": 2**21, "latency_ms": {"padded": {"p50": 3.5, "unstable": True}}},
         "delta": {"teacher": None},
     },
     {
@@ -34,9 +38,18 @@ ROWS: list[dict[str, Any]] = [
         "stages": ["finetune", "distill"],
         "control": False,
         "metrics": {"toy": {"validation": {"accuracy": 0.8, "n": 100}}},
-        "cost": {"params": 500},
-        "delta": {"teacher": {"metric": -0.1}},
+        "cost": {"params": 500, "size_bytes": 2**20},
+        "delta": {"teacher": {"metric": -0.1, "metric_retained": 0.875}},
+        "findings": {"quantisation": {"bits": {"bert.encoder.layer.0": 8}}},
         "notes": ["short"],
+    },
+    {
+        "name": "Control: no teacher",
+        "stages": ["finetune", "no_teacher"],
+        "control": True,
+        "metrics": {"toy": {"validation": {"accuracy": 0.7, "n": 100}}},
+        "cost": {"params": 500, "size_bytes": 2**20},
+        "delta": {"teacher": None},
     },
 ]
 
@@ -55,28 +68,24 @@ def _not_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
 
 
-def test_csv_has_one_line_per_number_and_survives_being_reopened(tmp_path: Path) -> None:
+def test_csv_has_one_line_per_number_and_begins_anew_when_a_job_is_run_again(tmp_path: Path) -> None:
     tracker = Tracker()
-    tracker.start(tmp_path, "study", "job", {})
+    tracker.start(tmp_path, "group", "job", {})
     tracker.log("student/finetune", {"loss": 0.5, "lr": 1e-05}, 10)
     assert len(read_csv(tmp_path)) == 2, "flushed before it is closed"
     tracker.close(failed=True)
     tracker.close(failed=True)
-    tracker.start(tmp_path, "study", "job", {})
+    assert read_csv(tmp_path)[1] == {"stage": "student/finetune", "step": "10", "metric": "lr", "value": "1e-05"}
+    tracker.start(tmp_path, "group", "job", {})
     tracker.log("student/finetune", {"loss": float("nan")}, 20)
     tracker.close(failed=False)
-    lines = read_csv(tmp_path)
-    assert lines[1] == {"stage": "student/finetune", "step": "10", "metric": "lr", "value": "1e-05"}
-    assert [line["value"] for line in lines] == ["0.5", "1e-05", "nan"]
+    assert [line["value"] for line in read_csv(tmp_path)] == ["nan"]
 
 
-def test_csv_drops_the_line_that_a_killed_job_left_half_written(tmp_path: Path) -> None:
-    (tmp_path / "training.csv").write_text("stage,step,metric,value\nfinetune,1,loss,0.5\nfinetune,2,lo")
-    tracker = Tracker()
-    tracker.start(tmp_path, "study", "job", {})
-    tracker.log("finetune", {"loss": 0.25}, 2)
-    tracker.close(failed=False)
-    assert [(line["step"], line["value"]) for line in read_csv(tmp_path)] == [("1", "0.5"), ("2", "0.25")]
+def test_kept_curves_come_back_as_they_were(tmp_path: Path) -> None:
+    points = [("student/finetune", 1, {"loss": 0.1 + 0.2}), ("student/finetune", 10, {"loss": 1e-05, "lr": 0.0})]
+    write_points(tmp_path / "training.csv", points)
+    assert list(read_points(tmp_path / "training.csv")) == points
 
 
 def test_a_row_is_flattened_to_dotted_columns_without_nulls() -> None:
@@ -87,7 +96,10 @@ def test_a_row_is_flattened_to_dotted_columns_without_nulls() -> None:
         "metrics.toy.validation.accuracy": 0.8,
         "metrics.toy.validation.n": 100,
         "cost.params": 500,
+        "cost.size_bytes": 2**20,
         "delta.teacher.metric": -0.1,
+        "delta.teacher.metric_retained": 0.875,
+        "findings.quantisation.bits.bert.encoder.layer.0": 8,
         "notes": "short",
     }
     assert flatten({"delta": {"teacher": None}}) == {}
@@ -118,7 +130,7 @@ def test_every_logger_file_builds_a_tracker(name: str) -> None:
 
 def test_an_unknown_mode_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^logger\.mode: expected auto or online .* given 'cloud'$"):
-        construct({"_target_": "edgemin.tracking.WandbTracker", "mode": "cloud"}, "logger")
+        construct({"_target_": "edgemin.weights_and_biases.WandbTracker", "mode": "cloud"}, "logger")
 
 
 def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
@@ -133,7 +145,7 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
         for step in range(3):
             tracker.log("student/finetune", {"loss": 1.0 - 0.1 * step}, step)
             tracker.log("student/finetune/distill", {"loss": 2.0}, step)
-        tracker.rows(ROWS)
+        tracker.rows(ROWS, TASK)
         tracker.figures([tmp_path / "pareto.png", tmp_path / "pareto.svg"])
         tracker.close(failed=job.endswith("y"))
     tracker.close(failed=False)
@@ -145,56 +157,140 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
         (table,) = files.glob("media/table/stages*.json")
         content = json.loads(table.read_text())
         cells = [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
-        assert [cell["name"] for cell in cells] == ["Teacher", "+ Distillation"]
-        assert [cell["cost.latency_ms.padded.p50"] for cell in cells] == [3.5, None]
+        assert [cell["name"] for cell in cells] == [row["name"] for row in ROWS]
+        assert [cell["cost.latency_ms.padded.p50"] for cell in cells] == [3.5, None, None]
+        assert [cell["findings.quantisation.bits.bert.encoder.layer.0"] for cell in cells] == [None, 8, None]
         assert len(list(files.glob("media/images/figure_pareto*.png"))) == 1
 
         summary = json.loads((files / "wandb-summary.json").read_text())
-        assert summary["student/finetune/loss"] == pytest.approx(0.8)
-        assert summary["student/finetune/step"] == 2
-        assert summary["row/+ Distillation/metrics.toy.validation.accuracy"] == 0.8
-        assert summary["row/Teacher/cost.latency_ms.padded.p50"] == 3.5
-        assert "row/Teacher/cost.latency_ms.padded.unstable" not in summary
+        numbers = {name: value for name, value in summary.items() if isinstance(value, int | float) and name[0] != "_"}
+        assert numbers == {
+            "final/accuracy": 0.8,
+            "final/size_mib": 1.0,
+            "final/retained": 0.875,
+            "row/Teacher/accuracy": 0.9,
+            "row/Teacher/size_mib": 2.0,
+            "row/Teacher/latency_ms": 3.5,
+            "row/+ Distillation/accuracy": 0.8,
+            "row/+ Distillation/size_mib": 1.0,
+            "row/+ Distillation/retained": 0.875,
+            "row/Control: no teacher/accuracy": 0.7,
+            "row/Control: no teacher/size_mib": 1.0,
+        }
         assert len(read_csv(run_dir)) == 6
 
 
-class Model(pl.LightningModule):
-    """One weight that goes to 1."""
+def test_a_row_without_a_task_has_its_size_alone() -> None:
+    assert headline({"cost": {"size_bytes": 2**20}, "delta": {"teacher": {}}, "metrics": {}}, None) == {"size_mib": 1.0}
+
+
+class Server:
+    """As much of W&B as a tracker uses, with runs that remember."""
+
+    Error = RuntimeError
+    Settings = staticmethod(dict)
+    kept: dict[str, list[dict[str, Any]]]
 
     def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.kept, self.asked = {}, list[dict[str, Any]]()
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        loss = (self.weight - batch).square().mean()
-        self.log("loss", loss)
-        return loss
+    def init(self, **options: Any) -> Any:
+        self.asked.append(options)
+        history = self.kept.setdefault(options["id"], [])
+        return type(
+            "Run",
+            (),
+            {
+                "offline": False,
+                "starting_step": len(history),
+                "summary": {},
+                "define_metric": lambda run, *args, **kwargs: None,
+                "log": lambda run, metrics: history.append(metrics),
+                "finish": lambda run, exit_code: None,
+            },
+        )()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server()
+    monkeypatch.setitem(sys.modules, "wandb", made)
+    return made
 
 
-def test_what_lightning_logs_arrives_under_the_stage(tmp_path: Path) -> None:
-    tracker = Tracker()
-    tracker.start(tmp_path, "study", "job", {})
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=4,
-        log_every_n_steps=2,
-        logger=TrackerLogger(tracker, "student/finetune"),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(Model(), torch.utils.data.DataLoader(torch.ones(8, 1), batch_size=2))
+def test_a_job_that_is_resumed_goes_on_in_its_run_and_no_step_stands_twice(tmp_path: Path, server: Server) -> None:
+    points = [{"loss": 1.0 / step} for step in range(1, 6)]
+    tracker = WandbTracker(mode="online")
+    for known in (3, 5):  # killed after three, then all again
+        tracker.start(tmp_path / "0", "main/now", "job", {"seed": 1})
+        for step, point in enumerate(points[:known]):
+            tracker.log("student/finetune", point, step)
+        tracker.close(failed=False)
+    ((history),) = server.kept.values()
+    assert [entry["student/finetune/step"] for entry in history] == [0, 1, 2, 3, 4]
+    assert all(options["resume"] == "allow" and options["group"] == "main/now" for options in server.asked)
+
+    for directory, seed in (("0", 2), ("1", 1)):  # something else is asked for there; another job
+        tracker.start(tmp_path / directory, "main/now", "job", {"seed": seed})
+        tracker.close(failed=False)
+    assert len({options["id"] for options in server.asked}) == 3
+    assert all(re.fullmatch(r"[\w-]{1,128}", options["id"]) for options in server.asked)
+
+
+def test_offline_nothing_is_resumed(tmp_path: Path, server: Server) -> None:
+    tracker = WandbTracker(mode="offline")
+    tracker.start(tmp_path, "main/now", "job", {})
     tracker.close(failed=False)
-    losses = [line for line in read_csv(tmp_path) if line["metric"] == "loss"]
-    assert [(line["stage"], line["step"]) for line in losses] == [
-        ("student/finetune", "1"),
-        ("student/finetune", "3"),
+    assert "resume" not in server.asked[0]
+
+
+def test_what_is_sent_names_no_place_or_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "janes-laptop")
+    monkeypatch.setenv("USER", "jane")
+    secret = "/somewhere/jane/secret"
+    config = {
+        "paths": {"outputs": f"{secret}/outputs"},
+        "logger": {"entity": "jane"},
+        "task": {"path": f"{secret}/reviews", "text_columns": ["a/b"]},
+        "teacher": {"source": "~/jane/models/bert", "tokenizer": "google/bert"},
+    }
+    tracker = WandbTracker(mode="offline")
+    name = f"task.path={secret}/reviews,seed=1,teacher.source=google/bert,corpora=[{secret}/a,{secret}/b]"
+    tracker.start(tmp_path, "main/now", name, config, [f"{secret}/model"])
+    assert dict(tracker._run.config) == {
+        "task": {"path": "reviews", "text_columns": ["a/b"]},
+        "teacher": {"source": "bert", "tokenizer": "google/bert"},
+    }
+    assert tracker._run.name == "task.path=reviews,seed=1,teacher.source=google/bert,corpora=[a,b]"
+    tracker.close(failed=False)
+    (sent,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    end = time.monotonic() + 30
+    while b"reviews" not in (content := sent.read_bytes()):  # another process writes it
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert b"jane" not in content and str(Path.cwd()).encode() not in content
+    assert not list(tmp_path.glob("wandb/offline-run-*/files/wandb-metadata.json"))
+
+
+def test_a_sweep_has_a_run_of_its_own_with_table_and_figures(tmp_path: Path) -> None:
+    for number in (1, 0):
+        (tmp_path / str(number)).mkdir()
+        run = {"job": {"number": number, "overrides": [f"seed={number}"]}, "seed": number, "task": TASK, "rows": ROWS}
+        (tmp_path / str(number) / "run.json").write_text(json.dumps(run))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "stages.csv").write_text("Model,Accuracy\nTeacher,90.0\n")
+    (tmp_path / "figures").mkdir()
+    matplotlib.figure.Figure().savefig(tmp_path / "figures" / "pareto.png")
+    WandbTracker(mode="offline").sweep(tmp_path, "main/now", "main")
+    (files,) = tmp_path.glob("wandb/offline-run-*/files")
+    tables = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in files.glob("media/table/*.json")}
+    assert [line[:5] for line in tables["rows"]["data"]] == [
+        [number, f"seed={number}", number, row["name"], row["control"]] for number in (0, 1) for row in ROWS
     ]
-    assert float(losses[0]["value"]) == pytest.approx(0.64)
+    assert tables["rows"]["columns"][5:] == ["accuracy", "size_mib", "latency_ms", "retained"]
+    assert tables["stages"]["data"] == [["Teacher", "90.0"]]
+    assert list(files.glob("media/images/figure_pareto*.png"))
+    assert wandb.run is None
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ class Stage(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
+        self.recorded: dict[str, Tensor] = {}  #: what was logged since the last batch ended
         self.findings: dict[str, Any] = {}  #: what it found out besides the model, for run.json
         self.max_drop: float | None = None  #: how much worse than what it was given its result may be, as a fraction
         self.name = type(self).__name__  #: in messages; a run gives its path
@@ -258,6 +259,10 @@ class Stage(pl.LightningModule):
             )
         self.log("loss", seen)
         return loss
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, for the training curves: every tenth step is kept (:class:`edgemin.stages.callbacks.Record`)."""
+        self.recorded[name] = torch.as_tensor(value).detach()
 
     def record(self, name: str, value: Tensor) -> None:
         """Log a mean over the examples of a batch; of several processes, each gives that of its part."""

@@ -1,10 +1,11 @@
-"""What happens between the batches of a fit: checkpoints, and scores to stop early by."""
+"""What happens between the batches of a fit: checkpoints, training curves, scores of the hold-out."""
 
 from __future__ import annotations
 
 import io
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from edgemin.data import CorpusBatches, TrainBatches
 from edgemin.disk import write_atomically
 from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, primary_metric
+from edgemin.progress import live_line
 from edgemin.stages.base import Stage
 
 _TRAIN_ANEW = "delete its directory to train the stage from its start"
@@ -50,6 +52,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         not isinstance(place, dict)
         or place.get("key") != path.parent.name
         or not all(isinstance(place.get(name), int | float) for name in numbers)
+        or not isinstance(place.get("points"), list)
     ):
         raise UserError(f"checkpoint {path}: of another stage, or none of EdgeMIN's; {_TRAIN_ANEW}")
     return saved
@@ -68,6 +71,14 @@ def restore(stage: Stage, saved: dict[str, Any], path: Path) -> None:
         raise UserError(f"checkpoint {path}: does not fit the stage ({type(error).__name__}); {_TRAIN_ANEW}") from error
 
 
+RECORD_STEPS = 10  #: between two points of a curve
+HOLDOUT = "holdout_"
+
+#: One point of a stage's curves: the fit, its optimiser step, what was logged there.
+Point = tuple[str, int, dict[str, float]]
+Send = Callable[[str, Mapping[str, float], int], None]
+
+
 @dataclass
 class Spent:
     """What a stage has cost so far, kills included: its beginning on a clock moved back, its earlier fits' steps."""
@@ -82,8 +93,10 @@ class Checkpoint(pl.Callback):
     Of several processes the first says when, by its clock; all take part, as Lightning wants it.
     """
 
-    def __init__(self, path: Path, seconds: float, batches: TrainBatches | CorpusBatches, spent: Spent) -> None:
-        self.path, self.seconds, self.batches, self.spent = path, seconds, batches, spent
+    def __init__(
+        self, path: Path, seconds: float, batches: TrainBatches | CorpusBatches, spent: Spent, points: list[Point]
+    ) -> None:
+        self.path, self.seconds, self.batches, self.spent, self.points = path, seconds, batches, spent, points
         self.batch = 0
         self.done = False
         self._last = time.monotonic()
@@ -133,19 +146,60 @@ class Checkpoint(pl.Callback):
             seconds=time.monotonic() - self.spent.began,
             steps_before=self.spent.steps,
             steps=self.spent.steps + int(trainer.global_step),
+            points=list(self.points),
         )
 
 
-class EarlyStop(pl.Callback):
-    """Scores the hold-out after every epoch with the very code that scores the tables; keeps the best weights."""
+class Record(pl.Callback):
+    """A stage's curves: at the first and every tenth optimiser step, and where the hold-out was scored.
 
-    def __init__(self, every: int, patience: int, device: str, path: Path) -> None:
+    Beside what the stage logs, ``learning_rate`` (of the first group of parameters) and ``gradient_norm`` (L2, of all,
+    before clipping; at the first and every tenth step alone, as it takes a pass over all gradients).
+
+    Args:
+        points: what was recorded so far; added to.
+        send: told of each point at once.
+    """
+
+    def __init__(self, points: list[Point], send: Send | None) -> None:
+        self.points, self.send = points, send
+        self._of_step: dict[str, float] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Before clipping, after the loss scale was taken out; gradients are only looked at."""
+        self._of_step = {"learning_rate": float(optimizer.param_groups[0]["lr"])}
+        step = trainer.global_step + 1
+        if step == 1 or step % RECORD_STEPS == 0:
+            gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+            self._of_step["gradient_norm"] = float(torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Keep the point of a step that is due, as its last forward pass logged it."""
+        assert isinstance(pl_module, Stage)
+        logged, pl_module.recorded = pl_module.recorded, {}
+        of_step, self._of_step = self._of_step, {}
+        if "gradient_norm" in of_step or any(name.startswith(HOLDOUT) for name in logged):
+            values = {name: float(value) for name, value in logged.items()}
+            self.points.append((pl_module.fit_name, int(trainer.global_step), values | of_step))
+            if self.send is not None:
+                self.send(pl_module.fit_name, values | of_step, int(trainer.global_step))
+
+
+class EarlyStop(pl.Callback):
+    """Scores the hold-out after every epoch with the very code that scores the tables; keeps the best weights.
+
+    Without ``patience`` the score is for the curves alone.
+    """
+
+    def __init__(self, every: int, patience: int | None, device: str, path: Path) -> None:
         self.every, self.patience, self.device, self.path = every, patience, device, path
         self.best, self.bad = float("-inf"), 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at once where that was decided before a kill."""
-        trainer.should_stop = self.bad >= self.patience
+        trainer.should_stop = self.patience is not None and self.bad >= self.patience
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -157,7 +211,9 @@ class EarlyStop(pl.Callback):
         data, classes = pl_module.data, len(pl_module.data.labels)
         name = primary_metric(data.regression, classes, data.splits.task.metrics)
         score = ranks.from_main(lambda: self._score(pl_module, name))
-        pl_module.log(f"holdout_{name}", score)
+        pl_module.log(f"{HOLDOUT}{name}", score)
+        if self.patience is None:
+            return
         if score > self.best:
             self.best, self.bad = score, 0
         else:
@@ -168,11 +224,17 @@ class EarlyStop(pl.Callback):
         """Score the hold-out; keep the weights where they are better than any before."""
         data = stage.data
         assert data.holdout is not None
-        found = evaluate(
-            stage.model, data.holdout, regression=data.regression, classes=len(data.labels), device=self.device
-        )
+        with live_line("scoring the hold-out"):
+            found = evaluate(
+                stage.model,
+                data.holdout,
+                regression=data.regression,
+                classes=len(data.labels),
+                device=self.device,
+                metrics=data.splits.task.metrics,
+            )
         score = found.metrics[name]
-        if score > self.best:
+        if self.patience is not None and score > self.best:
             content = io.BytesIO()  # torch.save to a full disk raises RuntimeError, a write OSError
             torch.save(stage.state_dict(), content)
             write_atomically(self.path, content.getvalue())

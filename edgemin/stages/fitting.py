@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import (  # type: ignore[attr-defined]
     LightningEnvironment,
     TorchElasticEnvironment,
@@ -36,7 +35,7 @@ from edgemin.errors import UserError
 from edgemin.progress import live_line
 from edgemin.quantization import model as quantisation
 from edgemin.stages.base import Stage
-from edgemin.stages.callbacks import Checkpoint, EarlyStop, Spent, read_checkpoint, restore
+from edgemin.stages.callbacks import Checkpoint, EarlyStop, Point, Record, Send, Spent, read_checkpoint, restore
 from edgemin.stages.fit import Fit
 
 CHECKPOINT = "last.ckpt"
@@ -141,6 +140,7 @@ class Fitted:
     seconds: float
     notes: list[str] = field(default_factory=list)
     findings: dict[str, Any] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)  #: its training curves
 
 
 def run(
@@ -154,7 +154,7 @@ def run(
     work: Path,
     name: str | None = None,
     callbacks: Sequence[pl.Callback] = (),
-    logger: Callable[[int], Logger] | None = None,
+    send: Send | None = None,
 ) -> Fitted:
     """Prepare, fit every phase, finish; resumes from ``work`` where a checkpoint lies there.
 
@@ -168,7 +168,7 @@ def run(
         work: directory for checkpoints.
         name: of this node, for messages.
         callbacks: progress, for example.
-        logger: gives for each phase where its losses go.
+        send: told of every point of the training curves; of a resumed stage, first of those before the kill.
     """
     began = time.monotonic()
     stage.seed, stage.name = seed, name or stage.name
@@ -182,6 +182,11 @@ def run(
     spent = Spent(began)
     if saved is not None:  # what was spent before the kill counts
         spent = Spent(began - saved["edgemin"]["seconds"], saved["edgemin"]["steps_before"])
+    points: list[Point] = list(saved["edgemin"]["points"]) if saved is not None else []
+    send = send if ranks.is_main() else None
+    if send is not None:
+        for at, step, values in points:
+            send(at, values, step)
     for phase, fit in enumerate(stage.phases()):
         resumed = saved["edgemin"] if saved is not None else None
         if resumed is not None and phase < resumed["phase"]:
@@ -203,12 +208,11 @@ def run(
             with live_line(f"{stage.fit_name}  preparing"):
                 ranks.together(partial(stage.begin, phase))
         if fit.trains:
-            log = logger(phase) if logger is not None else None
-            _fit(stage, fit, start, trainer, work, spent, callbacks, log, stream)
+            _fit(stage, fit, start, trainer, work, spent, callbacks, Record(points, send), stream)
     changed = spent.steps > 0 or encoder.structure(stage.model) != before
     with live_line(f"{stage.name}  finishing"):
         finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()
-    return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes), stage.findings)
+    return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes), stage.findings, points)
 
 
 def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, changed: bool) -> PreTrainedModel:
@@ -262,7 +266,7 @@ def _fit(
     work: Path,
     spent: Spent,
     callbacks: Sequence[pl.Callback],
-    logger: Logger | None,
+    record: Record,
     stream: dict[str, Any] | None,
 ) -> None:
     """One Lightning fit, from batch ``start`` on; ``stream`` is where a corpus stood."""
@@ -271,16 +275,18 @@ def _fit(
     if stream is not None:
         assert isinstance(batches, CorpusBatches)
         batches.load_state_dict(stream)
-    checkpoint = Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, batches, spent)
-    own: list[pl.Callback] = [checkpoint]
+    checkpoint = Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, batches, spent, record.points)
+    own: list[pl.Callback] = [record, checkpoint]
     if fit.patience is not None:
         assert isinstance(batches, TrainBatches)
         if stage.data.holdout is None:
             raise UserError("patience: expected task.holdout above 0, on which to stop early, given 0")
-        # before the checkpoint, which holds the score of the epoch that its batch ends
         never = f"patience {fit.patience} never looked at task.holdout: {len(batches)} batches are less than an epoch"
         if len(batches) < batches.batches_per_epoch and never not in stage.notes:
             stage.notes.append(never)
+    asked = fit.patience is not None or stage.trains_head  # an untrained head has no score worth a curve
+    if asked and isinstance(batches, TrainBatches) and stage.data.holdout is not None:
+        # before the others: they keep the score of the epoch that its batch ends
         own.insert(0, EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))
     _quiet_lightning()
     with warnings.catch_warnings():
@@ -293,8 +299,7 @@ def _fit(
             accumulate_grad_batches=fit.accumulate,
             gradient_clip_val=fit.gradient_clip or None,
             callbacks=[*callbacks, *own],
-            logger=logger if logger is not None else False,
-            log_every_n_steps=10,
+            logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
