@@ -107,7 +107,8 @@ def test_small_models_keep_their_digits_and_nothing_becomes_minus_zero() -> None
     assert "| 0.012 | 0.00 |" in text
 
 
-def test_output_that_is_no_terminal_is_never_cut() -> None:
+def test_output_that_is_no_terminal_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     file = io.StringIO()
     table = stages()
     render.terminal(table, file)
