@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,8 @@ def one_line(error: Exception) -> str:
 
 def is_wrong_choice(error: Exception) -> bool:
     """Whether it is Hydra's for a number, null or the like in the place of a choice."""
+    if isinstance(error, TypeError):  # of a list of such; only Hydra itself can have meant a choice
+        return "hydra" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
     return "Config group override must be" in str(error)
 
 

@@ -118,7 +118,7 @@ def _command_line() -> str | None:
         if debugging:
             raise
         return _report(error)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if debugging or not is_wrong_choice(error):
             raise
         return _report(error)

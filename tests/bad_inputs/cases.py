@@ -354,9 +354,9 @@ FILES = [
     own("a device", {}, "task.path: expected an existing directory or file", "task.path=/dev/zero"),
     own("subset", {}, "task.subset: expected null for files of your own ({here}/d), given x", "task.subset=x"),
     own(
-        "split outside", {}, "task.evaluation_splits: expected a name of letters", "task.evaluation_splits=[../d/train]"
+        "split outside", {}, "task.evaluation_splits: expected a name, without /", "task.evaluation_splits=[../d/train]"
     ),
-    own("split outside to train on", {}, "task.train_split: expected a name of letters", "task.train_split=../d/train"),
+    own("split outside to train on", {}, "task.train_split: expected a name, without /", "task.train_split=../d/train"),
     own("no metric", {}, "task.metrics: expected null or at least one metric", "task.metrics=[]"),
     *(
         Case(
@@ -432,10 +432,10 @@ SETTINGS = [
     Case(
         "a choice that is no name in a sweep",
         ("logger=csv,5",),
-        "logger: expected one of csv, wandb, given 5",
+        "...logger: expected one of csv, wandb, given 5",
         flags=("-m",),
     ),
-    setting("study='a\udcff'", "study: expected text that can be written in UTF-8, given 'a\\udcff'"),
+    setting("study='a\udcff'", "study: expected a name of at most 100 printable characters, given 'a\\udcff'"),
     setting("task.name='a\udcff'", "task.name: expected text that can be written in UTF-8, given 'a\\udcff'"),
     setting("task.labels=[x,'\udcff']", "task.labels: expected text that can be written in UTF-8, given '\\udcff'"),
     setting("stages=[finetune,5]", "stages: expected a list, each entry a string...given ['finetune', 5]"),

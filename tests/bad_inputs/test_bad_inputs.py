@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import studies
-from cases import CASES, Case
+from cases import CASES, CHECKPOINT, DATA, Case
 from commands import Command
-from making import make
+from making import checkpoint, make, saved, sharded, words
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,15 @@ def test_names_are_distinct_and_there_are_many() -> None:
 
 def test_whole_files_are_accepted(command: Command, tmp_path: Path) -> None:
     """What the cases begin with is no bad input itself."""
-    from cases import CHECKPOINT, DATA
-    from making import checkpoint, saved, sharded
-
     make({"m": checkpoint, "m/model.safetensors": sharded()}, tmp_path)
     assert command(*(word.replace("{here}", str(tmp_path)) for word in CHECKPOINT), "plan=true").code == 0
     make({"a": saved, **DATA}, tmp_path)
     given = [word.replace("{here}/m", str(tmp_path / "a")) for word in CHECKPOINT]
     assert command(*given, "plan=true").code == 0
+
+
+def test_a_tokenizer_that_knows_few_words_is_warned_of(command: Command, tmp_path: Path) -> None:
+    known = itertools.cycle((True, False))
+    make({"m": checkpoint, "m/tokenizer.json": words(lambda word: word if next(known) else f"x{word}")}, tmp_path)
+    done = command(*(word.replace("{here}", str(tmp_path)) for word in CHECKPOINT), "plan=true")
+    assert done.code == 0 and re.search(r"teacher: to its tokenizer \d\d % of the words are unknown", done.out), done
