@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edgemin.errors import UserError
 from edgemin.plain_text import printable
+from edgemin.report import failures
 from edgemin.settings import check_paths, is_wrong_choice, one_line, read
 
 if TYPE_CHECKING:
@@ -53,17 +54,18 @@ class PlanAhead(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuses what would lead out of `paths.outputs`; with `plan=true` prints the plan and ends."""
         _check(config)
+        if (launcher := config.hydra.runtime.choices.get("launcher")) is not None:
+            raise Ended([f"launcher: expected the jobs of a sweep (-m), given one job and {launcher}"])
         if config.get("plan") is True:
             _plan([_Job("", lambda: config)], alone=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Plans every job, and ends where one cannot work; with `plan=true` prints one tree of all and ends."""
         _check(config)
-        alone = config.get("plan") is True
-        if alone or get_class(config.hydra.launcher._target_).__name__ in _HERE:
-            jobs = _jobs(config)
-            if jobs:
-                _plan(jobs, alone=alone)
+        alone, jobs = config.get("plan") is True, _jobs(config)
+        failures.jobs[:] = [job.name for job in jobs]
+        if jobs and (alone or get_class(config.hydra.launcher._target_).__name__ in _HERE):
+            _plan(jobs, alone=alone)
 
 
 class _Job(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,9 +100,9 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
 
     Args:
         settings: the resolved configuration.
-        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``group`` (what the jobs of its launch share),
-            ``given`` (see :func:`edgemin.plan.unused`), and ``set_by``, the keys that files set which the user chose,
-            with the choices.
+        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``command``, ``group`` (what the jobs of its launch
+            share), ``given`` (see :func:`edgemin.plan.unused`), and ``set_by``, the keys that files set which the user
+            chose, with the choices.
         transfer: settings of the tasks that rows are also scored on, by name.
 
     Raises:
@@ -278,7 +277,7 @@ def _content(
         "edgemin": __version__,
         "study": settings["study"],
         "experiment": job["experiment"],
-        "job": {"number": job["number"], "overrides": job["overrides"], "command": _command()},
+        "job": {"number": job["number"], "overrides": job["overrides"], "command": job["command"]},
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": study.seed,
@@ -297,7 +296,3 @@ def _content(
         "nodes": [vars(entry) for entry in done],
         "warnings": warnings,
     }
-
-
-def _command() -> str:
-    return " ".join(["python -m edgemin.train", *sys.argv[1:]])

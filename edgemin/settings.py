@@ -21,6 +21,9 @@ from edgemin.errors import UserError, check_name
 from edgemin.plain_text import printable
 from edgemin.tracking import launch_group
 
+#: What has to be installed for a launcher of Hydra's.
+_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+
 
 def conf_directory() -> str:
     """``conf/``: inside the installed package, or beside it in a clone."""
@@ -49,7 +52,9 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
         raise UserError("stages: expected either stages=[...] or order=<name>, given both")
     job = {
         "number": context.job.num if context.mode is RunMode.MULTIRUN else 0,
-        "overrides": list(context.overrides.task),
+        # what launches a sweep makes no difference to its results
+        "overrides": [word for word in context.overrides.task if not word.startswith("launcher=")],
+        "command": " ".join(["python -m edgemin.train", *words()]),
         "experiment": context.runtime.choices.get("experiment"),
         "given": _given(context.overrides.task, references),
         "set_by": _set_by(context.runtime.choices),
@@ -62,6 +67,21 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
     if not isinstance(evaluate, dict) or set(evaluate) != {"transfer"} or not _are_names(evaluate["transfer"]):
         raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {evaluate}")
     return plain, job, {name: _task(name, plain["task"]) for name in evaluate["transfer"]}
+
+
+def is_launched(context: Any) -> bool:
+    """Whether jobs run at once, in a launcher's processes (joblib's, submitit's, Ray's), given Hydra's own node."""
+    return context.mode is RunMode.MULTIRUN and not context.launcher._target_.endswith(".BasicLauncher")
+
+
+def words() -> list[str]:
+    """What stands behind ``python -m edgemin.train``; in a launcher's process, by the sweep's file."""
+    context = HydraConfig.get()
+    kept = Path(context.sweep.dir) / "multirun.yaml"
+    if not (is_launched(context) and kept.is_file()):  # there is none yet where the jobs are planned ahead
+        return sys.argv[1:]
+    overrides = OmegaConf.load(kept).hydra.overrides
+    return ["-m", *(word for word in (*overrides.hydra, *overrides.task) if word != "hydra.mode=MULTIRUN")]
 
 
 def check_paths(cfg: DictConfig) -> None:
@@ -176,6 +196,8 @@ def one_line(error: Exception) -> str:
     ):
         options = [option for option in choice[3].split() if not option.startswith("_")]
         group, _, name = choice[1].rpartition("/")
+        if choice[2] == "hydra/launcher" and name in _EXTRAS:
+            return f"launcher: expected one that is installed (pip install 'edgemin[{_EXTRAS[name]}]'), given {name}"
         own = re.search(r"provider=command-line, path=file://(\S+)", text)
         if own and Path(own[1], f"{name}.yaml").is_file():
             return f"--config-dir: expected the directory that holds {group}/, given {own[1]}, which is {group}/ itself"

@@ -25,22 +25,40 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edgemin import launch
+from edgemin import launch, own_process
 from edgemin.ahead import Ended, job_name
 from edgemin.errors import UserError
-from edgemin.report import failures
+from edgemin.report import failures, sweep
 from edgemin.report.failures import Failure
-from edgemin.settings import conf_directory, is_wrong_choice, one_line, read
+from edgemin.settings import conf_directory, is_launched, is_wrong_choice, one_line, read, words
 
 
 @hydra.main(version_base="1.3", config_path=conf_directory(), config_name="train")
 def _job(cfg: DictConfig) -> None:
     """One job of a run or sweep. What goes wrong in it is said in one line, and the other jobs of a sweep go on."""
     with stopping.handled():  # in a launcher's process, which did not come through main()
-        _one_job(cfg)
+        if is_launched(HydraConfig.get()) and not cfg.get("plan"):
+            _launched_job(cfg)
+        else:
+            _one_job(cfg)
+
+
+def _launched_job(cfg: DictConfig) -> None:
+    """A job in a launcher's process, which does not load torch: it waits for the process that does the work."""
+    try:
+        failures.forget(Path(HydraConfig.get().runtime.output_dir))
+        if (world := launch.place().world) > 1:
+            raise UserError(
+                f"launcher: expected one process for each job (tasks_per_node: 1, no torchrun), given {world}; "
+                "for several write srun or torchrun ... -m edgemin.train trainer=ddp"
+            )
+        logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+        own_process.run_job(*read(cfg), logging=logging)
+    except Exception as error:
+        _report_job(error)
 
 
 def _one_job(cfg: DictConfig) -> None:
@@ -110,8 +128,9 @@ def _command_line() -> str | None:
     """Run all jobs; gives what went wrong outside of them."""
     debugging = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines and leaving
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray drops lines that differ from others in numbers alone
     try:
-        _job()
+        _all_jobs()
     except Ended as ended:
         return _say([Failure(line) for line in ended.lines]) or None
     except (HydraException, OmegaConfBaseException, UserError) as error:
@@ -129,6 +148,19 @@ def _command_line() -> str | None:
     return None
 
 
+def _all_jobs() -> None:
+    """All jobs. Where a launcher gives up, as joblib does when a worker is killed, a table of what has ended."""
+    try:
+        _job()
+    except (HydraException, OmegaConfBaseException, UserError):
+        raise
+    except Exception as error:
+        if not any(is_launched(config.hydra) for config in sweep.running):
+            raise
+        _say([Failure(f"the launcher gave up: {type(error).__name__}: {one_line(error)}", foreseen=False)], error)
+        sweep.finish()
+
+
 def _report(error: Exception, *, by_all: bool = True) -> str:
     """Say what went wrong outside of the jobs."""
     return _say([Failure(one_line(error))], error, by_all=by_all)
@@ -139,7 +171,7 @@ def _report_job(error: Exception, *, by_all: bool = True) -> None:
     context, foreseen = HydraConfig.get(), isinstance(error, UserError)
     run_dir = Path(context.runtime.output_dir)
     sweeping = context.mode is RunMode.MULTIRUN
-    line = f"{job_name(context.job.num, context.overrides.task, sys.argv[1:])}: " if sweeping else ""
+    line = f"{job_name(context.job.num, context.overrides.task, words())}: " if sweeping else ""
     line += one_line(error) if foreseen else f"{type(error).__name__}: {one_line(error)}"
     told = line if foreseen else f"{line} (not foreseen; its traceback is in {run_dir / failures.FILE})"
     logging.getLogger("edgemin").info("error: %s", told)  # the job's log; on the terminal it is said below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -115,19 +116,24 @@ def run(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     asked = settings(*overrides, f"paths.store={store or run_dir / 'store'}")
-    job = {
-        "number": number,
-        "overrides": list(overrides),
-        "experiment": None,
-        "given": {},
-        "set_by": {},
-        "run_dir": run_dir,
-        "group": "main/now",
-    }
-    run_job(asked, job, transfer or {})
+    run_job(asked, job(run_dir, number, overrides), transfer or {})
     found = json.loads((run_dir / FILE).read_text())
     assert isinstance(found, dict)
     return found
+
+
+def job(run_dir: Path, number: int = 0, overrides: Sequence[str] = ()) -> Settings:
+    """What Hydra says of a job."""
+    said = {"number": number, "overrides": list(overrides), "run_dir": run_dir, "command": "python -m edgemin.train"}
+    return {**said, "experiment": None, "given": {}, "set_by": {}, "group": "main/now"}
+
+
+def is_installed(distribution: str) -> bool:
+    """Whether a package is there, by the name that pip has for it."""
+    try:
+        return bool(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def glue(directory: Path, train: int = 48, evaluation: int = 24) -> Path:

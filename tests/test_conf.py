@@ -17,7 +17,9 @@ from edgemin.roots import Root
 from edgemin.settings import conf_directory
 
 CONF = Path(conf_directory())
-FILES = sorted(path for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
+LAUNCHERS = {"joblib": "joblib", "slurm": "submitit", "ray": "ray"}
+CHOICES = sorted(path for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
+FILES = [path for path in CHOICES if path.parent.name != "launcher"]  # which need plugins
 ORDERS = [path.stem for path in FILES if path.parent.name == "order"]
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 
@@ -136,6 +138,19 @@ def test_paper_is_the_papers_protocol() -> None:
     assert (prune["epochs"], prune["learning_rate"], prune["ratio"], prune["importance"]) == (2, 2e-5, 0.2, "training")
     assert (settings["seed"], settings["task"]["max_length"]) == (42, 128)
     assert settings["evaluate"]["transfer"] == ["mnli", "qqp"]
+
+
+def test_every_launcher_has_a_plugin() -> None:
+    assert {path.stem for path in CONF.glob("launcher/*.yaml")} == set(LAUNCHERS)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_sets_what_its_plugin_has_and_nothing_of_a_study(launcher: str) -> None:
+    plugin = f"hydra_{LAUNCHERS[launcher]}_launcher"
+    if not studies.is_installed(plugin):
+        pytest.skip(f"{plugin} is not installed")
+    assert studies.compose(f"launcher={launcher}").hydra.launcher._target_.startswith(f"hydra_plugins.{plugin}.")
+    assert studies.settings(f"launcher={launcher}", tiny=False) == studies.settings(tiny=False)
 
 
 def test_teachers_and_students_of_one_name_are_one_model() -> None:

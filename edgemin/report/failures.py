@@ -16,6 +16,8 @@ class Failure(NamedTuple):
     foreseen: bool = True
 
 
+#: The names of a sweep's jobs by number, where they are known before the first begins.
+jobs: list[str] = []
 #: Of this process, in the order in which they were met.
 seen: list[Failure] = []
 
@@ -37,15 +39,19 @@ def forget(run_dir: Path) -> None:
 
 def below(directory: Path) -> list[Failure]:
     """Those of a sweep's jobs by number. A job that left neither a result nor a word was ended from outside."""
-    jobs = [job for job in directory.iterdir() if job.is_dir() and job.name.isdecimal()] if directory.is_dir() else []
-    found = [_of(job) for job in sorted(jobs, key=lambda job: int(job.name))]
+    begun = [job for job in directory.iterdir() if job.is_dir() and job.name.isdecimal()] if directory.is_dir() else []
+    numbers = sorted({int(job.name) for job in begun} | set(range(len(jobs))))
+    found = [_of(directory / str(number), number) for number in numbers]
     return [failure for failure in found if failure is not None]
 
 
-def _of(job: Path) -> Failure | None:
+def _of(job: Path, number: int) -> Failure | None:
     if (job / FILE).is_file():
         line, _, more = (job / FILE).read_text(encoding="utf-8", errors="replace").partition("\n")
         return Failure(line, foreseen=not more)
     if (job / RESULT).is_file():
         return None
-    return Failure(f"job {job.name}: ended without a result or a message (was it killed?)", foreseen=False)
+    name = jobs[number] if number < len(jobs) else f"job {number}"
+    if not job.is_dir():
+        return Failure(f"{name}: never begun", foreseen=False)
+    return Failure(f"{name}: ended without a result or a message (was it killed?)", foreseen=False)

@@ -15,8 +15,24 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+#: What was asked for, between a sweep's begin and its end.
+running: list[DictConfig] = []
+
+
+def finish() -> None:
+    """What comes at the end of a sweep, where Hydra does not come to it because the launcher gave up."""
+    for config in list(running):
+        SweepTables().on_multirun_end(config)
+        print("Run the same command again for the rest. Of jobs that still run on a cluster, this makes the tables:")
+        print(f"  python -m edgemin.report study={config.hydra.sweep.dir}")
+
+
 class SweepTables(Callback):
     """After a multirun: the sweep's tables, figures and page, and its main table on the terminal."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keeps what is asked for when the launcher gives up."""
+        running.append(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Writes and prints what the jobs in `hydra.sweep.dir` found and which failed; one line where all did."""
@@ -25,6 +41,7 @@ class SweepTables(Callback):
 
         if config.get("plan"):
             return  # no job ran
+        running.clear()
         directory = str(config.hydra.sweep.dir)
         failed = failures.below(Path(directory))
         failures.seen.extend(failure for failure in failed if failure not in failures.seen)  # of other processes
