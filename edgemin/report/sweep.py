@@ -32,7 +32,7 @@ class SweepTables(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Keeps what is asked for when the launcher gives up."""
-        running.append(config)
+        running[:] = [config]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Writes and prints what the jobs in `hydra.sweep.dir` found and which failed; one line where all did."""
