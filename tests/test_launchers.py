@@ -9,15 +9,13 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import studies
-
-from edgemin import train
+from commands import Command
 
 HOUSE = Path(__file__).parent.parent
 NINE = ("task=sst2,mnli,qqp", "prune.ratio=0.25,0.5,0.75")
@@ -33,7 +31,7 @@ def needs(launcher: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not studies.is_installed(plugin), reason=f"{plugin} is not installed")
 
 
-def command(outputs: Path, *words: str) -> subprocess.Popen[str]:
+def start(outputs: Path, *words: str) -> subprocess.Popen[str]:
     """A sweep of tiny studies, one thread for each job."""
     given = [*studies.TINY, "trainer.threads=1", f"paths.outputs={outputs}", *words]
     return subprocess.Popen(
@@ -48,7 +46,7 @@ def command(outputs: Path, *words: str) -> subprocess.Popen[str]:
 
 def swept(outputs: Path, *words: str) -> str:
     """What a sweep that ends well prints."""
-    process = command(outputs, *words)
+    process = start(outputs, *words)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     return said
@@ -122,7 +120,7 @@ def end(sweep: subprocess.Popen[str]) -> tuple[int, str]:
 @pytest.mark.timeout(900)
 @needs("joblib")
 def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    sweep = command(tmp_path / "out", "finetune.steps=300", "prune.ratio=0.25,0.5,0.75", *LAUNCHERS["joblib"])
+    sweep = start(tmp_path / "out", "finetune.steps=300", "prune.ratio=0.25,0.5,0.75", *LAUNCHERS["joblib"])
     number = first(sweep, r"\[job (\d)\] teacher  loading")
     (job,) = jobs_of(sweep, number)
     job.kill()
@@ -137,7 +135,7 @@ def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> N
 @pytest.mark.timeout(900)
 @needs("joblib")
 def test_a_worker_that_is_killed_ends_the_sweep_with_a_table(tmp_path: Path) -> None:
-    sweep = command(tmp_path / "out", "finetune.steps=12,50000", "seed=1,2", *LAUNCHERS["joblib"])
+    sweep = start(tmp_path / "out", "finetune.steps=12,50000", "seed=1,2", *LAUNCHERS["joblib"])
     first(sweep, r"\[job ([01])\] What each stage")  # the first two are short
     first(sweep, r"\[job ([23])\] teacher")
     (job, *_) = jobs_of(sweep, "2") + jobs_of(sweep, "3")
@@ -157,24 +155,12 @@ def jobs_of(sweep: subprocess.Popen[str], number: str) -> list[psutil.Process]:
 
 
 @needs("joblib")
-def test_a_launcher_needs_a_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert said_by(["launcher=joblib"], capsys, monkeypatch) == (
-        "error: launcher: expected the jobs of a sweep (-m), given one job and joblib\n"
-    )
+def test_a_launcher_needs_a_sweep(command: Command) -> None:
+    expected = "launcher: expected the jobs of a sweep (-m), given one job and joblib"
+    assert command("launcher=joblib").line == expected
 
 
 @pytest.mark.skipif(studies.is_installed("hydra_ray_launcher"), reason="hydra_ray_launcher is installed")
-def test_a_launcher_that_is_not_installed_is_said_to_be_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert said_by(["-m", "launcher=ray", "seed=1,2"], capsys, monkeypatch) == (
-        "error: launcher: expected one that is installed (pip install 'edgemin[ray]'), given ray\n"
-    )
-
-
-def said_by(words: Sequence[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sys, "argv", ["train", *words])
-    with pytest.raises(SystemExit) as end:
-        train.main()
-    assert end.value.code == 2
-    return capsys.readouterr().err
+def test_a_launcher_that_is_not_installed_is_said_to_be_so(command: Command) -> None:
+    expected = "launcher: expected one that is installed (pip install 'edgemin[ray]'), given ray"
+    assert command("launcher=ray", "seed=1,2", flags=("-m",)).line == expected
