@@ -129,12 +129,23 @@ def differences(old: Path, new: Path, names: Mapping[str, str]) -> tuple[str, li
         if unequal:
             found.append(f"job {node.job}, {node.path}: {len(unequal)} tensors differ, first {unequal[0]}")
     table, other_table = rows(old, names), rows(new, {})
-    found += [
-        f"row {name}: {table.get(name)} != {other_table.get(name)}"
-        for name in table | other_table
-        if table.get(name) != other_table.get(name)
-    ]
+    for name in table | other_table:
+        mine, theirs = (dict(_fields(found.get(name))) for found in (table, other_table))
+        found += [
+            f"row {name}{field}: {mine.get(field)} != {theirs.get(field)}"
+            for field in mine | theirs
+            if mine.get(field) != theirs.get(field)
+        ]
     return f"{len(seen)} artifacts, {tensors} tensors, {len(table)} rows", found
+
+
+def _fields(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """What a nested mapping holds, by its place."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _fields(inner, f"{place}, {key}")
+    else:
+        yield place, value
 
 
 def _same_bits(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
