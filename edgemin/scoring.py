@@ -217,7 +217,7 @@ class Scoring:
 
             def waits(reason: str) -> None:
                 node_line("latency", "waiting", reason)
-                line.text = f"latency  {reason}"
+                line.text = f"latency  waiting  {reason}"
 
             found = measure(
                 names,

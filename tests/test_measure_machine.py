@@ -112,7 +112,7 @@ def test_a_measurement_waits_only_so_long_and_names_whom_it_waits_for(start: Sta
         later = start("measuring")
         assert says(later) == "waiting"
     assert said == [
-        "waiting for the machine: training or another measurement is running on it "
+        "for the machine: training or another measurement is running on it "
         f"(process {training.pid}); waited for at most 0.005 min; measure=none leaves measuring out"
     ]
     let_go(training)

@@ -163,7 +163,7 @@ def machine_lock(
 
 
 class _Once:
-    """Says one line, the first time it is asked to: what is waited for, whose it is, and what helps."""
+    """Says what is waited for, whose it is, and what helps: one line, the first time it is asked to."""
 
     def __init__(self, say: Callable[[str], None] | None, kind: str, wait_minutes: float) -> None:
         self.say, self.kind, self.minutes = say, kind, wait_minutes
@@ -180,7 +180,7 @@ class _Once:
                 f"training or another measurement is running on it{who}; waited for at most {self.minutes:g} min; "
                 "measure=none leaves measuring out"
             )
-        self.say(f"waiting for the machine: {what}")
+        self.say(f"for the machine: {what}")
         self.say = None
 
 
