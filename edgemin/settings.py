@@ -208,8 +208,13 @@ def one_line(error: Exception) -> str:
 def is_wrong_choice(error: Exception) -> bool:
     """Whether it is Hydra's for a number, null or the like in the place of a choice."""
     if isinstance(error, TypeError):  # of a list of such; only Hydra itself can have meant a choice
-        return "hydra" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+        return is_hydras(error)
     return "Config group override must be" in str(error)
+
+
+def is_hydras(error: Exception) -> bool:
+    """Whether Hydra itself raised it, to refuse what the command line says."""
+    return "hydra" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 
 
 def _wrong_choice() -> str:

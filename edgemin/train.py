@@ -33,7 +33,7 @@ from edgemin.ahead import Ended, job_name
 from edgemin.errors import UserError
 from edgemin.report import failures, sweep
 from edgemin.report.failures import Failure
-from edgemin.settings import conf_directory, is_launched, is_wrong_choice, one_line, read, words
+from edgemin.settings import conf_directory, is_hydras, is_launched, one_line, read, words
 
 
 @hydra.main(version_base="1.3", config_path=conf_directory(), config_name="train")
@@ -138,7 +138,7 @@ def _command_line() -> str | None:
             raise
         return _report(error)
     except (TypeError, ValueError) as error:
-        if debugging or not is_wrong_choice(error):
+        if debugging or not is_hydras(error):
             raise
         return _report(error)
     except OSError as error:  # Hydra makes the job's directory before the job begins

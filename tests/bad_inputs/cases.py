@@ -485,6 +485,12 @@ LAUNCHES = [
     setting("trainer._target_=builtins.dict", "trainer._target_: "),
     setting("logger._target_=builtins.str", "logger._target_: "),
     Case(
+        "a sweep whose configuration is asked for",
+        ("--cfg", "job"),
+        "Only one of --run, --multirun, --cfg...",
+        flags=("-m",),
+    ),
+    Case(
         "a ratio out of range in a sweep", ("prune.ratio=0.2,2",), "...prune.ratio: expected ...given 2", flags=("-m",)
     ),
     own("semicolons", {"d/train.csv": "text;label\none;x\ntwo;y\n"}, "task."),
