@@ -11,6 +11,7 @@ from pathlib import Path
 from edgemin import __version__
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what decides results and times."""
     names = ("torch", "transformers", "pytorch-lightning", "datasets", "tokenizers", "torchmetrics")
