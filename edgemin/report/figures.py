@@ -76,7 +76,7 @@ def figures(study: Study) -> tuple[list[Drawing], list[str]]:
             skipped.append(f"{title.format('accuracy')}: not drawn, as task=none has no scores")
         for task in study.tasks:
             shown = points(study, task, cost)
-            above = f"{title.format(_metric(study, task))}, {m.task_title(task)}"
+            above = f"{title.format(m.metric_word(_metric(study, task)))}, {m.task_title(task)}"
             if not shown:
                 skipped.append(f"{above}: not drawn, as {_missing(study, task, cost)}")
                 continue
