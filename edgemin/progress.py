@@ -232,7 +232,7 @@ class NodeProgress(pl.Callback):
             self._line.start(trainer.global_step, total)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Move on."""
+        """Count the step on the line that shows this fit."""
         if self._line is not None:
             self._line.done = trainer.global_step
 
