@@ -12,11 +12,14 @@ import re
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from edgemin.disk import write_atomically
 from edgemin.errors import UserError
+from edgemin.json_file import read_object
 from edgemin.tracking import Tracker
 
 # What the W&B server accepts.
@@ -279,16 +282,16 @@ def _without_directories(value: Any) -> Any:
 
 
 def _run_id(run_dir: Path, asked: Mapping[str, Any]) -> str:
-    """The id of a job's run: kept in its directory, for as long as the same is asked for there."""
+    """The id of a job's run: kept in its directory, for as long as the same is asked for there and it can be read."""
     path = run_dir / "wandb" / _ID_FILE
     content = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["asked"] == content:
+    with suppress(OSError, ValueError):  # of no file, or a damaged one
+        kept = read_object(path)
+        if kept.get("asked") == content and isinstance(kept.get("id"), str):
             return str(kept["id"])
     # Not from the directory's name alone: another machine may have one of the same name.
     name = re.sub(r"[^\w-]+", "-", f"{run_dir.parent.name}-{run_dir.name}", flags=re.ASCII).strip("-")
     made = f"{name[-(_MAX_ID - 9) :]}-{secrets.token_hex(4)}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"id": made, "asked": content}) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps({"id": made, "asked": content}) + "\n").encode())
     return made

@@ -237,6 +237,21 @@ def test_a_job_that_is_resumed_goes_on_in_its_run_and_no_step_stands_twice(tmp_p
     assert all(re.fullmatch(r"[\w-]{1,128}", options["id"]) for options in server.asked)
 
 
+@pytest.mark.parametrize(
+    "left", ["{", "[]", "{}", '{"id": 5}', "\udcff"], ids=["torn", "list", "empty", "number", "bytes"]
+)
+def test_a_damaged_record_of_a_run_begins_a_new_one(left: str, tmp_path: Path, server: Server) -> None:
+    kept = tmp_path / "wandb" / "job.json"
+    kept.parent.mkdir()
+    kept.write_bytes(left.encode("utf-8", "surrogateescape"))
+    tracker = WandbTracker(mode="online")
+    for _ in range(2):
+        tracker.start(tmp_path, "main/now", "job", {"seed": 1})
+        tracker.close(failed=False)
+    first, second = (options["id"] for options in server.asked)
+    assert first == second == json.loads(kept.read_text())["id"]
+
+
 def test_offline_nothing_is_resumed(tmp_path: Path, server: Server) -> None:
     tracker = WandbTracker(mode="offline")
     tracker.start(tmp_path, "main/now", "job", {})
