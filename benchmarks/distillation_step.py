@@ -3,7 +3,7 @@
     python -m benchmarks.distillation_step --threads 2
 
 Teacher 12 x 768, student 6 x 384 (random weights), 48 relation heads, Q-Q, K-K and V-V of the last layers, no padding,
-the student in training mode with its dropout. A step ends with the student's gradients; an optimiser would add the
+the student in training mode with its dropout. A step ends with the student's gradients; an optimizer would add the
 same to all.
 
 - ours: ``edgemin.encoder.read`` of both sides up to the queries, keys and values of the last layer, attention fused,
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks.rounds import Seconds, interleave, machine, milliseconds, parser, ratio, table
-from edgemin import encoder
 from edgemin.distillation.relation import relations_loss
-from edgemin.stages.fitting import cpu_has_bf16
+from edgemin.encoder import building, shapes, taps
+from edgemin.encoder.parts import num_layers
+from edgemin.training.fitting import cpu_has_bf16
 
 HEADS = 48
 WEIGHTS = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
@@ -39,12 +40,12 @@ Batch = Mapping[str, Tensor]
 
 def models(layers: int, hidden: int, dropout: float) -> tuple[PreTrainedModel, PreTrainedModel]:
     """One BERT twice, with fused and with eager attention."""
-    config = encoder.configure(
+    config = shapes.configure(
         "bert", layers=layers, hidden=hidden, heads=12, intermediate=4 * hidden, vocabulary=VOCABULARY
     )
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     torch.manual_seed(layers)
-    fused = encoder.build(config)
+    fused = building.build(config)
     eager = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     eager.load_state_dict(fused.state_dict())
     return fused, eager
@@ -52,11 +53,11 @@ def models(layers: int, hidden: int, dropout: float) -> tuple[PreTrainedModel, P
 
 def ours(teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch, *, bf16: bool = False) -> Tensor:
     """What ``distill=minilmv2`` computes in a step."""
-    of, by = encoder.num_layers(teacher) - 1, encoder.num_layers(student) - 1
+    of, by = num_layers(teacher) - 1, num_layers(student) - 1
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         with torch.no_grad():
-            target = encoder.read(teacher, batch, projections=[of], logits=False).projections[of]
-        learnt = encoder.read(student, batch, projections=[by], logits=False).projections[by]
+            target = taps.read(teacher, batch, projections=[of], logits=False).projections[of]
+        learnt = taps.read(student, batch, projections=[by], logits=False).projections[by]
         return relations_loss(target, learnt, batch["attention_mask"], HEADS, WEIGHTS)
 
 
@@ -105,8 +106,8 @@ def step(loss: Callable[[], Tensor], student: nn.Module) -> Tensor:
 
 def breakdown(teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch, rounds: int) -> Seconds:
     """Where our step goes, each part timed alone; the student's backward is what remains of the whole."""
-    of, by = encoder.num_layers(teacher) - 1, encoder.num_layers(student) - 1
-    read = partial(encoder.read, batch=batch, logits=False)
+    of, by = num_layers(teacher) - 1, num_layers(student) - 1
+    read = partial(taps.read, batch=batch, logits=False)
     with torch.no_grad():
         target = read(teacher, projections=[of]).projections[of]
         learnt = [x.clone().requires_grad_() for x in read(student, projections=[by]).projections[by]]

@@ -1,4 +1,4 @@
-"""EdgeMIN: distil, prune and quantise BERT-family encoders, and see what each stage cost and bought."""
+"""EdgeMIN: distil, prune and quantize BERT-family encoders, and see what each stage cost and bought."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One compressed encoder on disk: its weights as they are deployed, its shape, its tokenizer and where it came from.
 
-No pickle is written or read: weights are safetensors, everything else is JSON. A quantised Linear is stored as its
+No pickle is written or read: weights are safetensors, everything else is JSON. A quantized Linear is stored as its
 packed integers
 with their scales, so that the file is as small as the model claims to be.
 """
@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin import encoder
+from edgemin.encoder import config_file, structure_file
+from edgemin.encoder.weights_file import WEIGHTS
 from edgemin.errors import UserError
-from edgemin.quantization import dynamic
-from edgemin.quantization import model as quantisation
+from edgemin.quantization import model as quantization
+from edgemin.quantization import torch_layers
 
-WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
+CONFIG, STRUCTURE, PROVENANCE = "config.json", "structure.json", "provenance.json"
 #: How the integers of torch's dynamic INT8 end in the file.
-PACKED = dynamic.PARTS[0]
+PACKED = torch_layers.PARTS[0]
 #: What a runtime reads to run the model; the tokenizer is apart.
 MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
 
@@ -40,16 +41,16 @@ def save(
     """Write one encoder into an existing empty directory.
 
     Args:
-        directory: where to; :meth:`edgemin.store.Store.commit` makes it permanent.
-        model: any encoder that :mod:`edgemin.encoder` knows, uneven or quantised ones included.
+        directory: where to; :meth:`edgemin.store.artifacts.Store.commit` makes it permanent.
+        model: any encoder that :mod:`edgemin.encoder` knows, uneven or quantized ones included.
         tokenizer: ``None`` for an architecture without data (``task=none``).
         provenance: how it came to be: resolved config, parents, seed, versions.
     """
-    tensors = quantisation.tensors(model)
-    dynamic_layers = {name: module for name, module in model.named_modules() if dynamic.is_quantised(module)}
+    tensors = quantization.tensors(model)
+    dynamic_layers = {name: module for name, module in model.named_modules() if torch_layers.is_quantized(module)}
     for layer, module in dynamic_layers.items():
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{layer}.")}
-        tensors |= {f"{layer}.{part}": tensor for part, tensor in dynamic.pack(module).items()}
+        tensors |= {f"{layer}.{part}": tensor for part, tensor in torch_layers.pack(module).items()}
     # clone: safetensors refuses tensors that share storage
     save_file(
         {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
@@ -57,7 +58,7 @@ def save(
         {"format": "pt"},
     )
     model.config.save_pretrained(directory)
-    _write_json(directory / STRUCTURE, quantisation.structure(model))
+    _write_json(directory / STRUCTURE, quantization.structure(model))
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     _write_json(directory / PROVENANCE, provenance)
@@ -84,8 +85,8 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
         if not (directory / name).is_file():
             raise UserError(f"artifact {directory}: expected a file {name}, found none")
     try:
-        structure = encoder.read_structure(directory / STRUCTURE)
-        config = encoder.read_config(directory / CONFIG)
+        structure = structure_file.read_structure(directory / STRUCTURE)
+        config = config_file.read_config(directory / CONFIG)
         tensors = load_file(directory / WEIGHTS)
         _check_fits(config, structure, tensors, directory)
     except UserError as error:
@@ -96,7 +97,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
     # the weights drawn here are overwritten: leave the caller's generator alone
     with torch.random.fork_rng(devices=[]):
         try:
-            model = quantisation.build(config, structure)
+            model = quantization.build(config, structure)
         except Exception as error:  # the rest was checked: what is left is how layers are quantized
             raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({_one_line(error)})") from error
     _fill(model, tensors, directory)
@@ -115,7 +116,7 @@ def _check_fits(
     config: PretrainedConfig, structure: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path
 ) -> None:
     """Compare shapes before anything of the size that the structure claims is made."""
-    expected = encoder.build_empty(config, structure, directory / CONFIG).state_dict()
+    expected = config_file.build_empty(config, structure, directory / CONFIG).state_dict()
     for name, tensor in expected.items():
         if f"{name}_packed" in tensors:  # its shape depends on its bits
             continue
@@ -148,17 +149,17 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 
 def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], directory: Path) -> None:
-    """Put the saved tensors into a freshly built model, quantised Linears included."""
+    """Put the saved tensors into a freshly built model, quantized Linears included."""
     packed: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name in [name for name in tensors if name.endswith(f".{PACKED}")]:
         layer = name.removesuffix(f".{PACKED}")
-        for part in (*dynamic.PARTS, "bias"):
+        for part in (*torch_layers.PARTS, "bias"):
             if (tensor := tensors.pop(f"{layer}.{part}", None)) is not None:
                 packed[layer][part] = tensor
     for name in packed:  # stand-ins without weights, until the packed ones are back
         model.set_submodule(name, torch.nn.Identity())
     try:
-        quantisation.fill(model, tensors)
+        quantization.fill(model, tensors)
     except KeyError as error:
         raise UserError(
             f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} (first difference: {error.args[0]})"
@@ -167,7 +168,7 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], directory: Path) -
         raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({_one_line(error)})") from error
     for name, parts in packed.items():
         try:
-            model.set_submodule(name, dynamic.unpack(parts))
+            model.set_submodule(name, torch_layers.unpack(parts))
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({name}: {_one_line(error)})"

@@ -20,11 +20,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from edgemin import artifact, encoder, toy
-from edgemin.disk import file_digest
+from edgemin import artifact, toy
+from edgemin.encoder import building, config_file, parts, slicing, structure_file, taps
+from edgemin.encoder.weights_file import tensor_names
 from edgemin.errors import UserError
 from edgemin.progress import counted, live_line
-from edgemin.tensor_files import tensor_names
+from edgemin.store.disk import file_digest
 
 #: Files of a checkpoint that decide what is loaded.
 _FILES = (
@@ -50,7 +51,7 @@ class Facts:
     config: PretrainedConfig
     structure: dict[str, Any] | None  #: of an EdgeMIN artifact, whose widths the configuration cannot say
     labels: tuple[str, ...] | None  #: of a trained classification head; ``None`` without one
-    quantised: bool  #: its Linears are torch's dynamic INT8
+    quantized: bool  #: its Linears are torch's dynamic INT8
     draws_head: bool  #: parts of its head besides the classifier are missing and drawn at random
 
 
@@ -72,10 +73,10 @@ def read_facts(source: str, key: str) -> Facts:
 
 @cache  # the jobs of a sweep share a process
 def _facts(directory: Path, _state: tuple[tuple[str, int, int], ...]) -> Facts:
-    config = encoder.read_config(directory / artifact.CONFIG)
+    config = config_file.read_config(directory / artifact.CONFIG)
     structure = None
     if (directory / artifact.STRUCTURE).is_file():  # an EdgeMIN artifact says itself whether its head was trained
-        structure = encoder.read_structure(directory / artifact.STRUCTURE)
+        structure = structure_file.read_structure(directory / artifact.STRUCTURE)
         try:
             classifier = bool(artifact.read_provenance(directory)["head_trained"])
         except (OSError, ValueError, KeyError) as error:
@@ -84,12 +85,12 @@ def _facts(directory: Path, _state: tuple[tuple[str, int, int], ...]) -> Facts:
             ) from error
     else:
         classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    encoder.build_empty(config, structure, directory / artifact.CONFIG)
+    config_file.build_empty(config, structure, directory / artifact.CONFIG)
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items())) if classifier else None
     names = tensor_names(directory)
-    quantised = any(name.endswith(f".{artifact.PACKED}") for name in names)
-    draws_head = not all(any(part in name for name in names) for part in encoder.head_parts(config))
-    facts = Facts(directory, config, structure, labels, quantised, draws_head)
+    quantized = any(name.endswith(f".{artifact.PACKED}") for name in names)
+    draws_head = not all(any(part in name for name in names) for part in parts.head_parts(config))
+    facts = Facts(directory, config, structure, labels, quantized, draws_head)
     with torch.random.fork_rng(devices=[]):  # leave the caller's generator alone
         _try_out(load_checkpoint(facts, 0), directory)
     return facts
@@ -114,7 +115,7 @@ def _try_out(model: PreTrainedModel, directory: Path) -> None:
     try:
         with torch.inference_mode():
             finite = bool(
-                torch.isfinite(encoder.logits(model.eval(), {"input_ids": tokens, "attention_mask": tokens + 1})).all()
+                torch.isfinite(taps.logits(model.eval(), {"input_ids": tokens, "attention_mask": tokens + 1})).all()
             )
     except Exception as error:  # whatever of its configuration has passed until here
         raise UserError(f"the model in {directory} cannot be run ({_first_line(error)})") from error
@@ -234,7 +235,7 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
             f"the weights in {facts.directory} cannot be loaded ({type(error).__name__}: {_first_line(error)})"
         ) from error
     _check_report(report, model, facts.directory)
-    encoder.silence_padding(model)
+    building.silence_padding(model)
     return cast(PreTrainedModel, model)
 
 
@@ -247,12 +248,12 @@ def _check_report(report: Mapping[str, Any], model: PreTrainedModel, directory: 
             f"expected weights in {directory} of the shapes that its config.json says, {list(expected)} for {name}, "
             f"given {list(given)}{others}"
         )
-    absent = sorted(key for key in report["missing_keys"] if not key.startswith(encoder.head_prefixes(model)))
+    absent = sorted(key for key in report["missing_keys"] if not key.startswith(parts.head_prefixes(model)))
     if absent:
         raise UserError(f"expected all weights of the encoder in {directory}, given none for {absent[0]}")
-    if spare := sorted(encoder.in_layers(model, report["unexpected_keys"])):
+    if spare := sorted(parts.in_layers(model, report["unexpected_keys"])):
         raise UserError(
-            f"expected weights in {directory} for the {encoder.num_layers(model)} layers that its config.json says, "
+            f"expected weights in {directory} for the {parts.num_layers(model)} layers that its config.json says, "
             f"given {spare[0]} besides"
         )
 
@@ -265,18 +266,18 @@ def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:
         generic names
         (``LABEL_0`` ...) and as many of them.
     """
-    order = head_order(encoder.label_names(model), labels)
+    order = head_order(parts.label_names(model), labels)
     if order is None:
         return False
     if order == list(range(len(labels))):
         _name_labels(model, labels)
         return True
-    classifier = model.get_submodule(encoder.classifier_prefix(model))
+    classifier = model.get_submodule(parts.classifier_prefix(model))
     if not isinstance(classifier, torch.nn.Linear):
         raise UserError(
-            f"source: expected the labels in the order {list(labels)} of a head that is quantised, given others"
+            f"source: expected the labels in the order {list(labels)} of a head that is quantized, given others"
         )
-    encoder.slice_weight(classifier, torch.tensor(order), None)
+    slicing.slice_weight(classifier, torch.tensor(order), None)
     _name_labels(model, labels)
     return True
 

@@ -20,8 +20,10 @@ from torchmetrics.functional.classification import (
 )
 from transformers import PreTrainedModel
 
-from edgemin import encoder
-from edgemin.data import Encoded, checked_metrics, evaluation_batches, metric_names
+from edgemin.data.batches import evaluation_batches
+from edgemin.data.encoding import Encoded
+from edgemin.data.task import checked_metrics, metric_names
+from edgemin.encoder import taps
 from edgemin.progress import live_line
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  #: relative; what padding and threads do to equal predictions
@@ -120,7 +122,7 @@ def _logits(model: PreTrainedModel, encoded: Encoded, batch_size: int, device: t
         with torch.inference_mode(), live_line("scoring sentences", len(encoded)) as line:
             for indices, batch in evaluation_batches(encoded, batch_size):
                 inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-                parts.append(encoder.logits(model, inputs).float().cpu())
+                parts.append(taps.logits(model, inputs).float().cpu())
                 rows.append(torch.from_numpy(indices))
                 line.done += len(indices)
     finally:

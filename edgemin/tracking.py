@@ -20,10 +20,10 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from edgemin import launch
 from edgemin.config import construct
 from edgemin.errors import UserError
 from edgemin.plain_text import csv_cell
+from edgemin.processes import launch
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
-from edgemin import stopping
+from edgemin.processes import stopping
 
 if __name__ == "__main__":
     stopping.install()  # before all that takes time to load
@@ -28,12 +28,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edgemin import launch, own_process
-from edgemin.ahead import Ended, job_name
 from edgemin.errors import UserError
+from edgemin.processes import launch
 from edgemin.report import failures, sweep
 from edgemin.report.failures import Failure
-from edgemin.settings import conf_directory, is_hydras, is_launched, one_line, read, words
+from edgemin.study import own_process
+from edgemin.study.ahead import Ended, job_name
+from edgemin.study.settings import conf_directory, is_hydras, is_launched, one_line, read, words
 
 
 @hydra.main(version_base="1.3", config_path=conf_directory(), config_name="train")
@@ -62,7 +63,7 @@ def _launched_job(cfg: DictConfig) -> None:
 
 
 def _one_job(cfg: DictConfig) -> None:
-    from edgemin import ranks
+    from edgemin.processes import ranks
 
     try:
         ranks.agree()  # Hydra has brought all processes here
@@ -99,7 +100,7 @@ def _run_all() -> None:
     else:
         # before torch is loaded: DDP warns where it looked for parameters without a gradient and found none
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from edgemin import ranks
+        from edgemin.processes import ranks
 
         ranks.start()
         with nullcontext() if here.rank == 0 else _aside():
@@ -199,9 +200,9 @@ def _say(
 
 
 def _run(cfg: DictConfig) -> None:
-    from edgemin import ranks
-    from edgemin.job import plan_job, run_job
-    from edgemin.tree import print_plans
+    from edgemin.processes import ranks
+    from edgemin.study.job import plan_job, run_job
+    from edgemin.study.tree import print_plans
 
     plain, job, transfer = ranks.together(lambda: read(cfg))
     if plain["plan"]:  # else printed before any job, see edgemin/ahead.py

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from edgemin.disk import write_atomically
 from edgemin.errors import UserError
-from edgemin.json_file import read_object
+from edgemin.store.disk import write_atomically
+from edgemin.store.json_file import read_object
 from edgemin.tracking import Tracker
 
 # What the W&B server accepts.

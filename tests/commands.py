@@ -16,8 +16,9 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from edgemin import train, tree
+from edgemin import train
 from edgemin.report import failures, write
+from edgemin.study import tree
 
 
 class Outcome(NamedTuple):

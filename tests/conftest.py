@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from commands import Command
     from torch import Tensor
 
-    from edgemin.data import DataModule
+    from edgemin.data.module import DataModule
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ PAPER = (
         38.1,
     ),
     (
-        "Quantised (not pruned)",
+        "Quantized (not pruned)",
         "student",
         ["finetune", "distill", "quantize"],
         0.9002,
@@ -55,7 +55,7 @@ PAPER = (
         25.5,
     ),
     (
-        "Pruned + quantised",
+        "Pruned + quantized",
         "student",
         ["finetune", "distill", "prune", "quantize"],
         0.8980,
@@ -69,8 +69,8 @@ PAPER = (
 MADE_FROM = {
     "+ Distillation": "Student baseline",
     "+ Head pruning": "+ Distillation",
-    "Quantised (not pruned)": "+ Distillation",
-    "Pruned + quantised": "+ Head pruning",
+    "Quantized (not pruned)": "+ Distillation",
+    "Pruned + quantized": "+ Head pruning",
 }
 
 
@@ -216,7 +216,7 @@ def gate(run: dict[str, Any], number: int, *, parent: int, passed: bool, **chang
     }
 
 
-QUANTISATION = {"bits": {"classifier": 8}, "activations": "static", "granularity": "channel", "group_size": None}
+QUANTIZATION = {"bits": {"classifier": 8}, "activations": "static", "granularity": "channel", "group_size": None}
 _MODULES = (
     "attention.self.query",
     "attention.self.key",

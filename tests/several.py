@@ -12,14 +12,16 @@ import pytorch_lightning as pl
 import tiny
 import torch
 
-from edgemin import encoder, ranks, toy
-from edgemin.data import DataModule
+from edgemin import toy
+from edgemin.data.module import DataModule
+from edgemin.distillation.minilmv2 import MiniLMv2
+from edgemin.encoder import building
 from edgemin.errors import UserError
-from edgemin.stages import fitting
-from edgemin.stages.base import Stage
-from edgemin.stages.finetune import Finetune
-from edgemin.stages.minilmv2 import MiniLMv2
-from edgemin.stages.prune import HeadPruning
+from edgemin.finetune import Finetune
+from edgemin.processes import ranks
+from edgemin.pruning.stage import HeadPruning
+from edgemin.training import fitting
+from edgemin.training.stage import Stage
 
 FIT: dict[str, Any] = {"learning_rate": 1e-3, "warmup": 0.3}
 QKV = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
@@ -100,7 +102,7 @@ def run(name: str, folder: Path, *deaths: pl.Callback, seconds: float = 1e9) -> 
         callbacks=[Watch(ended.terms), *deaths],
     )
     ended.weights, ended.steps = tiny.weights(fitted.model), fitted.steps
-    ended.structure = repr(encoder.structure(fitted.model))
+    ended.structure = repr(building.structure(fitted.model))
     return ended
 
 

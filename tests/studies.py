@@ -16,12 +16,13 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from edgemin import encoder, toy
-from edgemin.job import read_study, run_job
-from edgemin.nodes import Plan
-from edgemin.plan import build
-from edgemin.results import FILE
-from edgemin.settings import conf_directory
+from edgemin import toy
+from edgemin.encoder import building, shapes
+from edgemin.study.job import read_study, run_job
+from edgemin.study.nodes import Plan
+from edgemin.study.plan import build
+from edgemin.study.results import FILE
+from edgemin.study.settings import conf_directory
 
 Settings = dict[str, Any]
 
@@ -157,14 +158,14 @@ def glue(directory: Path, train: int = 48, evaluation: int = 24) -> Path:
 def checkpoint(directory: Path, labels: Sequence[str] | None = None, *, layers: int = 3) -> Path:
     """Write a BERT as the Hub has them: with a trained head for `labels`, or without any head."""
     torch.manual_seed(7)
-    config = encoder.configure(
+    config = shapes.configure(
         "bert", layers=layers, hidden=32, heads=4, intermediate=48, vocabulary=len(toy.vocabulary()), padding_id=0
     )
-    model = encoder.build(config)
+    model = building.build(config)
     if labels is None:
         model.base_model.save_pretrained(directory)
     else:
-        encoder.attach_head(model, labels)
+        building.attach_head(model, labels)
         model.save_pretrained(directory)
     toy.tokenizer().save_pretrained(directory)
     return directory

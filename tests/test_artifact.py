@@ -12,47 +12,48 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edgemin
-from edgemin import artifact, checkpoint, encoder, toy
+from edgemin import artifact, checkpoint, toy
+from edgemin.encoder import building, parts, slicing
 from edgemin.errors import UserError
-from edgemin.quantization import dynamic
+from edgemin.quantization import torch_layers as dynamic
 
 
-def saved(folder: Path, family: str = "bert", *, quantised: bool = False, head_trained: bool = True) -> Path:
+def saved(folder: Path, family: str = "bert", *, quantized: bool = False, head_trained: bool = True) -> Path:
     model = tiny.model(family)
-    encoder.slice_heads(model, 0, [1, 2])
+    slicing.slice_heads(model, 0, [1, 2])
     if family in tiny.CUTTABLE:
-        encoder.slice_ffn(model, 1, range(7))
-    if quantised:
-        dynamic.quantise(model)
+        slicing.slice_ffn(model, 1, range(7))
+    if quantized:
+        dynamic.quantize(model)
     folder.mkdir(parents=True)
     artifact.save(folder, model, toy.tokenizer(), {"seed": 7, "head_trained": head_trained})
     return folder
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_an_uneven_encoder_comes_back_with_equal_logits(family: str, quantised: bool, tmp_path: Path) -> None:
+def test_an_uneven_encoder_comes_back_with_equal_logits(family: str, quantized: bool, tmp_path: Path) -> None:
     batch = tiny.data(tmp_path).train.batch(range(5))
     model = tiny.model(family)
-    encoder.slice_heads(model, 0, [1, 2])
+    slicing.slice_heads(model, 0, [1, 2])
     if family in tiny.CUTTABLE:
-        encoder.slice_ffn(model, 1, range(7))
-    if quantised:
-        dynamic.quantise(model)
+        slicing.slice_ffn(model, 1, range(7))
+    if quantized:
+        dynamic.quantize(model)
     expected = tiny.logits(model, batch)
-    folder = saved(tmp_path / "artifact", family, quantised=quantised)
+    folder = saved(tmp_path / "artifact", family, quantized=quantized)
     loaded, tokenizer = edgemin.load(folder)
     assert torch.equal(tiny.logits(loaded, batch), expected)
-    assert encoder.structure(loaded) == encoder.structure(model)
-    assert encoder.label_names(loaded) == toy.LABELS
+    assert building.structure(loaded) == building.structure(model)
+    assert parts.label_names(loaded) == toy.LABELS
     assert not loaded.training
     assert tokenizer is not None and tokenizer("the plot was good")["input_ids"][0] == 2
     assert artifact.read_provenance(folder) == {"seed": 7, "head_trained": True}
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_nothing_pickled_is_written_and_integers_are_stored_as_integers(quantised: bool, tmp_path: Path) -> None:
-    folder = saved(tmp_path / "artifact", quantised=quantised)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_nothing_pickled_is_written_and_integers_are_stored_as_integers(quantized: bool, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "artifact", quantized=quantized)
     files = sorted(path.name for path in folder.rglob("*") if path.is_file())
     assert {Path(name).suffix for name in files} == {".json", ".safetensors"}
     for name in files:
@@ -62,8 +63,8 @@ def test_nothing_pickled_is_written_and_integers_are_stored_as_integers(quantise
             json.loads((folder / name).read_text())
     tensors = load_file(folder / artifact.WEIGHTS)
     integers = {name for name, tensor in tensors.items() if tensor.dtype == torch.int8}
-    assert bool(integers) == quantised and all(name.endswith(".weight_int8") for name in integers)
-    if quantised:
+    assert bool(integers) == quantized and all(name.endswith(".weight_int8") for name in integers)
+    if quantized:
         assert not any(
             ".query.weight" in name and tensor.is_floating_point() and tensor.ndim for name, tensor in tensors.items()
         )
@@ -86,21 +87,21 @@ def test_loading_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None
 # An artifact is a checkpoint too: ``teacher.source=<artifact> teacher.stages=[]``
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 def test_what_planning_needs_of_an_artifact_is_known_before_its_weights_are_read(
-    quantised: bool, tmp_path: Path
+    quantized: bool, tmp_path: Path
 ) -> None:
-    folder = saved(tmp_path / "artifact", quantised=quantised)
+    folder = saved(tmp_path / "artifact", quantized=quantized)
     facts = checkpoint.read_facts(str(folder), "teacher.source")
-    assert facts.structure == encoder.structure(artifact.load(folder)[0])
+    assert facts.structure == building.structure(artifact.load(folder)[0])
     assert facts.labels == toy.LABELS
-    assert (facts.quantised, facts.draws_head) == (quantised, False)
+    assert (facts.quantized, facts.draws_head) == (quantized, False)
 
 
 def test_an_artifact_is_fine_tuned_only_where_its_provenance_says_so(tmp_path: Path) -> None:
     """Its class is one with a classifier and its labels are the task's, trained or not."""
     folder = saved(tmp_path / "artifact", head_trained=False)
-    assert encoder.label_names(artifact.load(folder)[0]) == toy.LABELS
+    assert parts.label_names(artifact.load(folder)[0]) == toy.LABELS
     assert checkpoint.read_facts(str(folder), "teacher.source").labels is None
 
 

@@ -125,9 +125,9 @@ def test_what_the_constructor_refuses_is_told_with_the_node_once() -> None:
         "",
         "Thing",
         "edgemin.nowhere.Thing",
-        "edgemin.roots.Nothing",
+        "edgemin.study.roots.Nothing",
         "no_such.module.X",
-        "edgemin.roots.outline",
+        "edgemin.study.roots.outline",
     ],
 )
 def test_a_target_that_is_no_class_is_refused_in_one_line(path: Any) -> None:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from edgemin import encoder, toy
-from edgemin.data import Examples, Task, encode, load
-from edgemin.data.encoding import Encoded
-from edgemin.disk import Cache
+from edgemin import toy
+from edgemin.data.encoding import Encoded, encode
+from edgemin.data.examples import Examples
+from edgemin.data.splits import load
+from edgemin.data.task import Task
+from edgemin.encoder import taps
 from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, matthews, primary_metric, score
+from edgemin.store.disk import Cache
 
 
 class Oracle(nn.Module):
@@ -36,7 +39,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
             rows.append(model.answers[tuple(ids[: width[int(mask.sum()) <= 8]].tolist())])
         return torch.stack(rows)
 
-    monkeypatch.setattr(encoder, "logits", answer)
+    monkeypatch.setattr(taps, "logits", answer)
     return Oracle
 
 

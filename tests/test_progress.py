@@ -118,7 +118,7 @@ def test_a_fit_that_prepares_for_long_says_so(tmp_path: Path) -> None:
     fit(NodeProgress(every_seconds=0.001, console=Console(file=log)), tmp_path, model)
 
 
-def test_steps_are_optimiser_steps_of_this_fit(tmp_path: Path) -> None:
+def test_steps_are_optimizer_steps_of_this_fit(tmp_path: Path) -> None:
     log = io.StringIO()
     progress = NodeProgress(every_seconds=0.001, console=Console(file=log))
     for accumulate, total in ((4, 2), (2, 4)):

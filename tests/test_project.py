@@ -27,53 +27,37 @@ PACKAGE = HOUSE / "edgemin"
 
 # From the ground up: a module imports from its own line and those above; `a.b` stands with `a` unless named.
 LAYERS = (
-    (
-        "edgemin",
-        "config",
-        "digest",
-        "disk",
-        "errors",
-        "json_file",
-        "launch",
-        "plain_text",
-        "progress",
-        "ranks",
-        "stopping",
-    ),
+    ("edgemin", "errors", "plain_text", "store"),
+    ("config", "progress", "toy"),
+    ("processes",),
     ("encoder",),
-    ("data", "distillation", "pruning", "quantization", "toy"),
-    ("artifact", "checkpoint", "collapse", "evaluate", "roots", "store", "tensor_files"),
-    ("measure", "tracking", "weights_and_biases"),
-    ("stages", "stages.base", "stages.callbacks", "stages.fit"),
-    ("stages.distillation", "stages.method_sum", "stages.quantisation", "stages.two_fits"),
-    ("stages.*",),
+    ("data",),
     (
-        "checks",
-        "gate",
-        "job",
-        "nodes",
-        "order",
-        "origin",
-        "own_process",
-        "pipeline",
-        "plan",
-        "results",
-        "scoring",
-        "starts",
-        "timing",
-        "tree",
+        "quantization.torch_layers",
+        "quantization.affine",
+        "quantization.layers",
+        "quantization.model",
+        "quantization.packing",
+        "quantization.ranges",
+        "quantization.weights",
     ),
-    ("settings",),
-    ("ahead", "train"),
+    ("artifact", "checkpoint"),
+    ("evaluate", "tracking", "weights_and_biases"),
+    ("training",),
+    ("distillation", "finetune", "pruning", "quantization"),
+    ("measure",),
+    ("study",),
+    ("train",),
 )
 # Rows of finished runs need none of what made them.
 ALONE, ALONE_MAY_IMPORT = "report", ("errors", "plain_text", "report")
-FROM_WHERE_ALONE_IS_SEEN = next(number for number, layer in enumerate(LAYERS) if "plan" in layer)
+METHODS = next(number for number, layer in enumerate(LAYERS) if "finetune" in layer)
+FROM_WHERE_ALONE_IS_SEEN = next(number for number, layer in enumerate(LAYERS) if "study" in layer)
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.
 MAY_IMPORT_LATE = {
-    "ahead": {"edgemin"},
+    "study.ahead": {"edgemin"},
     "edgemin": None,
-    "own_process": {"edgemin"},
+    "study.own_process": {"edgemin"},
     "train": None,
     "report.__main__": None,
     "report.sweep": {"edgemin"},
@@ -137,17 +121,14 @@ def layer_of(name: str) -> int:
     for number, layer in enumerate(LAYERS):
         if name in layer:
             return number
-    parent, _, leaf = name.rpartition(".")
-    for number, layer in enumerate(LAYERS):
-        if leaf and f"{parent}.*" in layer:
-            return number
+    parent = name.rpartition(".")[0]
     assert parent, f"edgemin/{name}.py: say in LAYERS where it stands"
     return layer_of(parent)
 
 
 def group_of(name: str) -> str:
-    """The package a module belongs to; each stage is one by itself."""
-    return name if name.startswith("stages.") else name.split(".")[0]
+    """The folder that a module belongs to, or the file that stands by itself."""
+    return name.split(".")[0]
 
 
 def is_alone(name: str) -> bool:
@@ -163,8 +144,8 @@ def test_imports_go_down_the_layers(name: str) -> None:
             assert layer_of(name) >= FROM_WHERE_ALONE_IS_SEEN, f"{name}:{found.line} imports {imported}"
         else:
             assert layer_of(imported) <= layer_of(name), f"{name}:{found.line} imports {imported} from above"
-            if "stages.*" in LAYERS[layer_of(name)] and "stages.*" in LAYERS[layer_of(imported)]:
-                pytest.fail(f"{name}:{found.line} imports {imported}: stages ignore their neighbours")
+            if layer_of(imported) == layer_of(name) == METHODS and group_of(imported) != group_of(name):
+                pytest.fail(f"{name}:{found.line} imports {imported}: methods ignore each other")
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if is_alone(name)])

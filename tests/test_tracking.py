@@ -40,7 +40,7 @@ ROWS: list[dict[str, Any]] = [
         "metrics": {"toy": {"validation": {"accuracy": 0.8, "n": 100}}},
         "cost": {"params": 500, "size_bytes": 2**20},
         "delta": {"teacher": {"metric": -0.1, "metric_retained": 0.875}},
-        "findings": {"quantisation": {"bits": {"bert.encoder.layer.0": 8}}},
+        "findings": {"quantization": {"bits": {"bert.encoder.layer.0": 8}}},
         "notes": ["short"],
     },
     {
@@ -99,7 +99,7 @@ def test_a_row_is_flattened_to_dotted_columns_without_nulls() -> None:
         "cost.size_bytes": 2**20,
         "delta.teacher.metric": -0.1,
         "delta.teacher.metric_retained": 0.875,
-        "findings.quantisation.bits.bert.encoder.layer.0": 8,
+        "findings.quantization.bits.bert.encoder.layer.0": 8,
         "notes": "short",
     }
     assert flatten({"delta": {"teacher": None}}) == {}
@@ -159,7 +159,7 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
         cells = [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
         assert [cell["name"] for cell in cells] == [row["name"] for row in ROWS]
         assert [cell["cost.latency_ms.padded.p50"] for cell in cells] == [3.5, None, None]
-        assert [cell["findings.quantisation.bits.bert.encoder.layer.0"] for cell in cells] == [None, 8, None]
+        assert [cell["findings.quantization.bits.bert.encoder.layer.0"] for cell in cells] == [None, 8, None]
         assert len(list(files.glob("media/images/figure_pareto*.png"))) == 1
 
         summary = json.loads((files / "wandb-summary.json").read_text())

@@ -14,11 +14,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edgemin import encoder, toy
-from edgemin.data import DataModule, Task, load
-from edgemin.disk import Cache
-from edgemin.stages import fitting
-from edgemin.stages.base import Stage
+from edgemin import toy
+from edgemin.data.module import DataModule
+from edgemin.data.splits import load
+from edgemin.data.task import Task
+from edgemin.encoder import building, shapes, taps
+from edgemin.store.disk import Cache
+from edgemin.training import fitting
+from edgemin.training.stage import Stage
 
 CONF = Path(__file__).parents[1] / "conf"
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "mobilebert")
@@ -52,19 +55,19 @@ def model(
     dropout: float | None = None,
 ) -> PreTrainedModel:
     """Random weights, large enough for every part to matter, with a trained-looking head for the toy task."""
-    config = encoder.configure(
+    config = shapes.configure(
         family, layers=layers, hidden=hidden, heads=heads, intermediate=48, vocabulary=len(toy.vocabulary())
     )
     if dropout is not None:
         for name in [name for name in vars(config) if "dropout" in name and isinstance(getattr(config, name), float)]:
             setattr(config, name, dropout)
     torch.manual_seed(seed)
-    made = encoder.build(config)
-    encoder.attach_head(made, list(toy.LABELS))
+    made = building.build(config)
+    building.attach_head(made, list(toy.LABELS))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    encoder.silence_padding(made)
+    building.silence_padding(made)
     return made.eval()
 
 
@@ -116,7 +119,7 @@ def logits(of: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """Without dropout or gradients."""
     of.eval()
     with torch.no_grad():
-        return encoder.logits(of, batch)
+        return taps.logits(of, batch)
 
 
 def weights(of: PreTrainedModel) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from edgemin.data.examples import Examples, Labels
 from edgemin.data.task import refusal
-from edgemin.disk import Cache
 from edgemin.errors import UserError
 from edgemin.progress import Line, live_line
+from edgemin.store.disk import Cache
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Encoded:
 
 
 def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Cache) -> Encoded:
-    """Tokenise a split, or find it tokenised.
+    """Tokenize a split, or find it tokenized.
 
     Args:
         examples: Texts and labels.
@@ -122,7 +122,7 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
     path = cache.find(name)
     if path is None:
         with live_line("tokenizing", len(examples)) as line:
-            made = _tokenise(examples, backend, with_types, line)
+            made = _tokenize(examples, backend, with_types, line)
         path = cache.keep(name, lambda path: save_file(made, path))
     tensors = load_file(path)
     lengths = tensors["lengths"].numpy().astype(np.int64)
@@ -152,7 +152,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenizers.
     return backend
 
 
-def _tokenise(examples: Examples, backend: tokenizers.Tokenizer, with_types: bool, line: Line) -> dict[str, Tensor]:
+def _tokenize(examples: Examples, backend: tokenizers.Tokenizer, with_types: bool, line: Line) -> dict[str, Tensor]:
     ids, types, lengths = [], [], []
     pairs = bool(examples.texts) and len(examples.texts[0]) == 2
     for start in range(0, len(examples), _CHUNK):

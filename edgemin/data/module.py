@@ -1,4 +1,4 @@
-"""A task's data as the stages take it: tokenised for one tokenizer, split by split, when first asked for."""
+"""A task's data as the stages take it: tokenized for one tokenizer, split by split, when first asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from edgemin.data.encoding import Encoded, encode
 from edgemin.data.examples import Examples
 from edgemin.data.splits import Splits
-from edgemin.disk import Cache
+from edgemin.store.disk import Cache
 
 log = logging.getLogger(__name__)
 

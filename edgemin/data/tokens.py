@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = (1.0, 4.0, 16.0)  # after that a broken stream is given up
 _ROWS = 64
-_CHARACTERS = 1 << 18  # tokenised at once; few, as the tokens of a place are kept with it
+_CHARACTERS = 1 << 18  # tokenized at once; few, as the tokens of a place are kept with it
 _DAMAGED = (ValueError, EOFError, zlib.error, pa.ArrowException)
 
 

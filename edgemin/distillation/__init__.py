@@ -1,1 +1,1 @@
-"""Losses that teach a student, one file per family: functions of tensors, without models or configuration."""
+"""Methods that teach a student, one file each: functions of tensors first, then the stage."""

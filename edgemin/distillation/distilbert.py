@@ -1,7 +1,7 @@
 """DistilBERT's losses beside the soft targets: directions of hidden states, and masked words (arXiv 1910.01108).
 
 Sanh, Debut, Chaumond and Wolf 2019 train a student by three losses: soft targets
-(:mod:`edgemin.distillation.logits`), the cosine distance of the last hidden states h of the non-padding tokens,
+(:mod:`edgemin.training.soft_targets`), the cosine distance of the last hidden states h of the non-padding tokens,
 
     L_cos = mean over tokens of 1 - h_S · h_T / (‖h_S‖ ‖h_T‖)
 
@@ -13,13 +13,20 @@ Shapes: B batch, T tokens, H hidden size, E width of the word embeddings, V voca
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Unpack, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgemin.distillation.averages import arithmetic, over_tokens
+from edgemin.encoder.taps import Reading
+from edgemin.errors import UserError
+from edgemin.training.averages import arithmetic, over_tokens
+from edgemin.training.distillation import Asks, Distillation, DistillSettings
+from edgemin.training.loss_weights import check_weight
+from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
+from edgemin.training.stage import Shape
 
 IGNORED = -100
 """The target of a token that is not to be predicted."""
@@ -30,7 +37,7 @@ _MASKED, _REPLACED = 0.8, 0.1
 def hidden_cosine(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     """Cosine distance of hidden states (equation above): ``CosineEmbeddingLoss`` with target 1.
 
-    Computed as half the squared distance of the normalised states, which is the same number and exactly 0 for equal
+    Computed as half the squared distance of the normalized states, which is the same number and exactly 0 for equal
     states; in float32 also under autocast and for 16-bit states, with a float64 argument in float64.
 
     Args:
@@ -120,3 +127,140 @@ def masked_word_loss(logits: Tensor, targets: Tensor) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.to(dtype), targets[chosen], reduction="none")
         return (losses / counts.repeat_interleave(counts)).sum() / counts.count_nonzero().clamp(min=1)
+
+
+_SOFT_WEIGHT = 5.0
+
+
+class DistilbertDistillation(Distillation):
+    r"""DistilBERT's triple loss (Sanh et al. 2019, arXiv 1910.01108), on a task or on a corpus.
+
+    .. math:: L = w_{soft} \, \tau^2 \, KL + w_{cos} \, L_{cos} + w_{hard} \, L_{hard}
+
+    with the KL of :func:`edgemin.training.soft_targets.soft_target_kl`, the cosine distance of the last layers' hidden
+    states (:func:`edgemin.distillation.distilbert.hidden_cosine`; of ModernBERT before its final norm), and as hard
+    loss the task's on a task, BERT's masked language model on a corpus. There both sides read the masked text, and
+    the student's head for masked words, tied to its word embeddings, is trained with it and left behind at the end.
+
+    The paper's soft targets are the teacher's distribution over the vocabulary. That takes its language-model head,
+    which a classifier does not have: on a corpus there are none here, on a task they are the classifier's.
+
+    Student and teacher need equal hidden sizes.
+
+    Args:
+        temperature: τ of the soft targets, above 0.
+        soft_weight: of the soft targets; ``auto`` is 5 on a task and 0 on a corpus.
+        cosine_weight: of the cosine distance.
+        hard_weight: of the task loss; on a corpus of the masked words.
+        settings: see :class:`edgemin.training.distillation.Distillation`.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        soft_weight: float | Literal["auto"] = "auto",
+        cosine_weight: float,
+        hard_weight: float,
+        **settings: Unpack[DistillSettings],
+    ) -> None:
+        check_temperature(temperature)
+        weights = {"soft_weight": soft_weight, "cosine_weight": cosine_weight, "hard_weight": hard_weight}
+        for name, weight in weights.items():
+            if weight != "auto":
+                check_weight(name, weight)
+        on_task = settings.get("corpus") is None
+        if not on_task and soft_weight not in ("auto", 0):
+            raise UserError(
+                "soft_weight: expected auto or 0 with a corpus, for soft targets over the vocabulary take the "
+                f"teacher's language-model head, which a classifier does not have, given {soft_weight}"
+            )
+        super().__init__(task_weight=hard_weight if on_task else 0.0, settings=settings)
+        self.soft_weight = (_SOFT_WEIGHT if on_task else 0.0) if soft_weight == "auto" else soft_weight
+        self.temperature, self.cosine_weight = temperature, cosine_weight
+        self.word_weight = 0.0 if on_task else hard_weight
+        if self.soft_weight == cosine_weight == 0:
+            raise UserError(
+                "cosine_weight: expected a number above 0, for nothing else comes from the teacher, given 0"
+            )
+        self._last = (0, 0)
+        self._vocabulary = 0
+        self.word_head: MaskedLanguageHead | None = None
+
+    @property
+    def trains_head(self) -> bool:
+        """On a task, by soft targets or labels."""
+        return super().trains_head or (self.soft_weight > 0 and self.settings.trains)
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Where its answers are learnt."""
+        return self.soft_weight > 0
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Hidden sizes must be equal."""
+        (teacher,) = teachers
+        self._check_widths(model.hidden, teacher.hidden)
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Match the last layers; on a corpus, make the head for masked words."""
+        (teacher,) = teachers
+        self._check_widths(student["hidden"], teacher["hidden"])
+        if self.soft_weight > 0:
+            check_outputs(student["labels"], [teacher["labels"]])
+        self._last = len(student["layers"]), len(teacher["layers"])
+        if self.word_weight > 0:
+            if self.mask_id is None:
+                raise UserError(
+                    "hard_weight: expected 0 with a corpus, as the student's tokenizer has no mask token, "
+                    f"given {self.word_weight}"
+                )
+            # Either side must know what a word is replaced by; a table may be longer than the tokenizer.
+            self._vocabulary = min(student["vocabulary"], teacher["vocabulary"])
+            self.word_head = MaskedLanguageHead(student["hidden"], student["embedding"], student["vocabulary"])
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """On a corpus, the text with words masked, and ``masked_words``, what they were."""
+        if self.word_head is None:
+            return batch
+        assert self.mask_id is not None
+        ids = batch["input_ids"]
+        special = torch.isin(ids, torch.tensor(self.special_ids, device=ids.device, dtype=ids.dtype))
+        masked, targets = mask_tokens(
+            ids, batch["attention_mask"].bool() & ~special, mask_id=self.mask_id, vocabulary=self._vocabulary
+        )
+        return {**batch, "input_ids": masked, "masked_words": targets}
+
+    def asks_student(self) -> Asks:
+        """Its last hidden states, its answers where the teacher's are to be learnt."""
+        states = (self._last[0],) if self.cosine_weight > 0 or self.word_weight > 0 else ()
+        return Asks(hidden=states, logits=self.soft_weight > 0)
+
+    def asks_teacher(self) -> Asks:
+        """Its last hidden states, its answers."""
+        return Asks(hidden=(self._last[1],) if self.cosine_weight > 0 else (), logits=self.soft_weight > 0)
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``soft``: the answers; ``cosine``: the hidden states; ``word``: the masked words."""
+        (teacher,) = teachers
+        mine, theirs = self._last
+        found = {}
+        if self.soft_weight > 0:
+            assert student.logits is not None and teacher.logits is not None
+            found["soft"] = self.soft_weight * output_loss([teacher.logits], student.logits, self.temperature)
+        if self.cosine_weight > 0:
+            distance = hidden_cosine(teacher.hidden[theirs], student.hidden[mine], batch["attention_mask"])
+            found["cosine"] = self.cosine_weight * distance
+        if self.word_head is not None:
+            targets = batch["masked_words"]
+            words = cast(Tensor, self.model.get_input_embeddings().weight)
+            predicted = self.word_head(student.hidden[mine][targets != IGNORED], words)
+            found["word"] = self.word_weight * masked_word_loss(predicted, targets)
+        return found
+
+    def _check_widths(self, student: int, teacher: int) -> None:
+        if self.cosine_weight > 0 and student != teacher:
+            raise UserError(
+                f"cosine_weight: expected 0 where the student's hidden size {student} is not the teacher's {teacher}, "
+                f"as their states cannot be compared, given {self.cosine_weight}"
+            )

@@ -1,101 +1,69 @@
-"""Soft targets: the student learns the outputs of its teachers (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
-
-With logits z, a temperature τ and C classes, the loss of one example is
-
-    L_soft = τ² · KL(softmax(z_T / τ) ‖ softmax(z_S / τ)) = τ² · Σ_c p_T,c (ln p_T,c - ln p_S,c)
-
-The KL is summed over classes and averaged over examples. τ² keeps the size of its gradient as the temperature
-changes, for 1/τ² is what a large τ makes of it. Published codes differ, and their weights are therefore not ours:
-the official code of PKD averages over classes as well (``KLDivLoss(reduction="mean")``: with C classes, C times
-too small), and TinyBERT's soft cross-entropy ends in ``.mean()``, which does the same, without τ².
-
-Shapes: B batch, C classes.
-"""
+"""Soft targets: the student learns what its teachers answer."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from edgemin.distillation.averages import arithmetic
+from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
+from edgemin.training.distillation import Asks, Distillation, DistillSettings
+from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
 
 
-def output_loss(teachers: Sequence[Tensor], student: Tensor, temperature: float) -> Tensor:
-    """Distance of the student's outputs from its teachers': soft targets, or squared error where there is one output.
+class LogitsDistillation(Distillation):
+    r"""Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): match the teachers' softened distributions.
 
-    Of several teachers each counts the same: the mean of the losses towards each. For soft targets its gradient is
-    that of the KL from the mean of the teachers' distributions; for squared error that of the error from their mean.
+    .. math:: L = (1 - \alpha) \, CE(y, z_S) + \alpha \, \tau^2 \, KL(softmax(z_T / \tau) \,\|\, softmax(z_S / \tau))
 
-    One output is a score, not a class: the loss is then (z_T - z_S)², averaged over examples, and the
-    temperature has no part in it.
-
-    Args:
-        teachers: ``[B, C]`` each; they get no gradient.
-        student: ``[B, C]``.
-        temperature: τ, above 0.
-
-    Returns:
-        A scalar; 0 where the student answers as every teacher does.
-    """
-    assert teachers, "nobody to learn from"
-    if student.shape[-1] == 1:
-        losses = [squared_error(teacher, student) for teacher in teachers]
-    else:
-        losses = [soft_target_kl(teacher, student, temperature) for teacher in teachers]
-    return torch.stack(losses).mean()
-
-
-def soft_target_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """τ² times the KL divergence of the teacher's softened distribution from the student's (equation above).
-
-    Computed in float32 also under autocast and for 16-bit logits; with a float64 argument in float64.
+    The KL is averaged over examples and, with several teachers, over them with equal weights
+    (:func:`edgemin.training.soft_targets.output_loss`). A task with one output (regression) has squared errors in the
+    place of CE and of the KL, and no temperature. Teachers may have another tokenizer than the student: each reads the
+    sentences in its own tokens, and only answers are compared.
 
     Args:
-        teacher: logits ``[B, C]``, the target; gets no gradient.
-        student: logits ``[B, C]``.
         temperature: τ, above 0; 1 compares the distributions as they are.
-
-    Returns:
-        A scalar in nats, averaged over examples.
+        alpha: share of the teachers in the loss, above 0; the labels have the rest. 1 never looks at a label.
+        settings: see :class:`edgemin.training.distillation.Distillation`.
     """
-    assert teacher.shape == student.shape, "teacher and student must know the same classes"
-    assert temperature > 0
-    dtype = arithmetic(teacher, student)
-    with torch.autocast(student.device.type, enabled=False):
-        target = F.log_softmax(teacher.detach().to(dtype) / temperature, dim=-1)
-        learnt = F.log_softmax(student.to(dtype) / temperature, dim=-1)
-        return temperature**2 * F.kl_div(learnt, target, reduction="batchmean", log_target=True)
 
+    several_teachers: ClassVar[bool] = True
+    takes_corpus: ClassVar[bool] = False
+    same_tokens: ClassVar[bool] = False
 
-def squared_error(teacher: Tensor, student: Tensor) -> Tensor:
-    """(z_T - z_S)², averaged over examples, for tasks whose one output ``[B, 1]`` is a score."""
-    assert teacher.shape == student.shape and student.shape[-1] == 1
-    dtype = arithmetic(teacher, student)
-    with torch.autocast(student.device.type, enabled=False):
-        return F.mse_loss(student.to(dtype), teacher.detach().to(dtype))
+    def __init__(self, *, temperature: float, alpha: float, **settings: Unpack[DistillSettings]) -> None:
+        check_temperature(temperature)
+        if not 0 < alpha <= 1:
+            raise UserError(f"alpha: expected a share above 0 and at most 1, given {alpha}")
+        super().__init__(task_weight=1 - alpha, settings=settings)
+        self.temperature, self.alpha = temperature, alpha
 
+    @property
+    def trains_head(self) -> bool:
+        """Always: teachers and labels both speak to the outputs."""
+        return self.settings.trains
 
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that softens nothing.
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Its answers are all that is learnt."""
+        return True
 
-    Raises:
-        UserError: it is not above 0, or not finite.
-    """
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature: expected a number above 0, given {temperature}")
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """The same outputs on both sides."""
+        check_outputs(student["labels"], [teacher["labels"] for teacher in teachers])
 
+    def asks_student(self) -> Asks:
+        """What it answers."""
+        return Asks(logits=True)
 
-def check_outputs(student: int, teachers: Sequence[int]) -> None:
-    """Refuse a teacher of another number of outputs than the student has.
+    def asks_teacher(self) -> Asks:
+        """What it answers."""
+        return Asks(logits=True)
 
-    Raises:
-        UserError: with the first such number.
-    """
-    for outputs in teachers:
-        if outputs != student:
-            raise UserError(f"teacher: expected a head of {student} outputs, as the student's, given one of {outputs}")
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``soft``: the answers."""
+        answers = [teacher.logits for teacher in teachers if teacher.logits is not None]
+        assert student.logits is not None and len(answers) == len(teachers)
+        return {"soft": self.alpha * output_loss(answers, student.logits, self.temperature)}

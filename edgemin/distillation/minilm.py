@@ -16,28 +16,110 @@ Shapes: B batch, T tokens, Ht and Hs widths of the projections of teacher and st
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
 from torch import Tensor
 
-from edgemin.distillation.relation import relation_kl
+from edgemin.distillation.relation import attention_kl, value_kl
+from edgemin.encoder.taps import Reading
+from edgemin.errors import UserError
+from edgemin.training.attention import check_rebuildable, check_same_heads
+from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.layer_maps import check_layers
+from edgemin.training.loss_weights import check_term_weights
+from edgemin.training.stage import Shape
 
-Projections = tuple[Tensor, Tensor, Tensor]
 
+class MiniLM(Distillation):
+    r"""MiniLM (Wang et al. 2020, arXiv 2002.10957): match attention distributions and value relations of one layer.
 
-def attention_kl(teacher: Projections, student: Projections, mask: Tensor, heads: int) -> Tensor:
-    """L_AT: KL of the teacher's attention distributions from the student's, averaged over sequences.
+    .. math:: L = w_{AT} L_{AT} + w_{VR} L_{VR} + w \, L_{task}
+
+    with :func:`edgemin.distillation.minilm.attention_kl` and :func:`edgemin.distillation.minilm.value_kl`; the paper's
+    weights are 1, 1 and 0. Both layers need equally many attention heads (``minilmv2`` does not), and attention that
+    follows from the projections alone: not ModernBERT's. For a student of at most half the layers and half the width
+    of its teacher the paper puts an assistant of the teacher's depth and the student's width between them.
 
     Args:
-        teacher: raw queries, keys and values ``[B, T, Ht]`` of the teacher's layer (an ``encoder.Projections``).
-        student: those of the student's layer, ``[B, T, Hs]``.
-        mask: ``[B, T]``, non-zero where there is a token.
-        heads: attention heads, equally many on both sides.
-
-    Returns:
-        A scalar in nats; 0 for equal distributions.
+        teacher_layer: which teacher layer is read, counted from 1; ``None`` is the last.
+        student_layer: which student layer learns, counted from 1; ``None`` is the last.
+        attention_weight: of the attention distributions.
+        value_weight: of the value relations.
+        task_weight: see :class:`edgemin.training.distillation.Distillation`, as for all other settings.
+        settings: see there.
     """
-    return relation_kl(teacher[0], student[0], mask, heads, teacher[1], student[1])
 
+    def __init__(
+        self,
+        *,
+        teacher_layer: int | None = None,
+        student_layer: int | None = None,
+        attention_weight: float = 1.0,
+        value_weight: float = 1.0,
+        task_weight: TaskWeight = "auto",
+        **settings: Unpack[DistillSettings],
+    ) -> None:
+        super().__init__(task_weight=task_weight, settings=settings)
+        check_term_weights({"attention": attention_weight, "value": value_weight})
+        if attention_weight == value_weight == 0:
+            raise UserError("attention_weight: expected it or value_weight above 0, given both 0")
+        self.teacher_layer, self.student_layer = teacher_layer, student_layer
+        self.attention_weight, self.value_weight = attention_weight, value_weight
+        self._pair = (0, 0)
+        self._heads = 0
 
-def value_kl(teacher: Projections, student: Projections, mask: Tensor, heads: int) -> Tensor:
-    """L_VR: KL of the teacher's value relations from the student's; arguments as for ``attention_kl``."""
-    return relation_kl(teacher[2], student[2], mask, heads)
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Layers must exist, have equally many heads and attention that the projections give."""
+        (teacher,) = teachers
+        self.pair(model.layers, teacher.layers)
+        self._check_family(model.family, teacher.family)
+        if not (model.pruned or teacher.pruned):
+            self._check_heads(model.heads, teacher.heads)
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """One layer of each."""
+        (teacher,) = teachers
+        self._check_family(student["family"], teacher["family"])
+        mine, theirs = self._pair = self.pair(len(student["layers"]), len(teacher["layers"]))
+        self._heads = student["layers"][mine - 1]["heads"]
+        self._check_heads(self._heads, teacher["layers"][theirs - 1]["heads"])
+
+    def pair(self, student_layers: int, teacher_layers: int) -> tuple[int, int]:
+        """The student's layer and the teacher's, counted from 1.
+
+        Raises:
+            UserError: a layer that one of the models does not have.
+        """
+        mine = student_layers if self.student_layer is None else self.student_layer
+        theirs = teacher_layers if self.teacher_layer is None else self.teacher_layer
+        check_layers({mine: theirs}, student_layers, teacher_layers)
+        return mine, theirs
+
+    def asks_student(self) -> Asks:
+        """The one layer."""
+        return Asks(projections=self._pair[:1])
+
+    def asks_teacher(self) -> Asks:
+        """The one layer."""
+        return Asks(projections=self._pair[1:])
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``attention``: the distributions; ``value``: the relations."""
+        (teacher,) = teachers
+        sides = teacher.projections[self._pair[1]], student.projections[self._pair[0]]
+        mask, found = batch["attention_mask"], {}
+        if self.attention_weight:
+            found["attention"] = self.attention_weight * attention_kl(*sides, mask, self._heads)
+        if self.value_weight:
+            found["value"] = self.value_weight * value_kl(*sides, mask, self._heads)
+        return found
+
+    def _check_family(self, student: str, teacher: str) -> None:
+        if self.attention_weight:
+            check_rebuildable(student, teacher)
+
+    @staticmethod
+    def _check_heads(student: int, teacher: int) -> None:
+        expected = "as many attention heads as in the teacher's layer (minilmv2 takes any number)"
+        check_same_heads(student, teacher, "student_layer", expected)

@@ -30,13 +30,25 @@ Shapes: B batch, T tokens, Ht and Hs widths of teacher and student.
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Unpack
 
-from edgemin.distillation.attention import attention_outputs
-from edgemin.distillation.averages import arithmetic
-from edgemin.distillation.relation import relation_kl
+import torch
+from torch import Tensor, nn
+
+from edgemin.distillation.relation import common_relation_heads, relation_kl
+from edgemin.distillation.sample_relations import contrastive_relation, sample_relation
+from edgemin.encoder.taps import Reading
+from edgemin.errors import UserError
+from edgemin.training.attention import attention_outputs, check_rebuildable
+from edgemin.training.distillation import Asks, DistillSettings
+from edgemin.training.hidden_states import hidden_mse
+from edgemin.training.layer_maps import matched_layers
+from edgemin.training.loss_weights import check_term_weights
+from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
+from edgemin.training.stage import Shape
+from edgemin.training.two_fits import TwoFits
 
 
 def token_relation(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
@@ -80,47 +92,227 @@ def attention_relation(
     return relation_kl(target, attention_outputs(*student, mask, student_heads), mask, relation_heads)
 
 
-def sample_relation(teacher: Tensor, student: Tensor) -> Tensor:
-    """L_SS: KL of the teacher's relation of the examples of a batch from the student's, averaged over examples.
+_INSIDE, _PREDICTION = ("embedding", "attention", "hidden"), ("sample", "contrastive", "soft")
+
+
+class _Heads(NamedTuple):
+    """Of one pair of layers."""
+
+    student: int
+    teacher: int
+    relation: int
+
+
+class MLKD(TwoFits):
+    r"""MLKD-BERT (Zhang, Yang and Ji 2024, arXiv 2407.02775), as far as it is known: see the note below.
+
+    .. math:: L_1 = w_E L_{EMB} + w_A L_{MHA} + w_H L_{FFN}, \qquad L_2 = w_S L_{SS} + w_C L_{SC} + w_K L_{KD}
+
+    with the terms of :mod:`edgemin.distillation.mlkd`. The first fit trains the encoder by :math:`L_1`: relations of
+    tokens in the embeddings and in what attention puts out, and hidden states. The second trains encoder and head by
+    :math:`L_2`: relations of the examples of a batch, a contrast of them by label, and soft targets. With a corpus
+    there is the first alone. The student may have any number of attention heads.
+
+    Note:
+        The paper's text was not at hand. That relations are distilled at several levels and heads are free is in its
+        abstract; the stages and terms are those that published summaries of it name, not checked against the paper;
+        what the summaries leave open is our choice, listed in :mod:`edgemin.distillation.mlkd`. Its numbers cannot be
+        expected of this.
+
+    Relations of examples and their contrast depend on the batch by nature, so ``batch_size`` and what falls into one
+    batch are part of :math:`L_2`.
 
     Args:
-        teacher: one vector per example, ``[B, Ht]``; gets no gradient.
-        student: ``[B, Hs]``.
-
-    Returns:
-        A scalar in nats; 0 for equal relations, and for a batch of one.
+        layer_map: {student layer: teacher layer}, counted from 1; ``None`` spreads them evenly, the last to the last.
+        relation_heads: into how many parts the outputs of all attention heads of a layer are re-split; ``None`` is the
+            student's number of heads, or the next below that divides both widths.
+        embedding_weight: of the relations of tokens in the embeddings.
+        attention_weight: of the relations of what attention puts out; it must follow from the projections alone, so
+            not ModernBERT's.
+        hidden_weight: of the hidden states, mapped to the teacher's width by a learnt matrix that is dropped at the
+            end.
+        sample_weight: of the relations of examples, by their [CLS] after the last layer.
+        contrastive_weight: of the contrast of examples by label; left out for regression, which has no classes.
+        contrastive_temperature: of its similarities, which are cosines.
+        soft_weight: of the teacher's answers.
+        temperature: of the teacher's answers.
+        prediction_share: see :class:`edgemin.training.two_fits.TwoFits`, as for
+        prediction_learning_rate: this.
+        settings: see :class:`edgemin.training.distillation.Distillation`; ``learning_rate`` is that of the first fit.
     """
-    everyone = torch.ones(1, len(student), dtype=torch.bool, device=student.device)
-    return relation_kl(teacher[None], student[None], everyone, relation_heads=1)
 
+    def __init__(
+        self,
+        *,
+        layer_map: dict[int, int] | None = None,
+        relation_heads: int | None = None,
+        embedding_weight: float = 1.0,
+        attention_weight: float = 1.0,
+        hidden_weight: float = 1.0,
+        sample_weight: float = 1.0,
+        contrastive_weight: float = 1.0,
+        contrastive_temperature: float = 0.1,
+        soft_weight: float = 1.0,
+        temperature: float = 1.0,
+        prediction_share: float = 0.2,
+        prediction_learning_rate: float = 3e-5,
+        **settings: Unpack[DistillSettings],
+    ) -> None:
+        super().__init__(
+            prediction_share=prediction_share, prediction_learning_rate=prediction_learning_rate, settings=settings
+        )
+        check_temperature(temperature)
+        if not 0 < contrastive_temperature < math.inf:
+            raise UserError(f"contrastive_temperature: expected a number above 0, given {contrastive_temperature}")
+        if relation_heads is not None and relation_heads < 1:
+            raise UserError(f"relation_heads: expected null or a whole number of at least 1, given {relation_heads}")
+        self.weights = {
+            "embedding": embedding_weight,
+            "attention": attention_weight,
+            "hidden": hidden_weight,
+            "sample": sample_weight,
+            "contrastive": contrastive_weight,
+            "soft": soft_weight,
+        }
+        self.layer_map, self.relation_heads = layer_map, relation_heads
+        self.temperature, self.contrastive_temperature = temperature, contrastive_temperature
+        self._check_weights()
+        self.projection: nn.Linear | None = None
+        self._pairs: dict[int, int] = {}
+        self._heads: dict[int, _Heads] = {}
+        self._last = (0, 0)
 
-def contrastive_relation(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """L_SC: examples of one class closer than others, over both models' vectors of a batch.
+    def _check_weights(self) -> None:
+        check_term_weights(self.weights)
+        for fit, names in ((self.settings, _INSIDE), (self._prediction, _PREDICTION)):
+            if fit is not None and fit.trains and not any(self.weights[name] for name in names):
+                others = " or ".join(f"{name}_weight" for name in names[1:])
+                raise UserError(f"{names[0]}_weight: expected it, {others} above 0, given all 0")
 
-    With the 2B vectors z of teacher and student normalised, and P(i) those other than i whose label is that of i (the
-    other model's vector of the same example always is):
+    # -- what planning asks ------------------------------------------------------------------------
 
-        L = 1 / 2B · Σ_i 1 / |P(i)| · Σ_(p in P(i)) -ln(exp(z_i · z_p / τ) / Σ_(a ≠ i) exp(z_i · z_a / τ))
+    @property
+    def trains_head(self) -> bool:
+        """Where the teacher's answers are learnt."""
+        return super().trains_head and self.weights["soft"] > 0
 
-    This is the supervised contrast of Khosla et al. (2020, arXiv 2004.11362) with two models in place of two views.
-    Computed in float32 also under autocast; with a float64 argument in float64.
+    @property
+    def leaves_head_stale(self) -> bool:
+        """Where it trains anything else alone."""
+        return self.trains and not self.trains_head
 
-    Args:
-        teacher: one vector per example, ``[B, H]``; gets no gradient.
-        student: ``[B, H]``, projected to the teacher's width.
-        labels: ``[B]``, class indices.
-        temperature: τ, above 0.
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Layers must exist, relation heads divide both widths, families fit."""
+        (teacher,) = teachers
+        matched_layers(self.layer_map, model.layers, teacher.layers)
+        if self.weights["attention"]:
+            check_rebuildable(model.family, teacher.family)
+            for side, shape in (("student", model), ("teacher", teacher)):
+                if self.relation_heads is not None and not shape.pruned and shape.width % self.relation_heads:
+                    raise UserError(
+                        f"relation_heads: expected a divisor of the {side}'s width {shape.width}, given "
+                        f"{self.relation_heads}"
+                    )
 
-    Returns:
-        A scalar in nats, above 0 but for a batch of one.
-    """
-    assert teacher.shape == student.shape and labels.shape == student.shape[:1]
-    dtype = arithmetic(teacher, student)
-    with torch.autocast(student.device.type, enabled=False):
-        vectors = F.normalize(torch.cat([teacher.detach().to(dtype), student.to(dtype)]), dim=-1)
-        itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
-        similarities = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf)
-        classes = labels.repeat(2)
-        positive = (classes[:, None] == classes) & ~itself
-        chosen = F.log_softmax(similarities, dim=-1).masked_fill(~positive, 0.0)
-        return -(chosen.sum(-1) / positive.sum(-1)).mean()
+    # -- training ----------------------------------------------------------------------------------
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Match layers, choose the relation heads of each pair, make the projection."""
+        (teacher,) = teachers
+        self._last = (len(student["layers"]), len(teacher["layers"]))
+        self._pairs = matched_layers(self.layer_map, *self._last)
+        if self.weights["attention"]:
+            check_rebuildable(student["family"], teacher["family"])
+            for mine, theirs in self._pairs.items():
+                self._heads[mine] = self._heads_of(student["layers"][mine - 1], teacher["layers"][theirs - 1], mine)
+        if self.corpus is not None:
+            self.notes.append("a corpus has no predictions to learn: only relations of tokens and hidden states were")
+        if self.trains_head:
+            check_outputs(student["labels"], [teacher["labels"]])
+        contrasts = self._prediction is not None and self.weights["contrastive"] > 0
+        if contrasts and student["labels"] == 1:
+            contrasts, self.weights["contrastive"] = False, 0.0
+            self._check_weights()
+            self.notes.append("the contrast by label was left out: a regression has no classes")
+        if contrasts or self.weights["hidden"]:
+            self.projection = nn.Linear(student["hidden"], teacher["hidden"], bias=False)
+
+    def _heads_of(self, student: Mapping[str, Any], teacher: Mapping[str, Any], layer: int) -> _Heads:
+        asked = student["heads"] if self.relation_heads is None else self.relation_heads
+        widths = [side["heads"] * side["head_size"] for side in (student, teacher)]
+        found = common_relation_heads(asked, *widths)
+        if found != asked:
+            self.notes.append(
+                f"relation heads of student layer {layer}: {found} instead of {asked}, the largest that divides the "
+                f"widths {widths[0]} and {widths[1]}"
+            )
+        return _Heads(student["heads"], teacher["heads"], found)
+
+    def asks_student(self) -> Asks:
+        """Inside first, then the last [CLS] and the answers."""
+        return self._asks(tuple(self._pairs), self._last[0])
+
+    def asks_teacher(self) -> Asks:
+        """As of the student, of the matched layers."""
+        return self._asks(tuple(sorted(set(self._pairs.values()))), self._last[1])
+
+    def _asks(self, layers: tuple[int, ...], last: int) -> Asks:
+        weights = self.weights
+        if self.phase == 1:
+            related = weights["sample"] or weights["contrastive"]
+            return Asks(hidden=(last,) if related else (), logits=weights["soft"] > 0)
+        embeddings = (0,) if weights["embedding"] else ()
+        return Asks(
+            projections=layers if weights["attention"] else (),
+            hidden=embeddings + (layers if weights["hidden"] else ()),
+        )
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``embedding``, ``attention`` and ``hidden``; then ``sample``, ``contrastive`` and ``soft``."""
+        (teacher,) = teachers
+        if self.phase == 1:
+            found = self._between_examples(student, teacher, batch["labels"])
+        else:
+            found = self._between_tokens(student, teacher, batch["attention_mask"])
+        return {name: self.weights[name] * term for name, term in found.items()}
+
+    def _between_tokens(self, student: Reading, teacher: Reading, mask: Tensor) -> dict[str, Tensor]:
+        found = {}
+        if self.weights["embedding"]:
+            found["embedding"] = token_relation(teacher.hidden[0], student.hidden[0], mask)
+        if self.weights["attention"]:
+            relations = [
+                attention_relation(
+                    teacher.projections[theirs],
+                    student.projections[mine],
+                    mask,
+                    teacher_heads=self._heads[mine].teacher,
+                    student_heads=self._heads[mine].student,
+                    relation_heads=self._heads[mine].relation,
+                )
+                for mine, theirs in self._pairs.items()
+            ]
+            found["attention"] = torch.stack(relations).sum()
+        if self.weights["hidden"]:
+            assert self.projection is not None
+            errors = [
+                hidden_mse(teacher.hidden[theirs], self.projection(student.hidden[mine]), mask)
+                for mine, theirs in self._pairs.items()
+            ]
+            found["hidden"] = torch.stack(errors).sum()
+        return found
+
+    def _between_examples(self, student: Reading, teacher: Reading, labels: Tensor) -> dict[str, Tensor]:
+        found = {}
+        if self.weights["sample"]:
+            found["sample"] = sample_relation(teacher.hidden[self._last[1]][:, 0], student.hidden[self._last[0]][:, 0])
+        if self.weights["contrastive"]:
+            assert self.projection is not None
+            mine, theirs = student.hidden[self._last[0]][:, 0], teacher.hidden[self._last[1]][:, 0]
+            found["contrastive"] = contrastive_relation(
+                theirs, self.projection(mine), labels, self.contrastive_temperature
+            )
+        if self.weights["soft"]:
+            assert student.logits is not None and teacher.logits is not None
+            found["soft"] = output_loss([teacher.logits], student.logits, self.temperature)
+        return found

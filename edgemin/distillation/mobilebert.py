@@ -23,16 +23,29 @@ Shapes: B batch, T tokens, H hidden size (N above).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from edgemin.distillation.averages import arithmetic, over_tokens
+from edgemin.distillation.relation import attention_kl
+from edgemin.encoder.parts import parameters_by_depth
+from edgemin.encoder.taps import Reading
+from edgemin.errors import UserError
+from edgemin.training.attention import check_rebuildable, check_same_heads, matched_heads
+from edgemin.training.averages import arithmetic, over_tokens
+from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.fit import Fit
+from edgemin.training.layer_maps import matched_layers
+from edgemin.training.loss_weights import check_term_weights
+from edgemin.training.stage import Shape
 
 
-def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normalise: bool) -> Tensor:
+def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normalize: bool) -> Tensor:
     """Mean squared error of feature maps: L_FMT, or L_norm.
 
     Computed in float32 also under autocast and for 16-bit feature maps; with a float64 argument in float64.
@@ -41,7 +54,7 @@ def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normali
         teacher: ``[B, T, H]``; gets no gradient.
         student: ``[B, T, H]``, of the same tokens.
         mask: ``[B, T]``, non-zero where there is a token.
-        normalise: Whether each token's mean and variance are taken off before (a LayerNorm without scale and bias).
+        normalize: Whether each token's mean and variance are taken off before (a LayerNorm without scale and bias).
 
     Returns:
         A scalar. A sequence without any token adds nothing and is not counted.
@@ -49,7 +62,7 @@ def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normali
     assert teacher.shape == student.shape, "feature maps of equal widths"
 
     def error(target: Tensor, learnt: Tensor) -> Tensor:
-        if normalise:
+        if normalize:
             target, learnt = (F.layer_norm(side, side.shape[-1:], eps=1e-12) for side in (target, learnt))
         return (learnt - target).square().mean(-1)
 
@@ -76,3 +89,183 @@ def _averaged(error: Callable[[Tensor, Tensor], Tensor], teacher: Tensor, studen
     dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
         return over_tokens(error(teacher.detach().to(dtype), student.to(dtype)), mask.bool())
+
+
+class MobileBERT(Distillation):
+    r"""MobileBERT's transfer (Sun et al. 2020, arXiv 2004.02984): each layer's feature map and attention.
+
+    .. math:: L = \sum_l w_F L_{norm}^l + w_M L_{mean}^l + w_V L_{var}^l + w_A L_{AT}^l + w \, L_{task}
+
+    over the matched layers, with the terms of :mod:`edgemin.distillation.mobilebert`. ``normalize=false`` with
+    ``mean_weight`` and ``variance_weight`` 0 is the paper's own equation, the defaults are those of its published code.
+
+    Progressively, there is one fit per matched student layer, from the lowest up, each with that layer's terms alone:
+    what lies below is frozen, what lies above does not run, the embeddings are trained with the first. (The published
+    code trains the layers below on, at a tenth of the learning rate.) With a task loss a last fit follows, of the whole
+    model by all terms, as the paper pre-trains after its transfer. ``steps`` or ``epochs`` are divided evenly among the
+    fits, the last takes what remains; each has its own warm-up and decay.
+
+    Feature maps are compared as they are, so student and teacher need equal hidden sizes, and attention head by head,
+    so matched layers need equally many. The paper's teacher is a BERT-large made to have them (IB-BERT).
+
+    Args:
+        layer_map: {student layer: teacher layer}, counted from 1; ``None`` spreads them evenly, the last to the last.
+        feature_weight: of the feature maps.
+        normalize: whether each token's mean and variance are taken off a feature map before.
+        mean_weight: of the means.
+        variance_weight: of the variances.
+        attention_weight: of the attention distributions, which must follow from the projections alone, so not
+            ModernBERT's.
+        progressive: layer after layer; else all matched layers at once, in one fit.
+        task_weight: see :class:`edgemin.training.distillation.Distillation`, as for all other settings.
+        settings: see there. ``patience`` is of the fit with the task loss alone, where there is progress to it: before
+            there is nothing to score.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer_map: dict[int, int] | None = None,
+        feature_weight: float = 100.0,
+        normalize: bool = True,
+        mean_weight: float = 5000.0,
+        variance_weight: float = 5.0,
+        attention_weight: float = 1.0,
+        progressive: bool = True,
+        task_weight: TaskWeight = "auto",
+        **settings: Unpack[DistillSettings],
+    ) -> None:
+        super().__init__(task_weight=task_weight, settings=settings)
+        self.weights = {
+            "feature": feature_weight,
+            "mean": mean_weight,
+            "variance": variance_weight,
+            "attention": attention_weight,
+        }
+        check_term_weights(self.weights)
+        if not any(self.weights.values()):
+            raise UserError("feature_weight: expected it or another weight above 0, given all 0")
+        if progressive and task_weight == 0 and self.settings.patience is not None:
+            raise UserError(
+                "patience: expected null where layers are learnt one after the other (progressive) and nothing after "
+                f"them (task_weight=0), as there is nothing to score, given {self.settings.patience}"
+            )
+        self.layer_map, self.normalize, self.progressive = layer_map, normalize, progressive
+        self._joint_task_weight = task_weight
+        self._pairs: dict[int, int] = {}
+        self._heads: dict[int, int] = {}
+
+    # -- what planning asks ------------------------------------------------------------------------
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Layers must exist; hidden sizes, heads and families fit what is compared."""
+        (teacher,) = teachers
+        matched_layers(self.layer_map, model.layers, teacher.layers)
+        self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
+        if self.weights["attention"] and not (model.pruned or teacher.pruned):
+            check_same_heads(model.heads, teacher.heads)
+
+    def _check_sides(self, student: str, teacher: str, student_width: int, teacher_width: int) -> None:
+        if self.weights["attention"]:
+            check_rebuildable(student, teacher)
+        if self.weights["feature"] and student_width != teacher_width:
+            raise UserError(
+                f"feature_weight: expected 0 where the student's hidden size {student_width} is not the teacher's "
+                f"{teacher_width}, as feature maps are compared unit by unit, given {self.weights['feature']}"
+            )
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Match layers, the lowest first."""
+        (teacher,) = teachers
+        self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
+        pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
+        self._pairs = dict(sorted(pairs.items()))
+        if self.weights["attention"]:
+            self._heads = matched_heads(student["layers"], teacher["layers"], self._pairs)
+        untrained = [layer for layer, fit in zip(self._pairs, self.phases(), strict=False) if not fit.trains]
+        if self.settings.trains and untrained:
+            self.notes.append(f"{self.settings.steps} steps are too few for a fit of each layer: none of {untrained}")
+
+    def phases(self) -> list[Fit]:
+        """One fit; or one for each matched layer, and where there is a task loss one more.
+
+        In planning, which does not match layers, as many as there are at least: more than one.
+        """
+        if not self.progressive:
+            return [self.settings]
+        if not self._pairs:
+            return [self.settings] * 2
+        fits = _divided(self.settings, len(self._pairs) + (self._joint_task_weight != 0))
+        alone = [replace(fit, patience=None) for fit in fits[: len(self._pairs)]]
+        return alone + fits[len(self._pairs) :]
+
+    def planned_steps(self, examples: int, model: Shape) -> int:
+        """One budget, which its fits divide."""
+        return self.settings.optimizer_steps(examples)
+
+    def _layers(self) -> tuple[int, ...]:
+        """The student's layers that learn in this phase."""
+        found = tuple(self._pairs)
+        return found[self.phase : self.phase + 1] if self._is_one_layers else found
+
+    @property
+    def _is_one_layers(self) -> bool:
+        return self.progressive and self.phase < len(self._pairs)
+
+    def setup(self, stage: str) -> None:
+        """Before every fit, a resumed one too, and before its optimizer: freeze all but what learns in it."""
+        super().setup(stage)
+        self.task_weight = 0.0 if self._is_one_layers else self._joint_task_weight
+        self.model.requires_grad_(not self._is_one_layers)
+        if self._is_one_layers:
+            (layer,) = self._layers()
+            lower = max((other for other in self._pairs if other < layer), default=-1)
+            for parameters in parameters_by_depth(self.model)[lower + 1 : layer + 1]:
+                for parameter in parameters:
+                    parameter.requires_grad_(True)
+
+    def asks_student(self) -> Asks:
+        """The layers of this phase."""
+        return self._asks(self._layers())
+
+    def asks_teacher(self) -> Asks:
+        """Those they are matched with."""
+        return self._asks(tuple(sorted({self._pairs[layer] for layer in self._layers()})))
+
+    def _asks(self, layers: tuple[int, ...]) -> Asks:
+        maps = any(self.weights[name] for name in ("feature", "mean", "variance"))
+        return Asks(projections=layers if self.weights["attention"] else (), hidden=layers if maps else ())
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``feature``, ``mean``, ``variance`` and ``attention``, each summed over the layers of this phase."""
+        (teacher,) = teachers
+        mask = batch["attention_mask"]
+        found: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight}
+        for mine in self._layers():
+            theirs = self._pairs[mine]
+            if "feature" in found:
+                maps = teacher.hidden[theirs], student.hidden[mine]
+                found["feature"].append(feature_map_error(*maps, mask, normalize=self.normalize))
+            if "mean" in found:
+                found["mean"].append(mean_error(teacher.hidden[theirs], student.hidden[mine], mask))
+            if "variance" in found:
+                found["variance"].append(variance_error(teacher.hidden[theirs], student.hidden[mine], mask))
+            if "attention" in found:
+                sides = teacher.projections[theirs], student.projections[mine]
+                found["attention"].append(attention_kl(*sides, mask, self._heads[mine]))
+        return {name: self.weights[name] * torch.stack(terms).sum() for name, terms in found.items()}
+
+    def finish(self) -> PreTrainedModel:
+        """The student, nothing frozen."""
+        return super().finish().requires_grad_(True)
+
+
+def _divided(fit: Fit, parts: int) -> list[Fit]:
+    """A fit's steps or epochs in equal parts; what remains of the steps goes to the last."""
+    if fit.steps is not None:
+        each = fit.steps // parts
+        return [replace(fit, steps=each)] * (parts - 1) + [replace(fit, steps=fit.steps - each * (parts - 1))]
+    assert fit.epochs is not None
+    return [replace(fit, epochs=fit.epochs / parts)] * parts

@@ -21,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgemin.distillation.averages import arithmetic, over_sequences
 from edgemin.distillation.relation_blocks import Projected, blocked_relation_kl
-from edgemin.distillation.weights import check_weight
 from edgemin.errors import UserError
+from edgemin.training.averages import arithmetic, over_sequences
+from edgemin.training.loss_weights import check_weight
 
 PAIRS = tuple(rows + columns for rows in "qkv" for columns in "qkv")
 """The nine relations, query side first: ``qk`` has rows of queries and columns of keys, as attention has."""
 
+Projections = tuple[Tensor, Tensor, Tensor]  #: queries, keys and values
 _TEACHER_LAYERS = {("bert", 24, 1024): 21, ("roberta", 24, 1024): 19}
 
 
@@ -70,6 +71,26 @@ def relation_kl(
     _check_relation_heads(relation_heads, teacher.shape[-1], student.shape[-1])
     sides = Projected(teacher, teacher_keys), Projected(student, student_keys)
     return blocked_relation_kl(*sides, mask.bool(), relation_heads)
+
+
+def attention_kl(teacher: Projections, student: Projections, mask: Tensor, heads: int) -> Tensor:
+    """L_AT of MiniLM: KL of the teacher's attention distributions from the student's, averaged over sequences.
+
+    Args:
+        teacher: raw queries, keys and values ``[B, T, Ht]`` of the teacher's layer (an ``encoder.Projections``).
+        student: those of the student's layer, ``[B, T, Hs]``.
+        mask: ``[B, T]``, non-zero where there is a token.
+        heads: attention heads, equally many on both sides.
+
+    Returns:
+        A scalar in nats; 0 for equal distributions.
+    """
+    return relation_kl(teacher[0], student[0], mask, heads, teacher[1], student[1])
+
+
+def value_kl(teacher: Projections, student: Projections, mask: Tensor, heads: int) -> Tensor:
+    """L_VR of MiniLM: KL of the teacher's value relations from the student's; arguments as for ``attention_kl``."""
+    return relation_kl(teacher[2], student[2], mask, heads)
 
 
 def plain_relation_kl(

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edgemin.distillation.averages import arithmetic
+from edgemin.training.averages import arithmetic
 
 # One buffer's share of a thread: with it the speed is within some per cent of the best from 1 to 4 MiB (cores
 # with 1 MiB of level 2 cache and a level 3 cache behind it). Smaller blocks lose to the cost of calling.

@@ -145,7 +145,7 @@ def attach_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bo
     path = table(model).classifier
     _replace_linear(model, path, cast(int, model.get_submodule(path).in_features), len(labels))
     model.get_submodule(path).apply(model._init_weights)
-    # Some families give the classifier an initialisation of its own, through the module that owns it.
+    # Some families give the classifier an initialization of its own, through the module that owns it.
     model._init_weights(model.get_submodule(path.rpartition(".")[0]))
     cast(Any, model).num_labels = len(labels)
     model.config.id2label = dict(enumerate(labels))

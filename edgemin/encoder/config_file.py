@@ -18,7 +18,7 @@ from edgemin.encoder.building import build
 from edgemin.encoder.families import FAMILIES, table
 from edgemin.encoder.shapes import LARGEST
 from edgemin.errors import UserError
-from edgemin.json_file import read_object
+from edgemin.store.json_file import read_object
 
 Rule = tuple[str, bool, str]  #: a key, whether its value is one that was expected, what that is
 _LARGEST_NAMES = {

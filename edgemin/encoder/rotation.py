@@ -51,7 +51,7 @@ def rotate_hidden(model: PreTrainedModel, keep: int) -> None:
         keep: k, at most H.
 
     Raises:
-        UserError: there is no such stream (MobileBERT), or its weights are quantised.
+        UserError: there is no such stream (MobileBERT), or its weights are quantized.
     """
     found = stream(model)
     words = _words(model, found)

@@ -272,7 +272,7 @@ def _apply(cuts: list[Cut]) -> None:
 
 def _refusal(module: nn.Module) -> str:
     kind = f"{type(module).__module__}.{type(module).__name__}"
-    return f"model: expected layers that can be sliced, given {kind}; slice before quantising"
+    return f"model: expected layers that can be sliced, given {kind}; slice before quantizing"
 
 
 def _blocks(kept: Tensor, size: int) -> Tensor:

@@ -75,11 +75,11 @@ def plain(module: nn.Module, kind: type[_Kind]) -> _Kind:
     """A module that is exactly of this kind, so that its ``weight`` is all there is to it.
 
     Raises:
-        UserError: it is not, as after quantisation.
+        UserError: it is not, as after quantization.
     """
     if type(module) is not kind:
         given = f"{type(module).__module__}.{type(module).__name__}"
-        raise UserError(f"model: expected plain float layers to be weighed, given {given}; cut before quantising")
+        raise UserError(f"model: expected plain float layers to be weighed, given {given}; cut before quantizing")
     return module
 
 

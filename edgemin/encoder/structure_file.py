@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgemin.encoder.shapes import LARGEST
 from edgemin.errors import UserError
-from edgemin.json_file import read_object
+from edgemin.store.json_file import read_object
 
 Width = Annotated[int, Field(ge=1, le=max(LARGEST["hidden"], LARGEST["intermediate"]))]
 Rows = Annotated[int, Field(ge=0, le=LARGEST["vocabulary"])]
@@ -48,7 +48,7 @@ class _Structure(_Form):
     labels: Width
     head: list[Annotated[list[Width], Field(min_length=2, max_length=2)]] = []
     layers: Annotated[list[_Layer], Field(min_length=1, max_length=LARGEST["layers"])]
-    quantised: dict[str, Any] = {}  # read where quantized layers are built
+    quantized: dict[str, Any] = {}  # read where quantized layers are built
 
 
 def read_structure(path: Path) -> dict[str, Any]:

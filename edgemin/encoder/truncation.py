@@ -65,7 +65,7 @@ def truncate(
 
     Raises:
         UserError: the family cannot be cut so (MobileBERT's hidden size and stacked networks, ModernBERT's head size),
-            or the weights are quantised.
+            or the weights are quantized.
     """
     by_weight = how != "first"
     for index, layer in enumerate(layers(model)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from edgemin import encoder
+from edgemin.encoder import building
 from edgemin.measure.operations import operations
 from edgemin.measure.params import count_parameters
 from edgemin.measure.size import size_bytes
@@ -30,5 +30,5 @@ def static_cost(model: PreTrainedModel, artifact: Path, length: int = 128) -> di
     return {
         **count_parameters(model),
         "size_bytes": size_bytes(artifact),
-        **operations(encoder.structure(model), length),
+        **operations(building.structure(model), length),
     }

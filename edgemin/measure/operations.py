@@ -26,7 +26,7 @@ def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int
     Embedding look-ups, biases, LayerNorms, softmax and activations are left out, as everywhere in the
     literature. A local layer is charged a full window for every query: the few keys missing at the sentence's
     edges are not deducted. Padding counts like any token, and integer operations count like floating-point
-    ones, so quantisation changes nothing here.
+    ones, so quantization changes nothing here.
 
     Args:
         structure: As made by ``edgemin.encoder.structure``.

@@ -12,11 +12,11 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     """Counts the logical weights of a model, and those that ``model.parameters()`` shows.
 
     Torch's dynamic INT8 keeps the weights and biases of its Linear layers in packed objects outside
-    ``parameters()``. The usual count of a quantised encoder therefore sees embeddings and LayerNorms only,
+    ``parameters()``. The usual count of a quantized encoder therefore sees embeddings and LayerNorms only,
     although every weight is still there: the published 11.94 M of a 33.36 M student are such a count.
 
     Args:
-        model: Any model, floating point or with the quantised layers of ``torch.ao.nn.quantized``.
+        model: Any model, floating point or with the quantized layers of ``torch.ao.nn.quantized``.
 
     Returns:
         ``params``: every logical weight, packed integer weights and their biases counted, scales and zero
@@ -28,7 +28,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def _packed(model: nn.Module) -> Iterator[Tensor]:
-    """Weights and biases of torch.ao's quantised layers; ``modules()`` yields a layer in two places once."""
+    """Weights and biases of torch.ao's quantized layers; ``modules()`` yields a layer in two places once."""
     for module in model.modules():
         if not hasattr(module, "_packed_params"):
             continue

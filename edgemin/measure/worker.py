@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from edgemin import encoder
+from edgemin.encoder import building, taps
 from edgemin.measure.energy import EnergyMeter
 from edgemin.measure.memory import peak_bytes, resident_bytes
 
@@ -66,7 +66,7 @@ class Variant:
         self.model, self.tokenizer = load(Path(artifact))
         self.model.eval()
         self.meter = EnergyMeter(watts)
-        vocabulary = encoder.structure(self.model)["vocabulary"]
+        vocabulary = building.structure(self.model)["vocabulary"]
         self.inputs = {"padded": [padded_input(vocabulary, length)]}
         if sentences:
             self.inputs["task"] = [sentence_input(vocabulary, sentence) for sentence in sentences]
@@ -77,7 +77,7 @@ class Variant:
     def infer(self, batch: Mapping[str, Tensor]) -> None:
         """One inference."""
         with torch.inference_mode():
-            encoder.logits(self.model, batch)
+            taps.logits(self.model, batch)
 
     def timed(self, form: str, items: Sequence[int]) -> dict[str, Any]:
         """Times one inference per item, then waits until this process has come to rest."""

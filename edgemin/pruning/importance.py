@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edgemin import encoder
+from edgemin.encoder import parts, taps
 from edgemin.encoder.parts import Layer, layers
 from edgemin.errors import UserError
 from edgemin.progress import counted
@@ -153,7 +153,7 @@ class ImportanceAccumulator:
         self.examples += examples
 
     def importance(self) -> list[Tensor]:
-        """Importance of every head so far: ``[A_l]`` per layer, float64, on CPU; ``taylor`` normalised."""
+        """Importance of every head so far: ``[A_l]`` per layer, float64, on CPU; ``taylor`` normalized."""
         assert self.examples, "no example was seen"
         means = [total / self.examples for total in self._sums]
         if self.criterion == "taylor":
@@ -199,7 +199,7 @@ def head_importance(
     """
     if criterion not in CRITERIA:
         raise UserError(f"criterion: expected one of {', '.join(CRITERIA)}, given {criterion!r}")
-    heads = encoder.heads(model)
+    heads = parts.heads(model)
     if criterion == "random":
         return random(heads, seed)
     if criterion == "magnitude":
@@ -230,8 +230,8 @@ def _add_batch(
     loss_fn: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    with torch.enable_grad(), encoder.head_contexts(model) as contexts:
-        losses = loss_fn(encoder.logits(model, batch), batch["labels"])
+    with torch.enable_grad(), taps.head_contexts(model) as contexts:
+        losses = loss_fn(taps.logits(model, batch), batch["labels"])
         assert losses.shape == batch["labels"].shape, "one loss per example: reduction='none'"
         # Not backward(): it would add to the gradients of the parameters, and take the time to form them.
         gradients = torch.autograd.grad(losses.sum(), contexts)

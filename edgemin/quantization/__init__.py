@@ -1,1 +1,1 @@
-"""Quantised layers, and how their integers are kept on disk."""
+"""Quantized layers, and how their integers are kept on disk."""

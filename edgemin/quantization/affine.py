@@ -33,7 +33,7 @@ def weight_grid(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def fake_quantise(values: Tensor, scale: Tensor, low: float, high: float, gradient_scale: float = 1.0) -> Tensor:
+def fake_quantize(values: Tensor, scale: Tensor, low: float, high: float, gradient_scale: float = 1.0) -> Tensor:
     """Round to the grid and back, with the gradients above.
 
     Args:
@@ -46,7 +46,7 @@ def fake_quantise(values: Tensor, scale: Tensor, low: float, high: float, gradie
     Returns:
         Of the shape and dtype of ``values``; computed in at least float32.
     """
-    return cast(Tensor, _FakeQuantise.apply(values, scale, low, high, gradient_scale))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _FakeQuantize.apply(values, scale, low, high, gradient_scale))  # type: ignore[no-untyped-call]
 
 
 def integers(values: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
@@ -64,7 +64,7 @@ def input_scale(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return scale, (-low / scale).round().clamp(0, LEVELS)
 
 
-def quantise_tokens(values: Tensor) -> Tensor:
+def quantize_tokens(values: Tensor) -> Tensor:
     """Dynamic activations: each token's own range, over its features, ``[..., H]``; straight-through gradients.
 
     What is read of a token therefore does not depend on its neighbours in the batch.
@@ -75,7 +75,7 @@ def quantise_tokens(values: Tensor) -> Tensor:
     return values + (rounded.to(values.dtype) - values.detach())
 
 
-class _FakeQuantise(torch.autograd.Function):
+class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, low: Any, high: Any, gradient_scale: float) -> Tensor:
         wide = values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,84 +1,53 @@
-"""Torch's dynamic INT8: what the EdgeMIN paper used, kept as the reference.
-
-Weights are quantised once, per tensor and symmetric: ``W_int8 = clamp(round(W / s), -128, 127)``. Activations are
-quantised at every
-call to uint8 with the range they then have, and the matrix product runs on integers. Embeddings stay in float. The
-result can
-neither be trained nor pruned any more, so it can only come last.
-"""
+"""The EdgeMIN paper's quantization, kept as the reference."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
-import torch
-from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from edgemin.errors import UserError
-
-#: The tensors that one quantised Linear leaves in a file, below its own name.
-PARTS = ("weight_int8", "weight_scale", "weight_zero_point")
-
-
-def _layer_class() -> Any:
-    try:
-        return torch.ao.nn.quantized.dynamic.Linear
-    except AttributeError as error:
-        raise UserError(
-            f"quantize: expected a torch with torch.ao.nn.quantized (2.13 has it), given torch {torch.__version__}"
-        ) from error
+from edgemin.quantization import torch_layers
+from edgemin.quantization.settings import check_max_drop
+from edgemin.training.stage import Shape, Stage
 
 
-def is_quantised(module: nn.Module) -> bool:
-    """Whether a module is a dynamically quantised Linear."""
-    return isinstance(module, _layer_class())
+class DynamicQuantization(Stage):
+    """Torch's dynamic INT8 of every Linear, as the EdgeMIN paper used it; see :mod:`edgemin.quantization.torch_layers`.
 
+    Args:
+        bits: of the weights; torch's method knows 8 alone.
+        max_drop: see :class:`edgemin.quantization.settings.Quantization`.
+    """
 
-def quantise(model: nn.Module) -> nn.Module:
-    """Replace every ``nn.Linear`` of ``model``, in place, by its dynamic INT8 form (weights per tensor)."""
-    _select_engine()
-    with warnings.catch_warnings():
-        # torch.ao's eager quantisation is deprecated; it is the method that is being reproduced here.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-        torch.ao.quantization.quantize_dynamic(model.cpu().eval(), {nn.Linear}, dtype=torch.qint8, inplace=True)
-    return model
+    final: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
 
+    def __init__(self, *, bits: int = 8, max_drop: float | None = None) -> None:
+        super().__init__()
+        if bits != 8:
+            raise UserError(
+                "bits: expected 8, all that torch's dynamic quantization has (quantize=static, weight_only, "
+                f"reconstruct and qat have 2, 3, 4 and 8), given {bits}"
+            )
+        check_max_drop(max_drop)
+        self.max_drop = max_drop
 
-def pack(module: Any) -> dict[str, Tensor]:
-    """The integers, scale, zero point and bias of one quantised Linear as plain tensors."""
-    weight = module.weight()
-    tensors = {
-        "weight_int8": weight.int_repr(),
-        "weight_scale": torch.tensor(weight.q_scale(), dtype=torch.float64),
-        "weight_zero_point": torch.tensor(weight.q_zero_point(), dtype=torch.int64),
-    }
-    if module.bias() is not None:
-        tensors["bias"] = module.bias().detach()
-    return tensors
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Torch replaces float layers only."""
+        if model.quantized:
+            raise UserError("_target_: expected a float model for torch's dynamic INT8, given one quantized before")
 
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The gate judges the result and does not change it."""
+        return {name: value for name, value in settings.items() if name != "max_drop"}
 
-def unpack(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The quantised Linear of which :func:`pack` gave the tensors; its outputs are equal to the last bit."""
-    _select_engine()
-    integers = tensors["weight_int8"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-        weight = torch._make_per_tensor_quantized_tensor(
-            integers, float(tensors["weight_scale"]), int(tensors["weight_zero_point"])
-        )
-        layer = _layer_class()(integers.shape[1], integers.shape[0], bias_="bias" in tensors, dtype=torch.qint8)
-        layer.set_weight_bias(weight, tensors.get("bias"))
-    assert isinstance(layer, nn.Module)
-    return layer
+    @property
+    def needs_task(self) -> bool:
+        """Activations are quantized as they come."""
+        return False
 
-
-def _select_engine() -> None:
-    """Packed weights belong to one engine; torch picks none on some CPUs."""
-    if torch.backends.quantized.engine == "none":
-        engines = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
-        if not engines:
-            raise UserError("quantize: expected a CPU for which torch has quantised kernels, given one without any")
-        torch.backends.quantized.engine = engines[0]
+    def finish(self) -> PreTrainedModel:
+        """The encoder with quantized Linears, on the CPU, where they run."""
+        return cast(PreTrainedModel, torch_layers.quantize(self.model))

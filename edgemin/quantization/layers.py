@@ -1,9 +1,9 @@
-"""Linear and Embedding that round their weights, and what they read, at every forward: quantised, and still trainable.
+"""Linear and Embedding that round their weights, and what they read, at every forward: quantized, and still trainable.
 
-``weight`` stays a float parameter: what an optimiser moves. The model computes with ``quantised_weight()``, gradients
+``weight`` stays a float parameter: what an optimizer moves. The model computes with ``quantized_weight()``, gradients
 go
 straight through (see :mod:`edgemin.quantization.affine`). On disk only integers and scales are left of it, so a layer
-that was loaded starts at its dequantised weights.
+that was loaded starts at its dequantized weights.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgemin import ranks
-from edgemin.encoder import slice_weight
-from edgemin.encoder.slicing import kept_entries
-from edgemin.quantization.affine import LEVELS, SMALLEST, fake_quantise, input_scale, integers, quantise_tokens
+from edgemin.encoder.slicing import kept_entries, slice_weight
+from edgemin.processes import ranks
+from edgemin.quantization.affine import LEVELS, SMALLEST, fake_quantize, input_scale, integers, quantize_tokens
 from edgemin.quantization.packing import pack, packed_width, unpack
 from edgemin.quantization.weights import (
     Spec,
@@ -37,11 +36,11 @@ Scales = Literal["fixed", "moving", "learned"]
 MOMENTUM = 0.99
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     """What both kinds of layer have in common.
 
     Attributes:
-        spec: how the weights are quantised.
+        spec: how the weights are quantized.
         weight: ``[R, C]``, float.
         weight_scale: ``[R, G]``, see :mod:`edgemin.quantization.weights`.
         scales: what they do in training; ``fixed`` unless a stage says otherwise.
@@ -67,7 +66,7 @@ class Quantised(nn.Module):
         self.weight_scale = weight_scale(self.weight, self.spec, how)
         self._settled = False
 
-    def quantised_weight(self) -> Tensor:
+    def quantized_weight(self) -> Tensor:
         """``[R, C]``: what the layer computes with."""
         return self.weight if self._settled else self._rounded(self.weight)
 
@@ -79,7 +78,7 @@ class Quantised(nn.Module):
     def settle(self) -> None:
         """Let the weights be what they are rounded to, so that forwards in eval mode need not round them again."""
         with torch.no_grad():
-            self.weight.copy_(self.quantised_weight())
+            self.weight.copy_(self.quantized_weight())
         self._settled = True
 
     def train(self, mode: bool = True) -> Any:
@@ -110,7 +109,7 @@ class Quantised(nn.Module):
         return {"weight_packed": pack(self.integers(), self.spec.bits), "weight_scale": scale.to(self.spec.scale_dtype)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take them back; the weights are the dequantised ones."""
+        """Take them back; the weights are the dequantized ones."""
         rows, columns = self.weight.shape
         scale = tensors["weight_scale"].float()
         if scale.shape != self.weight_scale.shape:
@@ -165,15 +164,15 @@ class Quantised(nn.Module):
         low, high = self.spec.grid
         # LSQ's 1 / sqrt(N Q_hi), N the weights that share a scale
         shrink = 1.0 / math.sqrt(groups.shape[-1] * high)
-        return ungrouped(fake_quantise(groups, self._scale(groups, rows)[..., None], low, high, shrink), weight.shape)
+        return ungrouped(fake_quantize(groups, self._scale(groups, rows)[..., None], low, high, shrink), weight.shape)
 
 
-class QuantisedLinear(Quantised, nn.Linear):
+class QuantizedLinear(Quantized, nn.Linear):
     """``y = q(x) q(W)ᵀ + b``.
 
     Args:
         linear: whose weights and bias it takes.
-        spec: how it is quantised. With static activations there are ``input_scale`` and ``input_zero_point``, one
+        spec: how it is quantized. With static activations there are ``input_scale`` and ``input_zero_point``, one
             number each; they are not-a-number until :meth:`fit_inputs`.
     """
 
@@ -193,10 +192,10 @@ class QuantisedLinear(Quantised, nn.Linear):
                 self.register_buffer(name, torch.full((1,), torch.nan, device=self.weight.device))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Quantised product, in the precision of its surroundings."""
+        """Quantized product, in the precision of its surroundings."""
         if not self.watching:
             input = self._read(input)
-        return functional.linear(input, self.quantised_weight(), self.bias)
+        return functional.linear(input, self.quantized_weight(), self.bias)
 
     def fit_inputs(self, low: Tensor, high: Tensor) -> None:
         """Take the range of what it reads."""
@@ -237,12 +236,12 @@ class QuantisedLinear(Quantised, nn.Linear):
         if self.spec.activations == "none":
             return values
         if self.spec.activations == "dynamic":
-            return quantise_tokens(values)
+            return quantize_tokens(values)
         if self.scales == "moving" and self.training:
             self._move(values.detach())
         zero = float(self.input_zero_point)
         shrink = 1.0 / math.sqrt(values.shape[-1] * LEVELS)
-        return fake_quantise(values, self._positive_input_scale(), -zero, LEVELS - zero, shrink)
+        return fake_quantize(values, self._positive_input_scale(), -zero, LEVELS - zero, shrink)
 
     def _move(self, values: Tensor) -> None:
         """Follow the range of what it reads, padding included; over all processes."""
@@ -253,12 +252,12 @@ class QuantisedLinear(Quantised, nn.Linear):
         self.input_zero_point.fill_(zero)
 
 
-class QuantisedEmbedding(Quantised, nn.Embedding):
-    """Rows of a quantised table. Only the rows that are read are rounded.
+class QuantizedEmbedding(Quantized, nn.Embedding):
+    """Rows of a quantized table. Only the rows that are read are rounded.
 
     Args:
         embedding: whose entries it takes.
-        spec: how it is quantised; activations there are none.
+        spec: how it is quantized; activations there are none.
     """
 
     def __init__(self, embedding: nn.Embedding, spec: Spec) -> None:
@@ -273,7 +272,7 @@ class QuantisedEmbedding(Quantised, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """``[...]`` to ``[..., C]``."""
         if self._settled or self.spec.granularity == "tensor":
-            return functional.embedding(input, self.quantised_weight(), self.padding_idx)
+            return functional.embedding(input, self.quantized_weight(), self.padding_idx)
         ids = input.flatten()
         rows = functional.embedding(ids, self.weight, self.padding_idx)
         found: Tensor = self._rounded(rows, ids).unflatten(0, input.shape)
@@ -288,10 +287,10 @@ class QuantisedEmbedding(Quantised, nn.Embedding):
 
 
 @slice_weight.register
-def _(module: QuantisedLinear, rows: Tensor | None, columns: Tensor | None) -> None:
+def _(module: QuantizedLinear, rows: Tensor | None, columns: Tensor | None) -> None:
     module.slice(rows, columns)
 
 
 @slice_weight.register
-def _(module: QuantisedEmbedding, rows: Tensor | None, columns: Tensor | None) -> None:
+def _(module: QuantizedEmbedding, rows: Tensor | None, columns: Tensor | None) -> None:
     module.slice(rows, columns)

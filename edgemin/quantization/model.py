@@ -1,4 +1,4 @@
-"""A whole encoder, quantised: which of its layers, how, and what a file holds of it."""
+"""A whole encoder, quantized: which of its layers, how, and what a file holds of it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from edgemin import encoder
+from edgemin.encoder import building, taps
 from edgemin.errors import UserError
 from edgemin.progress import counted
-from edgemin.quantization.layers import Quantised, QuantisedEmbedding, QuantisedLinear, Scales
+from edgemin.quantization.layers import Quantized, QuantizedEmbedding, QuantizedLinear, Scales
 from edgemin.quantization.ranges import Calibration, calibrate
 from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
 
-#: How the integers of a quantised weight end in a file.
+#: How the integers of a quantized weight end in a file.
 PACKED = "weight_packed"
 
 
-def quantise(
+def quantize(
     model: PreTrainedModel, specs: Mapping[str, Spec], weight_range: WeightRange, calibration: Calibration
 ) -> None:
-    """Quantise these layers, in place.
+    """Quantize these layers, in place.
 
     Scales of weights are chosen at once, those of activations by :func:`fit_inputs`. The weights themselves stay where
     they are until :func:`settle`: training that begins here knows how near each is to the next step. A layer that is
-    quantised already is quantised anew, from the weights it has.
+    quantized already is quantized anew, from the weights it has.
 
     Args:
         model: an encoder.
@@ -45,22 +45,22 @@ def quantise(
     cast(Any, model).calibration = calibration
 
 
-def quantised(model: nn.Module) -> dict[str, Quantised]:
-    """The quantised layers by path, in the order of the modules."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, Quantised)}
+def quantized(model: nn.Module) -> dict[str, Quantized]:
+    """The quantized layers by path, in the order of the modules."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Quantized)}
 
 
-def static_layers(model: nn.Module) -> dict[str, QuantisedLinear]:
+def static_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """Those whose activations have a range of their own."""
     return {
         path: layer
-        for path, layer in quantised(model).items()
-        if isinstance(layer, QuantisedLinear) and layer.spec.activations == "static"
+        for path, layer in quantized(model).items()
+        if isinstance(layer, QuantizedLinear) and layer.spec.activations == "static"
     }
 
 
 def calibration_of(model: nn.Module) -> Calibration:
-    """How the ranges of a quantised model's activations are chosen; tables moved to another model have none."""
+    """How the ranges of a quantized model's activations are chosen; tables moved to another model have none."""
     return cast(Calibration, getattr(model, "calibration", Calibration()))
 
 
@@ -72,27 +72,27 @@ def fit_inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     """
 
     def run(batch: Mapping[str, Tensor]) -> Tensor:
-        return encoder.logits(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+        return taps.logits(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
 
     calibrate(model, static_layers(model), run, batches, calibration_of(model))
 
 
 def follow(model: nn.Module, scales: Scales) -> None:
-    """Say what the scales of all quantised layers do in training."""
-    for layer in quantised(model).values():
+    """Say what the scales of all quantized layers do in training."""
+    for layer in quantized(model).values():
         layer.follow(scales)
 
 
 def settle(model: nn.Module) -> None:
-    """Leave every quantised layer as a file would bring it back: fixed scales, weights on their grid."""
-    for layer in quantised(model).values():
+    """Leave every quantized layer as a file would bring it back: fixed scales, weights on their grid."""
+    for layer in quantized(model).values():
         layer.follow("fixed")
         layer.settle()
 
 
 def summary(model: nn.Module) -> dict[str, Any]:
-    """Bits of every quantised layer, and what they have in common; for run.json."""
-    layers = quantised(model)
+    """Bits of every quantized layer, and what they have in common; for run.json."""
+    layers = quantized(model)
     specs = [layer.spec for layer in layers.values()]
     return {
         "bits": {path: layer.spec.bits for path, layer in layers.items()},
@@ -109,29 +109,29 @@ def summary(model: nn.Module) -> dict[str, Any]:
 
 
 def structure(model: PreTrainedModel) -> dict[str, Any]:
-    """As :func:`edgemin.encoder.structure`, and how which layers are quantised under ``quantised``."""
-    layers = quantised(model)
+    """As :func:`edgemin.encoder.structure`, and how which layers are quantized under ``quantized``."""
+    layers = quantized(model)
     if not layers:
-        return encoder.structure(model)
+        return building.structure(model)
     described = {
         path: layer.spec.describe() | ({"scales": layer.scales} if layer.scales != "fixed" else {})
         for path, layer in layers.items()
     }
-    quantisation = {"calibration": calibration_of(model).describe(), "layers": described}
-    return encoder.structure(model) | {"quantised": quantisation}
+    quantization = {"calibration": calibration_of(model).describe(), "layers": described}
+    return building.structure(model) | {"quantized": quantization}
 
 
 def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """As :func:`edgemin.encoder.build`, of what :func:`structure` gave; quantised layers wait for their weights.
+    """As :func:`edgemin.encoder.build`, of what :func:`structure` gave; quantized layers wait for their weights.
 
     Raises:
         UserError: as :func:`edgemin.encoder.build`.
     """
-    model = encoder.build(config, described)
-    quantisation = (described or {}).get("quantised")
-    if quantisation is not None:
-        cast(Any, model).calibration = Calibration(**quantisation["calibration"])
-        for path, own in quantisation["layers"].items():
+    model = building.build(config, described)
+    quantization = (described or {}).get("quantized")
+    if quantization is not None:
+        cast(Any, model).calibration = Calibration(**quantization["calibration"])
+        for path, own in quantization["layers"].items():
             layer = _layer(_place(model, path), _read_spec(path, own))
             layer.follow(own.get("scales", "fixed"))
             model.set_submodule(path, layer)
@@ -139,9 +139,9 @@ def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) 
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All that a file holds of a model: its state dict, but packed integers in the place of quantised weights."""
+    """All that a file holds of a model: its state dict, but packed integers in the place of quantized weights."""
     found = dict(model.state_dict())
-    for path, layer in quantised(model).items():
+    for path, layer in quantized(model).items():
         del found[f"{path}.weight"]
         found |= {f"{path}.{name}": tensor for name, tensor in layer.packed().items()}
     return found
@@ -154,7 +154,7 @@ def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
         RuntimeError: shapes differ.
         KeyError: a tensor is missing (or, named by ``unexpected``, too many).
     """
-    layers = quantised(model)
+    layers = quantized(model)
     names = {
         name for name in model.state_dict() if name.rpartition(".")[0] not in layers or not name.endswith(".weight")
     }
@@ -181,21 +181,21 @@ def _read_spec(path: str, described: Mapping[str, Any]) -> Spec:
         spec.bits in BITS and spec.granularity in get_args(Granularity) and spec.activations in get_args(Activations)
     )
     if not known or (spec.granularity == "group") != (isinstance(spec.group_size, int) and spec.group_size >= 1):
-        raise UserError(f"structure: expected how {path} is quantised, given {dict(described)}")
+        raise UserError(f"structure: expected how {path} is quantized, given {dict(described)}")
     return spec
 
 
-def quantised_layer(old: nn.Module, spec: Spec, weight_range: WeightRange) -> Quantised:
-    """A Linear or an Embedding quantised and settled; its activations are yet to be calibrated."""
+def quantized_layer(old: nn.Module, spec: Spec, weight_range: WeightRange) -> Quantized:
+    """A Linear or an Embedding quantized and settled; its activations are yet to be calibrated."""
     new = _layer(old, spec)
     new.fit_weights(weight_range)
     new.settle()
     return new
 
 
-def _layer(old: nn.Module, spec: Spec) -> QuantisedLinear | QuantisedEmbedding:
+def _layer(old: nn.Module, spec: Spec) -> QuantizedLinear | QuantizedEmbedding:
     with torch.no_grad():
         if isinstance(old, nn.Linear):
-            return QuantisedLinear(old, spec)
+            return QuantizedLinear(old, spec)
         assert isinstance(old, nn.Embedding)
-        return QuantisedEmbedding(old, spec)
+        return QuantizedEmbedding(old, spec)

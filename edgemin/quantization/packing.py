@@ -1,4 +1,4 @@
-"""Integers of few bits side by side in bytes: how quantised weights lie on disk."""
+"""Integers of few bits side by side in bytes: how quantized weights lie on disk."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization.affine import LEVELS, input_scale
-from edgemin.quantization.layers import QuantisedLinear
+from edgemin.quantization.layers import QuantizedLinear
 
 ActivationRange = Literal["minmax", "moving_average", "percentile", "mse"]
 
@@ -31,7 +31,7 @@ _SHARES = torch.linspace(1.0, 0.1, 46)  # of either end, that the error is tried
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the ranges of static activations are chosen; a quantised model keeps it, to be calibrated again.
+    """How the ranges of static activations are chosen; a quantized model keeps it, to be calibrated again.
 
     Attributes:
         activation_range: see above.
@@ -80,7 +80,7 @@ class _Watch:
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
-    layers: Mapping[str, QuantisedLinear],
+    layers: Mapping[str, QuantizedLinear],
     run: Callable[[Mapping[str, Tensor]], object],
     batches: Iterable[Mapping[str, Tensor]],
     settings: Calibration,
@@ -116,7 +116,7 @@ def calibrate(
 
 
 def _pass(
-    layers: Mapping[str, QuantisedLinear],
+    layers: Mapping[str, QuantizedLinear],
     run: Callable[[Mapping[str, Tensor]], object],
     batches: Iterable[Mapping[str, Tensor]],
     see: Mapping[str, Callable[[Tensor, str], None]],

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from edgemin import encoder
-from edgemin.encoder import Matrix
+from edgemin.encoder import taps
+from edgemin.encoder.parts import Matrix
 from edgemin.errors import UserError
 from edgemin.progress import live_line
-from edgemin.quantization.model import quantised_layer
+from edgemin.quantization.model import quantized_layer
 from edgemin.quantization.packing import packed_width
 from edgemin.quantization.weights import Spec, WeightRange
 
@@ -54,7 +54,7 @@ def sensitivity(
 
     Args:
         model: in full precision; left as it was, in eval mode.
-        specs: by path, the ways to quantise a matrix. Only its weights are: activations stay as they are in the model.
+        specs: by path, the ways to quantize a matrix. Only its weights are: activations stay as they are in the model.
         weight_range: how scales are chosen.
         batches: sentences.
 
@@ -65,7 +65,7 @@ def sensitivity(
     batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
 
     def answers() -> Tensor:
-        return torch.cat([encoder.logits(model, batch).float() for batch in batches])
+        return torch.cat([taps.logits(model, batch).float() for batch in batches])
 
     found: dict[str, dict[int, float]] = {}
     with live_line("measuring the sensitivity of matrices", sum(map(len, specs.values()))) as line:
@@ -77,7 +77,7 @@ def sensitivity(
                 for spec in ways:
                     # static activations are not calibrated yet, and their rounding is not what bits are chosen for
                     weights = replace(spec, activations="none")
-                    model.set_submodule(path, quantised_layer(own, weights, weight_range).eval())
+                    model.set_submodule(path, quantized_layer(own, weights, weight_range).eval())
                     found[path][spec.bits] = damage(reference, answers())
                     line.done += 1
             finally:
@@ -86,7 +86,7 @@ def sensitivity(
 
 
 def matrix_bytes(matrix: Matrix, spec: Spec) -> int:
-    """What a file holds of a quantised matrix: packed integers and scales."""
+    """What a file holds of a quantized matrix: packed integers and scales."""
     scales = 1 if spec.granularity == "tensor" else matrix.rows * spec.groups(matrix.columns)
     return matrix.rows * packed_width(matrix.columns, spec.bits) + scales * spec.scale_dtype.itemsize
 

@@ -20,7 +20,7 @@ Granularity = Literal["tensor", "channel", "group"]
 Activations = Literal["static", "dynamic", "none"]
 WeightRange = Literal["minmax", "mse"]
 
-BITS = (2, 3, 4, 8)  #: of a quantised weight
+BITS = (2, 3, 4, 8)  #: of a quantized weight
 FLOAT = 32  #: bits of a weight that stays as it is
 _SHARES = torch.linspace(1.0, 0.2, 41)  # of the largest weight, that the error is tried at
 _CHUNK = 2**24
@@ -28,7 +28,7 @@ _CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Spec:
-    """How one layer is quantised.
+    """How one layer is quantized.
 
     Attributes:
         bits: of its weights, one of :data:`BITS`.

@@ -61,7 +61,7 @@ def draw(marks: Sequence[Mark], before: float | None, metric: str, task: str) ->
 
     Args:
         marks: at least one.
-        before: the metric of what was quantised, if it is one model.
+        before: the metric of what was quantized, if it is one model.
         metric: as titles name it.
         task: likewise.
     """
@@ -107,7 +107,7 @@ def _marks(study: Study, group: Group) -> list[Mark]:
     found = []
     labels = dict(zip(study.keys, group.labels, strict=True))
     for name, line in group.lines.items():
-        what = line.rows[0].get("findings", "quantisation")
+        what = line.rows[0].get("findings", "quantization")
         value = line.fold(_metric)
         if not isinstance(what, Mapping) or value is None or line.rows[0].get("findings", "sensitivity"):
             continue
@@ -130,6 +130,6 @@ def _metric(run: Run, row: Row) -> float | None:
 
 
 def _before(group: Group) -> list[float]:
-    """What the quantised rows were made from."""
+    """What the quantized rows were made from."""
     values = [row.number("gate", "parent_value") for line in group.lines.values() for row in line.rows]
     return [value for value in values if value is not None]

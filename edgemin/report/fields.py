@@ -186,14 +186,14 @@ class _Sensitivity(_Fields):
     layers: list[_Layer]
 
 
-class _Quantised(_Fields):
+class _Quantized(_Fields):
     bits: dict[str, int] | None = None
     granularity: Text = None
 
 
 class _Findings(_Fields):
     sensitivity: _Sensitivity | None = None
-    quantisation: _Quantised | None = None
+    quantization: _Quantized | None = None
 
 
 class _Row(_Fields):

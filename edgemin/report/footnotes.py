@@ -12,7 +12,7 @@ from edgemin.report.schema import Row, Run
 UNSTABLE = "the spread of the timings is too wide to support a speed-up"
 BESIDE = "measured beside other work on the machine, which was not free within measure.wait_minutes"
 SIMULATED = (
-    "simulated: torch computes the quantised layers in float with rounding, so this is no measure of integer kernels; "
+    "simulated: torch computes the quantized layers in float with rounding, so this is no measure of integer kernels; "
     "the size is the file's"
 )
 OWN_LENGTH = "the task's own sentences, unpadded"

@@ -21,7 +21,7 @@ from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
 from edgemin.report.measures import Measure
 from edgemin.report.schema import Row, Run
 
-ABLATION = "edgemin.order.Interaction"
+ABLATION = "edgemin.study.order.Interaction"
 """``config.ablate._target_`` of a job that asked for it."""
 
 

@@ -151,7 +151,7 @@ PARAMS = Measure(("cost", "params"), Column("params", "Params", "M", 1e-6, 2, Tr
 VISIBLE = Measure(
     ("cost", "params_visible"),
     Column("params_visible", "Visible params", "M", 1e-6, 2, True, True, PAGE),
-    note="visible to parameters(), the paper's count: of a dynamically quantised model, embeddings and LayerNorms only",
+    note="visible to parameters(), the paper's count: of a dynamically quantized model, embeddings and LayerNorms only",
 )
 FLOPS = Measure(("cost", "flops"), Column("flops", "FLOPs", "G", 1e-9, 3, True, True, MAIN))
 MACS = Measure(("cost", "macs"), Column("macs", "MACs", "G", 1e-9, 3, True, True, PAGE))

@@ -70,8 +70,8 @@ class Row:
 
     @property
     def simulated(self) -> bool:
-        """Whether torch computes its quantised layers in float, as ours are: only the file is small, not the time."""
-        return bool(self.get("findings", "quantisation"))
+        """Whether torch computes its quantized layers in float, as ours are: only the file is small, not the time."""
+        return bool(self.get("findings", "quantization"))
 
     @property
     def beside(self) -> bool:

@@ -1,4 +1,4 @@
-"""What quantising one layer at a time does, by layer and bits: folded from the rows whose stage looked, as a table."""
+"""What quantizing one layer at a time does, by layer and bits: folded from the rows whose stage looked, as a table."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def table(study: Study) -> Table | None:
             damage = [Cell(layer.damage.get(bits)) for bits in candidates]
             leading = [*(Cell(label) for label in one.labels), Cell(one.name, marks), Cell(layer.name)]
             rows.append((*leading, Cell(layer.weights), *damage, Cell(layer.bits)))
-    title = "What each layer alone does when it is quantised"
+    title = "What each layer alone does when it is quantized"
     return Table("sensitivity", title, tuple(columns), tuple(rows), tuple(sections), footnotes.listed())
 
 
@@ -150,7 +150,7 @@ def _notes(rows: Sequence[Row], line: Line, squared: bool) -> tuple[str, ...]:
     examples, size, budget = mean("examples"), mean("size_mib"), mean("budget_mib")
     answers = "outputs: their mean squared difference" if squared else "answers: the mean KL of them"
     on = f"on {examples:.0f} examples, " if examples is not None else ""
-    found = [f"{on}what one layer quantised alone does to the full-precision model's {answers}"]
+    found = [f"{on}what one layer quantized alone does to the full-precision model's {answers}"]
     if size is not None:
         found.append(
             f"the chosen bits make {size:.2f} MiB"

@@ -141,7 +141,7 @@ def _axes(axes: Axes, shown: Sensitivity, names: Sequence[str], floor: float) ->
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     what = "mean squared difference of outputs" if shown.squared else "mean KL, nats"
-    axes.set_xlabel(f"damage of this layer alone quantised ({what}; logarithmic)", fontsize=8)
+    axes.set_xlabel(f"damage of this layer alone quantized ({what}; logarithmic)", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), [literal(name) for name in names], fontsize=6.5)

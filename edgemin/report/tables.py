@@ -164,7 +164,7 @@ def operations(study: Study) -> Table | None:
 
 _OPERATIONS = (
     "by formula from the structure, length 128, batch 1; FLOPs = 2 MACs, "
-    "integer operations of a quantised model counted alike"
+    "integer operations of a quantized model counted alike"
 )
 
 

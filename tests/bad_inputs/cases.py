@@ -284,9 +284,9 @@ ARTIFACTS = [
         ("unknown key", changed(more=1), "structure.json: more: "),
         ("negative rows", changed(positions=-1), "structure.json: positions: "),
         ("another family", changed(family="roberta"), "structure: expected family bert, given roberta"),
-        ("quantized by no bits", edited(lambda held: held["quantised"].update(layers={LAYER[:-7]: {}})), "structure"),
-        ("quantized of another type", changed(quantised=5), "structure.json: quantised: "),
-        ("quantized nowhere", edited(lambda held: held["quantised"].update(layers={"x": {"bits": 8}})), "structure"),
+        ("quantized by no bits", edited(lambda held: held["quantized"].update(layers={LAYER[:-7]: {}})), "structure"),
+        ("quantized of another type", changed(quantized=5), "structure.json: quantized: "),
+        ("quantized nowhere", edited(lambda held: held["quantized"].update(layers={"x": {"bits": 8}})), "structure"),
     )
 ]
 ARTIFACTS += [
@@ -480,7 +480,7 @@ LAUNCHES = [
     setting("published=5", "published: "),
     Case("published deep", ("published={here}/published.yaml",), "published: ", {"published.yaml": DEEP}),
     setting("+anything=1", "anything: "),
-    setting("finetune._target_=edgemin.roots.Root", "finetune._target_: "),
+    setting("finetune._target_=edgemin.study.roots.Root", "finetune._target_: "),
     setting("task._target_=pathlib.Path", "task._target_: "),
     setting("trainer._target_=builtins.dict", "trainer._target_: "),
     setting("logger._target_=builtins.str", "logger._target_: "),

@@ -51,7 +51,7 @@ def saved(path: Path) -> None:
     studies.checkpoint(path / "from", LABELS)
     model = checkpoints.load_checkpoint(checkpoints.read_facts(str(path / "from"), "source"), 0)
     layers = {"bert.encoder.layer.0.output.dense": Spec(8, "channel")}
-    quantization.quantise(model, layers, "minmax", Calibration())
+    quantization.quantize(model, layers, "minmax", Calibration())
     quantization.settle(model)
     artifact.save(path, model, toy.tokenizer(), {"head_trained": True})
 

@@ -1,0 +1,138 @@
+"""MiniLMv2: the student learns the teacher's self-attention relations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from edgemin.distillation.relation import check_weights, common_relation_heads, preset, relations_loss
+from edgemin.encoder.taps import Reading
+from edgemin.errors import UserError
+from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.layer_maps import check_layers, layer_map, matched_layers
+from edgemin.training.stage import Shape
+
+
+class MiniLMv2(Distillation):
+    r"""MiniLMv2 (Wang et al., arXiv 2012.15828): match Q-Q, K-K and V-V relations of chosen layers.
+
+    .. math:: L = \frac{1}{P} \sum_{(l_S, l_T)} \sum_i \alpha_i \, KL(R^T_{i, l_T} \,\|\, R^S_{i, l_S}) + w \, L_{task}
+
+    over P pairs of layers, with the relations and the KL of :func:`edgemin.distillation.relation.relation_kl`.
+
+    Args:
+        relation_heads: into how many heads Q, K and V are re-split; ``None`` takes the preset of the teacher. Must
+            divide both widths.
+        teacher_layer: which teacher layer is read, counted from 1; ``None`` takes the preset (usually the last).
+        student_layer: which student layer learns, counted from 1; ``None`` is the last.
+        layer_map: several pairs instead of one: ``layer_to_layer`` matches student layer l with teacher layer
+            ceil(l L_T / L_S) (equation 1 of the EdgeMIN paper), a mapping says {student layer: teacher layer}.
+        relations: weight of each of the nine relations, query side first: ``{qq: 1, kk: 1, vv: 1}``.
+        task_weight: see :class:`edgemin.training.distillation.Distillation`, as for all other settings.
+        settings: see there.
+    """
+
+    def __init__(
+        self,
+        *,
+        relation_heads: int | None = None,
+        teacher_layer: int | None = None,
+        student_layer: int | None = None,
+        layer_map: Literal["layer_to_layer"] | dict[int, int] | None = None,
+        relations: Mapping[str, float],
+        task_weight: TaskWeight = "auto",
+        **settings: Unpack[DistillSettings],
+    ) -> None:
+        super().__init__(task_weight=task_weight, settings=settings)
+        if relation_heads is not None and relation_heads < 1:
+            raise UserError(f"relation_heads: expected null or a whole number of at least 1, given {relation_heads}")
+        if layer_map is not None and (teacher_layer is not None or student_layer is not None):
+            raise UserError("layer_map: expected either layer_map or teacher_layer and student_layer, given both")
+        if layer_map is not None and not layer_map:
+            raise UserError("layer_map: expected null, layer_to_layer or at least one pair, given none")
+        check_weights(relations)
+        self.relation_heads = relation_heads
+        self.teacher_layer, self.student_layer, self.layer_map = teacher_layer, student_layer, layer_map
+        self.relations = dict(relations)
+        self._pairs: dict[int, int] = {}
+        self._heads: dict[int, int] = {}
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Layers must exist and relation heads divide both widths."""
+        (teacher,) = teachers
+        self.pairs(model.layers, teacher)
+        asked = self.relation_heads
+        if asked is None:
+            return
+        for side, shape in (("student", model), ("teacher", teacher)):
+            if not shape.pruned and shape.width % asked:
+                raise UserError(
+                    f"relation_heads: expected a divisor of the {side}'s width {shape.width}, given {asked}"
+                )
+
+    def pairs(self, student_layers: int, teacher: Shape) -> dict[int, int]:
+        """The matched layers, {student: teacher}, counted from 1.
+
+        Raises:
+            UserError: a layer that one of the models does not have.
+        """
+        if self.layer_map == "layer_to_layer":
+            return layer_map(student_layers, teacher.layers)
+        if self.layer_map is not None:
+            asked = {int(student): int(of) for student, of in self.layer_map.items()}
+            return matched_layers(asked, student_layers, teacher.layers)
+        published = preset(teacher.layers, teacher.hidden, teacher.family)[0]
+        theirs = published if self.teacher_layer is None else self.teacher_layer
+        found = {student_layers if self.student_layer is None else self.student_layer: theirs}
+        check_layers(found, student_layers, teacher.layers)
+        return found
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Match layers, choose the relation heads of each pair."""
+        (teacher,) = teachers
+        shape = Shape(teacher["family"], len(teacher["layers"]), teacher["hidden"], teacher["layers"][0]["heads"])
+        self._pairs = self.pairs(len(student["layers"]), shape)
+        published = preset(shape.layers, shape.hidden, shape.family)[1]
+        asked = published if self.relation_heads is None else self.relation_heads
+        for mine, theirs in self._pairs.items():
+            widths = [_width(student, mine), _width(teacher, theirs)]
+            self._heads[mine] = common_relation_heads(asked, *widths)
+            whole = asked if self.relation_heads else common_relation_heads(asked, student["hidden"], teacher["hidden"])
+            if self._heads[mine] != whole:
+                self.notes.append(
+                    f"relation heads of student layer {mine} and teacher layer {theirs}: {self._heads[mine]} "
+                    f"instead of {whole}, the largest common divisor of the widths {widths[0]} and {widths[1]}"
+                )
+
+    def asks_student(self) -> Asks:
+        """The matched layers."""
+        return Asks(projections=tuple(self._pairs))
+
+    def asks_teacher(self) -> Asks:
+        """The matched layers."""
+        return Asks(projections=tuple(sorted(set(self._pairs.values()))))
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Relation loss, mean over the matched pairs."""
+        (teacher,) = teachers
+        losses = [
+            relations_loss(
+                teacher.projections[theirs],
+                student.projections[mine],
+                batch["attention_mask"],
+                self._heads[mine],
+                self.relations,
+            )
+            for mine, theirs in self._pairs.items()
+        ]
+        return {"relation": torch.stack(losses).mean()}
+
+
+def _width(structure: Mapping[str, Any], layer: int) -> int:
+    kept = structure["layers"][layer - 1]
+    width = kept["heads"] * kept["head_size"]
+    assert isinstance(width, int)
+    return width

@@ -1,0 +1,39 @@
+"""Fine-tuning on the task's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Unpack
+
+from torch import Tensor
+
+from edgemin.encoder import taps
+from edgemin.training.fit import Fit, FitSettings
+from edgemin.training.stage import Stage, task_loss
+
+
+class Finetune(Stage):
+    """Cross-entropy, or squared error for regression, on the task's training split.
+
+    Also the control of a distillation (``distill=none``): the same student, equally many further steps, no teacher.
+
+    Args:
+        settings: see :class:`edgemin.training.fit.Fit`.
+    """
+
+    def __init__(self, **settings: Unpack[FitSettings]) -> None:
+        super().__init__()
+        self.settings = Fit(**settings)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whenever it trains at all."""
+        return self.settings.trains
+
+    def phases(self) -> list[Fit]:
+        """One fit."""
+        return [self.settings]
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The task loss."""
+        return task_loss(taps.logits(self.model, batch), batch["labels"], regression=self.data.regression)

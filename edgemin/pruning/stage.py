@@ -1,0 +1,221 @@
+"""Structured pruning of attention heads: rank, remove physically, fine-tune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Unpack, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from edgemin.data.module import DataModule
+from edgemin.encoder import parts, slicing, taps
+from edgemin.errors import UserError
+from edgemin.processes import ranks
+from edgemin.pruning.importance import ImportanceAccumulator, head_importance
+from edgemin.pruning.selection import removal_count, select_heads
+from edgemin.training.fit import Fit, FitSettings
+from edgemin.training.stage import Shape, Stage, task_loss
+
+Criterion = Literal["gradient_norm", "taylor", "magnitude", "random"]
+
+
+class HeadPruning(Stage):
+    """Remove the least important attention heads, then fine-tune; once, or in several prune-then-finetune rounds.
+
+    Interacts with its neighbours: a later distillation re-splits the narrower layers into fewer relation heads where
+    it must, and
+    says so. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than that.
+
+    Args:
+        criterion: how heads are ranked; see :mod:`edgemin.pruning.importance`. ``random`` is the control.
+        ratio: share of the heads at the start to remove, in [0, 1); the count is int(ratio x heads). 0 removes nothing.
+        scope: ``layer`` removes that share of every layer, ``global`` ranks all heads together and keeps at least one
+            per layer.
+        importance: ``calibration`` ranks on a fixed set of training examples (deterministic, no dropout);
+            ``training`` accumulates
+            the ranking during a brief fine-tuning, as the EdgeMIN paper has it.
+        calibration_examples: how many training examples rank the heads (``importance=calibration``).
+        training_steps: optimizer steps of that brief fine-tuning (``importance=training``).
+        rounds: prune-then-finetune rounds; the ratio is reached in equal steps.
+        settings: the fine-tuning after each round, see :class:`edgemin.training.fit.Fit`; 0 epochs only prunes.
+    """
+
+    narrows: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        criterion: Criterion = "gradient_norm",
+        ratio: float,
+        scope: Literal["layer", "global"] = "layer",
+        importance: Literal["calibration", "training"] = "calibration",
+        calibration_examples: int = 512,
+        training_steps: int = 100,
+        rounds: int = 1,
+        **settings: Unpack[FitSettings],
+    ) -> None:
+        super().__init__()
+        if not 0 <= ratio < 1:
+            raise UserError(f"ratio: expected a number in [0, 1), given {ratio}")
+        for name, value in (
+            ("calibration_examples", calibration_examples),
+            ("training_steps", training_steps),
+            ("rounds", rounds),
+        ):
+            if value < 1:
+                raise UserError(f"{name}: expected a whole number of at least 1, given {value}")
+        if importance == "training" and criterion not in ("gradient_norm", "taylor"):
+            raise UserError(
+                f"importance: expected calibration for the criterion {criterion}, which sees no data, given training"
+            )
+        assert criterion in get_args(Criterion)
+        self.criterion, self.ratio, self.scope = criterion, ratio, scope
+        self.importance, self.rounds = importance, rounds
+        self.calibration_examples = calibration_examples
+        self.recovery = Fit(**settings)
+        # Ranking during training uses the recovery's batch size and learning rate, but for so many steps.
+        self.ranking = replace(self.recovery, epochs=None, steps=training_steps, patience=None)
+        self.initial: list[int] = []
+        self.removed: list[list[list[int]]] = []
+        self._accumulator: ImportanceAccumulator | None = None
+        self._capture: AbstractContextManager[list[Tensor]] | None = None
+        self._contexts: list[Tensor] = []
+        self._batch: Mapping[str, Tensor] = {}
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """A global ratio must leave one head in every layer."""
+        count = model.layers * model.heads
+        if self.scope == "global" and not model.pruned and removal_count(count, self.ratio) > count - model.layers:
+            raise UserError(
+                f"ratio: expected one that leaves a head in all {model.layers} layers, given {self.ratio} of {count}"
+            )
+
+    @property
+    def needs_task(self) -> bool:
+        """Random or magnitude ranking without recovery needs no data."""
+        return self.criterion in ("gradient_norm", "taylor") or self.recovery.trains
+
+    @property
+    def trains_head(self) -> bool:
+        """Recovery is fine-tuning, and so is ranking during training."""
+        return self.recovery.trains or self.importance == "training"
+
+    @property
+    def reads_head(self) -> bool:
+        """The gradient of the task loss comes through the head."""
+        return self.criterion in ("gradient_norm", "taylor") and self.importance == "calibration"
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Remember the head counts at the start: the ratio is a share of them."""
+        super().prepare(model, data, teachers)
+        self.initial = parts.heads(model)
+        counts = self.initial if self.scope == "layer" else [sum(self.initial)]
+        if self.ratio > 0 and not any(removal_count(count, self.ratio) for count in counts):
+            self.notes.append(
+                f"ratio {self.ratio} removes nothing: int(ratio x heads) is 0 "
+                + (
+                    f"for every layer (heads: {self.initial}); scope=global may remove some"
+                    if self.scope == "layer"
+                    else ""
+                )
+            )
+
+    def phases(self) -> list[Fit]:
+        """Per round: the ranking fit where asked for, then recovery."""
+        one_round = [self.ranking, self.recovery] if self.importance == "training" else [self.recovery]
+        return one_round * self.rounds
+
+    def begin(self, phase: int) -> None:
+        """Start ranking, or cut."""
+        ranking_phases = self.importance == "training"
+        if ranking_phases and phase % 2 == 0:
+            self._accumulator = ImportanceAccumulator(self.criterion)
+        else:
+            self._cut(phase // 2 if ranking_phases else phase)
+
+    def _cut(self, completed_rounds: int) -> None:
+        if self._accumulator is not None:
+            importance = self._accumulator.importance()
+            self._accumulator = None
+        else:
+            batches = (
+                self.data.calibration(self.calibration_examples, self.recovery.batch_size, self.seed)
+                if self.needs_task
+                else []
+            )
+            importance = head_importance(self.model, batches, self.criterion, seed=self.seed + completed_rounds)
+        removed = select_heads(
+            importance,
+            self.ratio,
+            self.scope,
+            initial=self.initial,
+            completed_rounds=completed_rounds,
+            rounds=self.rounds,
+        )
+        for layer, gone in enumerate(removed):
+            if gone:
+                kept = [head for head in range(len(importance[layer])) if head not in gone]
+                slicing.slice_heads(self.model, layer, kept)
+        self.removed.append(removed)
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The task loss; while ranking, what the heads put out is captured on the way."""
+        if self._accumulator is not None:
+            self._batch = batch
+            self._capture = taps.head_contexts(self.model)
+            self._contexts = self._capture.__enter__()
+        return task_loss(taps.logits(self.model, batch), batch["labels"], regression=self.data.regression)
+
+    def on_after_backward(self) -> None:
+        """Add this batch's examples to the ranking, those of all processes to the ranking of each."""
+        if self._accumulator is None or self._capture is None:
+            return
+        mask, heads = self._batch["attention_mask"], parts.heads(self.model)
+        share = 1.0 if self._share is None else float(self._share)
+        # The loss is a mean over the batch, divided by the accumulation, under fp16 multiplied by the scaler's factor.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        weight = share * scale / (len(mask) * self.ranking.accumulate)
+        gradients = [context.grad for context in self._contexts]
+        finite = all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+        own = ImportanceAccumulator(self.criterion)
+        own.add([torch.zeros(count, dtype=torch.float64) for count in heads], 0)
+        if finite and share > 0:  # else no example of this batch was left for this process
+            own.update(self._contexts, gradients, mask, heads, loss_weight=weight)
+        seen = own.state_dict()
+        counts = torch.tensor([seen["examples"], float(finite)], dtype=torch.float64)
+        found = ranks.total(torch.cat([*seen["sums"], counts]))
+        if found[-1] == ranks.world():  # else fp16 overflowed: the scaler skips this step too
+            self._accumulator.add(found[:-2].split(heads), int(found[-2]))
+        self._capture.__exit__(None, None, None)
+        self._capture, self._contexts, self._batch = None, [], {}
+
+    def finish(self) -> PreTrainedModel:
+        """The smaller encoder."""
+        gone = sum(len(layer) for one_round in self.removed for layer in one_round)
+        self.notes.append(f"removed {gone} of {sum(self.initial)} heads; left per layer: {parts.heads(self.model)}")
+        return self.model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also what was removed, and how far the ranking is."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["edgemin"] |= {
+            "removed": self.removed,
+            "ranking": self._accumulator.state_dict() if self._accumulator is not None else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["edgemin"]
+        self.removed = saved["removed"]
+        self._accumulator = None
+        if saved["ranking"] is not None:
+            self._accumulator = ImportanceAccumulator(self.criterion)
+            self._accumulator.load_state_dict(saved["ranking"])

@@ -1,0 +1,131 @@
+"""Quantization-aware training: the weights learn under the rounding that they will be stored with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Literal, Unpack, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from edgemin.data.module import DataModule
+from edgemin.errors import UserError
+from edgemin.quantization import model as quantization
+from edgemin.quantization.layers import Scales
+from edgemin.quantization.settings import Quantization, QuantizationSettings
+from edgemin.training.distillation import DistillSettings, TaskWeight
+from edgemin.training.method_sum import MethodSum
+from edgemin.training.stage import Shape
+
+_OWN = tuple(field.name for field in fields(Quantization))
+
+
+class QATSettings(QuantizationSettings, DistillSettings, total=False):
+    """What quantization and training may be given."""
+
+
+class QuantizationAware(MethodSum):
+    """Train a quantized model, on the task's labels or by what a full-precision model says.
+
+    Weights and activations are rounded in every forward, gradients go straight through the rounding (Jacob et al. 2018,
+    arXiv 1712.05877). It begins with what post-training quantization gives: 0 steps are just that.
+
+    Args:
+        scales: ``fixed`` at their calibrated values; ``moving``: those of weights keep their share of the largest
+            weight,
+            those of activations follow a moving average of their range (padding included, momentum 0.99); ``learned``
+            (LSQ, arXiv 1902.08153; see :mod:`edgemin.quantization.affine`), from their calibrated values on.
+        train: ``all``, or the ``scales`` alone (the second phase of EfficientQAT, arXiv 2407.11062).
+        train_on: ``train``, or only the ``calibration`` sentences (their labels too, where there is no method that does
+            without).
+        methods: distillation, as in :class:`edgemin.training.method_sum.MethodSum`; none: labels alone.
+        task_weight: of the labels' loss; ``auto`` is 1, and 0 where a method trains the head.
+        settings: those of :class:`edgemin.quantization.settings.Quantization` and
+            :class:`edgemin.training.distillation.Distillation`; ``teacher`` is ``parent``, the model that is quantized,
+            in full precision, unless given.
+    """
+
+    quantizes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        scales: Scales = "learned",
+        train: Literal["all", "scales"] = "all",
+        train_on: Literal["train", "calibration"] = "train",
+        methods: Mapping[str, dict[str, Any]],
+        task_weight: TaskWeight = "auto",
+        **settings: Unpack[QATSettings],
+    ) -> None:
+        given: dict[str, Any] = dict(settings)
+        own: Any = {name: given.pop(name) for name in _OWN if name in given}
+        learning: Any = given | {"teacher": given.get("teacher") or "parent"}
+        choices: dict[str, tuple[str, tuple[str, ...]]]
+        choices = {"scales": (scales, get_args(Scales)), "train": (train, ("all", "scales"))}
+        choices["train_on"] = (train_on, ("train", "calibration"))
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise UserError(f"{name}: expected one of {', '.join(known)}, given {value!r}")
+        if train == "scales" and scales != "learned":
+            raise UserError(f"scales: expected learned, as nothing else is trained (train=scales), given {scales}")
+        if given.get("corpus") is not None and train_on == "calibration":
+            raise UserError("train_on: expected train with a corpus, which takes its place, given calibration")
+        super().__init__(methods=methods, task_weight=task_weight, settings=learning)
+        self.quantization = Quantization(**own)
+        self.max_drop = self.quantization.max_drop
+        self.scales, self.train_what, self.train_on = scales, train, train_on
+
+    @property
+    def needs_task(self) -> bool:
+        """For labels, and to calibrate."""
+        return super().needs_task or self.quantization.reads_data
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Only methods learn from a model."""
+        return super().teacher_names if self._parts else ()
+
+    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
+        """``task_weight=auto`` without a method is the labels."""
+        if not self._parts and config.get("task_weight", "auto") == "auto":
+            return config | {"task_weight": 1.0}
+        return super().resolve(config, head_trained, finetuned_later)
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Of both."""
+        self.quantization.check(model)
+        super().check(model, teachers)
+
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The gate judges the result and does not change it."""
+        return {name: value for name, value in super().key_settings(settings).items() if name != "max_drop"}
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Pair with the teachers, then quantize."""
+        super().prepare(model, data, teachers)
+        applied = self.quantization.apply(model, data, self.seed)
+        self.notes += applied.notes
+        self.findings |= applied.findings
+        quantization.follow(model, self.scales)
+        if self.train_what == "scales":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.endswith("_scale"))
+
+    def planned_steps(self, examples: int, model: Shape) -> int:
+        """An epoch may be the calibration sentences alone."""
+        drawn = min(self.quantization.calibration_examples, examples) if self.train_on == "calibration" else examples
+        return super().planned_steps(drawn, model)
+
+    def training_rows(self) -> NDArray[np.int64] | None:
+        """The calibration sentences, where only they are trained on."""
+        if self.train_on == "train" or self.corpus is not None:
+            return None
+        return self.data.drawn(self.quantization.calibration_examples, self.seed)
+
+    def finish(self) -> PreTrainedModel:
+        """The quantized model, all of it trainable again."""
+        return super().finish().requires_grad_(True)

@@ -1,0 +1,199 @@
+"""Reconstruction: a quantized model learns, block by block, to give what the full-precision one gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Unpack, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from edgemin.data.module import DataModule
+from edgemin.encoder import parts, taps
+from edgemin.errors import UserError
+from edgemin.progress import counted
+from edgemin.quantization import model as quantization
+from edgemin.quantization.settings import CALIBRATION_BATCH, Quantization, QuantizationSettings
+from edgemin.training.fit import Fit, FitSettings
+from edgemin.training.hidden_states import hidden_mse
+from edgemin.training.stage import Shape, Stage
+
+#: At most so many calibration sentences tell how near each block came.
+SCORED = 256
+_OF_FIT = tuple(field.name for field in fields(Fit))
+
+
+class ReconstructionSettings(QuantizationSettings, FitSettings, total=False):
+    """What quantization and the fit of each block may be given."""
+
+
+class Reconstruction(Stage):
+    r"""Between rounding and quantization-aware training in cost: calibration sentences, no labels, one block at a time.
+
+    It begins with what post-training quantization gives. Then, for each layer n in order, that layer's weights and
+    scales (LSQ) minimize
+
+    .. math:: \| f_n(x_{n-1}) - \hat f_n(\tilde x_{n-1}) \|^2, \qquad
+        \tilde x_{n-1} = \lambda_t x_{n-1} + (1 - \lambda_t) \hat x_{n-1}, \quad \lambda_t = max(1 - t / T_0, 0)
+
+    averaged over sequences, in each over tokens and hidden units, x what the full-precision model's layers give and x̂
+    what the quantized ones do (MREM with annealed teacher forcing, arXiv 2109.15082; the first phase of EfficientQAT,
+    arXiv 2407.11062). Last comes what follows the layers, by the squared error of the logits, on the quantized model's
+    own hidden states.
+    Embeddings are only rounded. There is no dropout.
+
+    ``findings["reconstruction"]`` has each block's error before and after (``head``: that of the logits), the quantized
+    model running on its own hidden states throughout.
+
+    Args:
+        teacher_forcing: T_0, as a share of the steps of a block; 0: none.
+        settings: those of :class:`edgemin.quantization.settings.Quantization`, and of
+            :class:`edgemin.training.fit.Fit` for
+            each block; an epoch is all calibration sentences.
+    """
+
+    quantizes: ClassVar[bool] = True
+
+    def __init__(self, *, teacher_forcing: float = 0.5, **settings: Unpack[ReconstructionSettings]) -> None:
+        super().__init__()
+        given: dict[str, Any] = dict(settings)
+        own: Any = {name: given[name] for name in given if name not in _OF_FIT}
+        self.settings = Fit(**{name: given[name] for name in given if name in _OF_FIT})
+        self.quantization = Quantization(**own)
+        if not 0 <= teacher_forcing <= 1:
+            raise UserError(f"teacher_forcing: expected a share in [0, 1], given {teacher_forcing}")
+        if self.settings.patience is not None:
+            raise UserError(
+                f"patience: expected null, as blocks are not scored on task.holdout, given {self.settings.patience}"
+            )
+        self.max_drop = self.quantization.max_drop
+        self.teacher_forcing = teacher_forcing
+        self.forced = 1.0  #: the part of the full-precision model's hidden states, at this step
+        # a list, so that it is no submodule: neither trained nor checkpointed
+        self._float: list[PreTrainedModel] = []
+        self._rows: NDArray[np.int64] | None = None
+        self._annealed = 0.0  # T_0 in batches
+        self._before: list[float] = []
+
+    @property
+    def reaches_all(self) -> bool:
+        """One block at a time."""
+        return False
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """What can be told from the shape."""
+        self.quantization.check(model)
+
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The gate judges the result and does not change it."""
+        return {name: value for name, value in settings.items() if name != "max_drop"}
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Keep the model in full precision, and round it."""
+        super().prepare(model, data, teachers)
+        self._float = [copy.deepcopy(model).eval().requires_grad_(False)]
+        applied = self.quantization.apply(model, data, self.seed)
+        self.notes += applied.notes
+        self.findings |= applied.findings
+        quantization.follow(model, "learned")
+        self._unround()
+        self._rows = self.data.drawn(self.quantization.calibration_examples, self.seed)
+        self._before = self._errors()
+
+    def phases(self) -> list[Fit]:
+        """A fit for each layer, and one for what follows them; asked before ``prepare``, that of one."""
+        return [self.settings] * (parts.num_layers(self.model) + 1 if self._float else 1)
+
+    def planned_steps(self, examples: int, model: Shape) -> int:
+        """Of all blocks; an epoch of each is the calibration sentences."""
+        drawn = min(self.quantization.calibration_examples, examples)
+        return (model.layers + 1) * self.settings.optimizer_steps(drawn)
+
+    def training_rows(self) -> NDArray[np.int64] | None:
+        """The calibration sentences."""
+        return self._rows
+
+    def setup(self, stage: str) -> None:
+        """Only one block learns; said before Lightning looks for what does."""
+        self.model.requires_grad_(False)
+        for parameter in parts.parameters_by_depth(self.model)[self.phase + 1]:
+            parameter.requires_grad_(True)
+
+    def on_fit_start(self) -> None:
+        """The model in full precision is beside the other; what is done learning need not be rounded anew."""
+        nn.Module.to(self._float[0], self.device)
+        self._annealed = self.teacher_forcing * self.settings.batches(self.training_examples())
+        done = {"embeddings", *(str(n) for n in range(1, self.phase + 1))}
+        matrices = parts.matrices(self.model)
+        for path, layer in quantization.quantized(self.model).items():
+            if matrices[path].place in done:
+                layer.settle()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Anneal."""
+        super().on_train_batch_start(batch, batch_idx)
+        self.forced = max(1.0 - batch_idx / self._annealed, 0.0) if self._annealed else 0.0
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Squared error of the block's output, or of the logits."""
+        self.model.eval()
+        block = self.phase
+        if block == parts.num_layers(self.model):
+            with torch.no_grad():
+                wanted = taps.logits(self._float[0], batch)
+            return functional.mse_loss(taps.logits(self.model, batch).float(), wanted.float())
+        with torch.no_grad():
+            read = taps.read(self._float[0], batch, hidden=[block, block + 1], logits=False).hidden
+        forced = self.forced
+
+        def mixed(own: Tensor) -> Tensor:
+            return (forced * read[block] + (1 - forced) * own.detach()).to(own.dtype)
+
+        with taps.changed_input(self.model, block, mixed):
+            found = taps.read(self.model, batch, hidden=[block + 1], logits=False).hidden[block + 1]
+        return hidden_mse(read[block + 1], found, batch["attention_mask"])
+
+    def finish(self) -> PreTrainedModel:
+        """The quantized model, all of it trainable again."""
+        names = [*range(1, parts.num_layers(self.model) + 1), "head"]
+        found = zip(names, self._before, self._errors(), strict=True)
+        self.findings["reconstruction"] = [{"block": n, "before": before, "after": after} for n, before, after in found]
+        return super().finish().requires_grad_(True)
+
+    @torch.no_grad()
+    def _unround(self) -> None:
+        """Let weights begin where they were, not at what they are rounded to: how near each is to the next step helps.
+
+        The integers are the same. From the middle of its step, every weight has equally far to go.
+        """
+        for path, layer in quantization.quantized(self.model).items():
+            layer.weight.copy_(cast(Tensor, self._float[0].get_submodule(path).weight))
+            layer.train().eval()  # no longer what it is rounded to
+
+    @torch.no_grad()
+    def _errors(self) -> list[float]:
+        """Mean squared error of what each layer gives, and of the logits."""
+        full, own = self._float[0], self.model
+        nn.Module.to(own, full.device).eval()  # Lightning leaves it on the CPU after a fit
+        depths = range(1, parts.num_layers(own) + 1)
+        scored = min(SCORED, self.quantization.calibration_examples)
+        errors: list[Tensor] = []
+        sizes: list[int] = []
+        batches = self.data.calibration(scored, CALIBRATION_BATCH, self.seed)
+        for batch in counted(batches, "comparing with full precision"):
+            here = {name: tensor.to(full.device) for name, tensor in batch.items()}
+            wanted, found = (taps.read(model, here, hidden=depths, logits=True) for model in (full, own))
+            assert wanted.logits is not None and found.logits is not None
+            of_layers = [hidden_mse(wanted.hidden[n], found.hidden[n], here["attention_mask"]) for n in depths]
+            errors.append(torch.stack([*of_layers, functional.mse_loss(found.logits, wanted.logits)]).double().cpu())
+            sizes.append(len(here["input_ids"]))
+        means: list[float] = (torch.tensor(sizes).double() @ torch.stack(errors) / sum(sizes)).tolist()
+        return means

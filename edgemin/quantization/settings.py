@@ -1,0 +1,311 @@
+"""What all quantization of our own has in common: bits, scales, calibration, what is exempt, how much may be lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
+
+from transformers import PreTrainedModel
+
+from edgemin.data.module import DataModule
+from edgemin.encoder import parts
+from edgemin.encoder.parts import Matrix
+from edgemin.errors import UserError
+from edgemin.progress import live_line
+from edgemin.quantization import model as quantization
+from edgemin.quantization.ranges import ActivationRange, Calibration
+from edgemin.quantization.sensitivity import assign, matrix_bytes, sensitivity
+from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
+from edgemin.training.stage import Shape
+
+CALIBRATION_BATCH = 32
+INPUT_BYTES = 8  #: of a static Linear: scale and zero point of what it reads
+_MIB = 2**20
+#: Names of places beside the paths of layers, in patterns.
+PLACES = ("embeddings", "first", "last", "head", "classifier")
+
+
+class QuantizationSettings(TypedDict, total=False):
+    """What every quantization may be given; :class:`Quantization` explains and checks each."""
+
+    bits: int
+    embedding_bits: int | Literal["auto"]
+    granularity: Granularity
+    group_size: int
+    activations: Activations
+    weight_range: WeightRange
+    activation_range: ActivationRange
+    percentile: float
+    calibration_examples: int
+    exempt: list[str]
+    sensitivity: bool
+    candidates: list[int]
+    size_mib: float | None
+    max_drop: float | None
+
+
+class Applied(NamedTuple):
+    """What quantizing a model left to say."""
+
+    notes: list[str]
+    findings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Which layers are quantized, and how.
+
+    Attributes:
+        bits: of the weights of Linears: 2, 3, 4 or 8; 32 leaves them, and what they read, as they are.
+        embedding_bits: of the embedding tables, likewise; ``auto`` is 8, or 32 where ``bits`` is.
+        granularity: what shares a scale: ``tensor``, ``channel`` (a row: an output, or a token's embedding) or
+        ``group``.
+        group_size: columns of a group (``granularity=group``). It must divide every width; a width that pruning has
+            left may end with a shorter group.
+        activations: what Linears read: ``static`` (uint8, a range found on calibration sentences), ``dynamic`` (uint8,
+            the range of each token) or ``none``.
+        weight_range: scales of weights: ``minmax``, or the ``mse`` of least squared error.
+        activation_range: ranges of static activations: ``minmax``, ``moving_average``, ``percentile`` or ``mse``; see
+            :mod:`edgemin.quantization.ranges`.
+        percentile: share of the values inside the range (``activation_range=percentile``), in percent.
+        calibration_examples: training sentences to calibrate on.
+        exempt: layers to leave in float: patterns of their paths (``bert.encoder.layer.0.*``), or ``embeddings``,
+            ``first`` and ``last`` (layer), ``head`` (pooler and classifier), ``classifier``.
+        sensitivity: mixed precision: measure what every matrix does to the answers at each of ``candidates``, alone, on
+            the calibration sentences (of train, also where there is a hold-out), and give each the bits that do the
+            least damage in all within ``size_mib``; see :mod:`edgemin.quantization.sensitivity`. Tables keep
+            ``embedding_bits`` where that is a number.
+        candidates: the bits to choose from.
+        size_mib: the size of the file's tensors in MiB; ``None``: what uniform ``bits`` would take.
+        max_drop: the quality gate: how much of the main metric may be lost against the model it was made from, as a
+            fraction (0.01 is a point); beyond, the run says so and the table flags the row. ``None``: no gate.
+    """
+
+    bits: int = 8
+    embedding_bits: int | Literal["auto"] = "auto"
+    granularity: Granularity = "channel"
+    group_size: int = 64
+    activations: Activations = "static"
+    weight_range: WeightRange = "mse"
+    activation_range: ActivationRange = "percentile"
+    percentile: float = 99.99
+    calibration_examples: int = 256
+    exempt: Sequence[str] = field(default=("classifier",))
+    sensitivity: bool = False
+    candidates: Sequence[int] = field(default=(8, 4, 2))
+    size_mib: float | None = None
+    max_drop: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        possible = f"{', '.join(map(str, BITS))}, or {FLOAT} for none"
+        for name in ("bits", "embedding_bits"):
+            given = getattr(self, name)
+            if given not in (*BITS, FLOAT) and (name, given) != ("embedding_bits", "auto"):
+                raise UserError(f"{name}: expected {possible}, given {given}")
+        choices = {
+            "granularity": Granularity,
+            "activations": Activations,
+            "weight_range": WeightRange,
+            "activation_range": ActivationRange,
+        }
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(f"{name}: expected one of {', '.join(get_args(kind))}, given {getattr(self, name)!r}")
+        if self.group_size < 1:
+            raise UserError(f"group_size: expected a whole number of at least 1, given {self.group_size}")
+        if not self.candidates or set(self.candidates) - set(BITS) or len(set(self.candidates)) < len(self.candidates):
+            known = ", ".join(map(str, BITS))
+            raise UserError(f"candidates: expected different bits out of {known}, given {list(self.candidates)}")
+        if self.size_mib is not None and not (self.sensitivity and 0 < self.size_mib < math.inf):
+            raise UserError(
+                f"size_mib: expected null, or a size above 0 with sensitivity=true, given {self.size_mib} with "
+                f"sensitivity={str(self.sensitivity).lower()}"
+            )
+        check_max_drop(self.max_drop)
+        self.calibration  # noqa: B018 - it checks itself
+
+    @property
+    def calibration(self) -> Calibration:
+        """How activations are calibrated."""
+        return Calibration(self.activation_range, self.percentile, self.calibration_examples)
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it looks at the task's sentences."""
+        return self.sensitivity or (self.activations == "static" and self.bits != FLOAT)
+
+    def check(self, model: Shape) -> None:
+        """Refuse patterns that match nothing, groups that do not divide a width, and sizes that cannot be reached."""
+        specs = self.specs(model.matrices)
+        if self.sensitivity:
+            self._check_candidates(model, specs)
+        for path, spec in specs.items():
+            matrix = model.matrices[path]
+            may_be_cut = model.pruned and matrix.place.isdigit()
+            if spec.group_size is not None and matrix.columns % spec.group_size and not may_be_cut:
+                raise UserError(
+                    f"group_size: expected a divisor of {matrix.columns}, the width of {path}, given {spec.group_size}"
+                )
+
+    def _check_candidates(self, model: Shape, uniform: Mapping[str, Spec]) -> None:
+        """What can be told before there are weights: by what the matrices take, all else apart."""
+        matrices = model.matrices
+        free = self._candidates(matrices, uniform)
+        if not free:
+            raise UserError(
+                "sensitivity: expected matrices to choose bits for, given none: all are exempt or keep embedding_bits"
+            )
+        if model.pruned:  # its widths are not known yet; applying it tells
+            return
+        least = sum(min(matrix_bytes(matrices[path], spec) for spec in ways) for path, ways in free.items())
+        if self.size_mib is None and least > sum(_bytes(matrices[path], uniform[path]) for path in free):
+            raise UserError(
+                f"candidates: expected some that take no more than uniform bits ({self.bits}), as size_mib=null asks, "
+                f"given {list(self.candidates)}"
+            )
+        rest = sum(
+            _bytes(matrix, uniform[path]) if path in uniform else 0  # an earlier stage may have packed what is exempt
+            for path, matrix in matrices.items()
+            if path not in free
+        )
+        if self.size_mib is not None and least + rest > self.size_mib * _MIB:
+            raise UserError(
+                f"size_mib: expected more than {(least + rest) / _MIB:.2f} MiB, what the matrices take at the fewest "
+                f"bits of candidates, given {self.size_mib:g}"
+            )
+
+    def _candidates(self, matrices: Mapping[str, Matrix], uniform: Mapping[str, Spec]) -> dict[str, list[Spec]]:
+        """The ways to quantize each matrix whose bits are to be chosen."""
+        return {
+            path: [replace(spec, bits=bits) for bits in self.candidates]
+            for path, spec in uniform.items()
+            if not matrices[path].is_table or self.embedding_bits == "auto"
+        }
+
+    def specs(self, matrices: Mapping[str, Matrix]) -> dict[str, Spec]:
+        """How each matrix is quantized; those that are exempt are absent.
+
+        Raises:
+            UserError: a pattern matches none of them.
+        """
+        last = max((int(matrix.place) for matrix in matrices.values() if matrix.place.isdigit()), default=0)
+        exempt: set[str] = set()
+        for index, pattern in enumerate(self.exempt):
+            matched = {path for path, matrix in matrices.items() if _matches(pattern, path, matrix.place, last)}
+            if not matched:
+                some = ", ".join(list(matrices)[:3])
+                raise UserError(
+                    f"exempt[{index}]: expected {', '.join(PLACES)} or a pattern of a layer's path ({some} ...), given "
+                    f"{pattern!r}, which matches none"
+                )
+            exempt |= matched
+        return {path: self.spec(matrix) for path, matrix in matrices.items() if path not in exempt}
+
+    def spec(self, matrix: Matrix) -> Spec:
+        """How a matrix is quantized."""
+        tables = (FLOAT if self.bits == FLOAT else 8) if self.embedding_bits == "auto" else self.embedding_bits
+        return Spec(
+            tables if matrix.is_table else self.bits,
+            self.granularity,
+            self.group_size if self.granularity == "group" else None,
+            "none" if matrix.is_table else self.activations,
+        )
+
+    def apply(self, model: PreTrainedModel, data: DataModule | None, seed: int) -> Applied:
+        """Quantize a model in place and calibrate it.
+
+        Args:
+            model: with the head that it will have.
+            data: the task's, where :attr:`reads_data`.
+            seed: of the draw of calibration sentences.
+
+        Raises:
+            UserError: activations that are not finite, or a size that cannot be reached.
+        """
+        matrices = parts.matrices(model)
+        specs = self.specs(matrices)
+        findings: dict[str, Any] = {}
+        if self.sensitivity:
+            assert data is not None
+            specs, findings = self._mixed(model, matrices, specs, data, seed)
+        specs = {path: spec for path, spec in specs.items() if spec.bits != FLOAT}
+        if not specs:
+            return Applied(["nothing is quantized: all layers are exempt or keep 32 bits"], {})
+        quantization.quantize(model, specs, self.weight_range, self.calibration)
+        if self.reads_data and quantization.static_layers(model):
+            assert data is not None
+            quantization.fit_inputs(model, data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed))
+        ragged = [path for path, spec in specs.items() if spec.group_size and matrices[path].columns % spec.group_size]
+        short = f"rows of {len(ragged)} pruned layers end with a group shorter than {self.group_size}"
+        return Applied([short] if ragged else [], findings)
+
+    def _mixed(
+        self,
+        model: PreTrainedModel,
+        matrices: Mapping[str, Matrix],
+        uniform: dict[str, Spec],
+        data: DataModule,
+        seed: int,
+    ) -> tuple[dict[str, Spec], dict[str, Any]]:
+        """Bits by sensitivity: how each matrix is quantized, and the blame."""
+        free = self._candidates(matrices, uniform)
+        fixed = [path for path, spec in uniform.items() if path not in free and spec.bits != FLOAT]
+        batches = data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed)
+        damages = sensitivity(model, free, self.weight_range, batches)
+        sizes = {path: {spec.bits: matrix_bytes(matrices[path], spec) for spec in ways} for path, ways in free.items()}
+        static = sum(spec.activations == "static" for path, spec in uniform.items() if path in free)
+        kept = _bytes_beside(model, {*free, *fixed}) + static * INPUT_BYTES
+        kept += sum(matrix_bytes(matrices[path], uniform[path]) for path in fixed)
+        equal = kept + sum(_bytes(matrices[path], uniform[path]) for path in free)
+        budget = equal if self.size_mib is None else int(self.size_mib * _MIB)
+        with live_line("choosing bits"):
+            chosen = assign(damages, sizes, budget - kept)
+        found = {
+            "examples": sum(len(batch["labels"]) for batch in batches),
+            "candidates": list(self.candidates),
+            "budget_mib": budget / _MIB,
+            "size_mib": (kept + sum(sizes[path][bits] for path, bits in chosen.items())) / _MIB,
+            "layers": [
+                {
+                    "name": path,
+                    "weights": matrices[path].rows * matrices[path].columns,
+                    "damage": {str(bits): value for bits, value in damages[path].items()},
+                    "bits": chosen[path],
+                }
+                for path in free
+            ],
+        }
+        specs = {path: replace(spec, bits=chosen.get(path, spec.bits)) for path, spec in uniform.items()}
+        return specs, {"sensitivity": found}
+
+
+def _bytes(matrix: Matrix, spec: Spec) -> int:
+    return 4 * matrix.rows * matrix.columns if spec.bits == FLOAT else matrix_bytes(matrix, spec)
+
+
+def _bytes_beside(model: PreTrainedModel, paths: set[str]) -> int:
+    """What a file holds of a model beside the matrices at these paths; their biases stay."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in quantization.tensors(model).items()
+        if name.endswith(".bias") or name.rpartition(".")[0] not in paths
+    )
+
+
+def _matches(pattern: str, path: str, place: str, last: int) -> bool:
+    if pattern in PLACES:
+        names = {"first": ("1",), "last": (str(last),), "head": ("head", "classifier")}
+        return place in names.get(pattern, (pattern,))
+    return fnmatchcase(path, pattern)
+
+
+def check_max_drop(max_drop: float | None) -> None:
+    """Refuse a bound that is no fraction."""
+    if max_drop is not None and not 0 <= max_drop <= 1:
+        raise UserError(f"max_drop: expected null or a fraction in [0, 1] (0.01 is a point), given {max_drop}")
+
+
+assert {field.name for field in fields(Quantization)} == set(get_type_hints(QuantizationSettings))

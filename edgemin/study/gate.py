@@ -1,0 +1,131 @@
+"""The quality gate: a model against the one it was made from, and which layers are to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edgemin.encoder import taps
+from edgemin.progress import counted
+from edgemin.quantization import torch_layers
+from edgemin.quantization.layers import Quantized
+from edgemin.quantization.sensitivity import damage
+
+Answers = NDArray[np.float32]  #: logits
+
+SENTENCES = 64  #: of the scored split, that layers are blamed on
+NAMED = 5  #: layers that are named
+CHANCE = 0.05  #: a loss that comes about by chance more often is none
+_EXCHANGES = 999
+_ROUNDING = 1e-6  #: metrics are computed in single precision: 0.90 less 0.89 may come out above 0.01
+
+
+def compare(
+    scored: Callable[[Answers], float], before: Answers, after: Answers, max_drop: float, *, collapsed: bool = False
+) -> dict[str, Any]:
+    """One model against the one it was made from, on the same sentences.
+
+    Args:
+        scored: the metric of some answers.
+        before: ``[N, C]``, the answers of the model it was made from.
+        after: ``[N, C]``, its own, in the same order.
+        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one by :func:`chance`.
+        collapsed: whether it gives one answer to every sentence; that never passes.
+
+    Returns:
+        ``parent_value``, ``value``, ``drop`` (the first less the second), ``max_drop``, ``chance`` (``None`` where no
+        more was lost than may be), ``passed``, ``collapsed``; ``agreement`` (share of the sentences with the same
+        answer) and ``flips`` (number of the others), both ``None`` for a regression; ``examples``.
+    """
+    theirs, own = scored(before), scored(after)
+    lost = not theirs - own <= max_drop + _ROUNDING  # what is not a number is lost
+    by_chance = chance(scored, before, after) if lost else None
+    flips = int((before.argmax(1) != after.argmax(1)).sum()) if after.shape[1] > 1 else None
+    return {
+        "parent_value": theirs,
+        "value": own,
+        "drop": theirs - own,
+        "max_drop": max_drop,
+        "chance": by_chance,
+        "passed": not collapsed and (by_chance is None or by_chance > CHANCE),
+        "collapsed": collapsed,
+        "agreement": None if flips is None else 1 - flips / len(after),
+        "flips": flips,
+        "examples": len(after),
+    }
+
+
+def chance(scored: Callable[[Answers], float], before: Answers, after: Answers) -> float:
+    """How often a loss as large comes about where it does not matter which of two models gave an answer.
+
+    A paired randomization test (Noreen 1989): sentence by sentence the two answers are exchanged or not, at random. It
+    takes any metric; fewer than five changed answers, even if all are for the worse, come out above :data:`CHANCE`.
+
+    Args:
+        scored: the metric of some answers.
+        before: ``[N, C]``.
+        after: ``[N, C]``.
+
+    Returns:
+        The share of exchanges that lose as much as ``after`` does, in (0, 1].
+    """
+    drawn = np.random.default_rng(0)
+    drop = scored(before) - scored(after) - _ROUNDING
+    as_large = 0
+    for _ in range(_EXCHANGES):
+        exchanged = drawn.random((len(after), 1)) < 0.5
+        loss = scored(np.where(exchanged, after, before)) - scored(np.where(exchanged, before, after))
+        as_large += loss >= drop
+    return (as_large + 1) / (_EXCHANGES + 1)
+
+
+@torch.no_grad()
+def blame(
+    parent: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+) -> list[dict[str, Any]]:
+    """How much each quantized layer does to the answers when it alone takes its place in the model before.
+
+    Damage as :func:`edgemin.quantization.sensitivity.damage` has it.
+
+    Args:
+        parent: the model before, in full precision or not; left as it was.
+        changed: the quantized one.
+        batches: sentences.
+
+    Returns:
+        ``layer`` and ``damage``, the worst first; without the layers that have no place of their shape in the parent.
+    """
+    parent.eval()
+    changed.eval()
+    mine = dict(parent.named_modules())
+    layers = {
+        path: module
+        for path, module in changed.named_modules()
+        if (isinstance(module, Quantized) or torch_layers.is_quantized(module))
+        and path in mine
+        and _shape(module) == _shape(mine[path])
+    }
+    device = parent.device
+    nn.Module.to(parent, "cpu")
+    nn.Module.to(changed, "cpu")
+    reference = [taps.logits(parent, batch) for batch in batches]
+    found = []
+    for path, layer in counted(layers.items(), "trying layers"):
+        parent.set_submodule(path, layer)
+        answers = [taps.logits(parent, batch) for batch in batches]
+        parent.set_submodule(path, mine[path])
+        found.append({"layer": path, "damage": damage(torch.cat(reference), torch.cat(answers))})
+    nn.Module.to(parent, device)
+    return sorted(found, key=lambda entry: -entry["damage"])
+
+
+def _shape(module: Any) -> tuple[Any, ...]:
+    """Inputs and outputs of a Linear, torch's dynamic one included, or rows and columns of an Embedding."""
+    names = ("in_features", "out_features", "num_embeddings", "embedding_dim")
+    return tuple(getattr(module, name, None) for name in names)

@@ -1,0 +1,114 @@
+"""What a plan is made of: a study, the nodes of its tree, the rows it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgemin import config
+from edgemin.data.module import DataModule
+from edgemin.data.splits import Splits
+from edgemin.data.task import Task
+from edgemin.store.disk import Cache
+from edgemin.study.order import RowSpec
+from edgemin.study.roots import Root
+from edgemin.study.starts import Start
+from edgemin.training.fitting import Trainer
+from edgemin.training.stage import Shape, Stage
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a plan is made of.
+
+    Attributes:
+        settings: the whole resolved configuration; a stage's name is a key of it.
+        task: what is learnt.
+        splits: its data; ``None`` for ``task=none``.
+        roots: the models that paths start at, by name: ``teacher``, ``student`` and those the study adds.
+        rows: what is printed.
+        trainer: device and precision.
+        seed: the run's.
+    """
+
+    settings: Mapping[str, Any]
+    task: Task
+    splits: Splits | None
+    roots: Mapping[str, Root]
+    rows: Sequence[RowSpec]
+    trainer: Trainer
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One result: a root (no stages), or a parent with one more stage.
+
+    Attributes:
+        path: ``student/finetune/distill``.
+        key: its address in the store.
+        content: what the key was made of; kept in the provenance.
+        settings: the stage's resolved configuration, or the root's.
+    """
+
+    path: str
+    key: str
+    content: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    start: Start
+    shape: Shape
+    seed: int
+    head_trained: bool
+    final: bool = False
+    head_stale: bool = False  #: the encoder was trained since the head was
+    parent: Node | None = None
+    teachers: tuple[Node, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """The name of its last stage, or ``weights`` for a root."""
+        return self.path.rpartition("/")[2] if "/" in self.path else "weights"
+
+    def build_stage(self) -> Stage:
+        """A fresh stage object."""
+        return config.construct(self.settings, self.stage, Stage)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to print and the node it shows."""
+
+    spec: RowSpec
+    node: Node
+
+
+@dataclass
+class Plan:
+    """What to do, in an order in which it can be done."""
+
+    nodes: list[Node]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+
+class StudyData:
+    """The data of a study in the tokens of its models, each made once.
+
+    Args:
+        study: whose task it is.
+        cache: where token ids are kept.
+    """
+
+    def __init__(self, study: Study, cache: Cache) -> None:
+        self.study, self.cache = study, cache
+        self._made: dict[str, DataModule] = {}
+
+    def of(self, start: Start, splits: Splits | None = None) -> DataModule:
+        """The task's data, or that of another task, in the tokens of one root."""
+        splits = splits or self.study.splits
+        assert splits is not None and start.tokenizer is not None
+        name = f"{splits.task.name}/{id(start.tokenizer)}"
+        if name not in self._made:
+            self._made[name] = DataModule(splits, start.tokenizer, self.cache)
+        return self._made[name]

@@ -1,0 +1,200 @@
+"""Executes a plan: makes every node that is not stored."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edgemin import artifact, checkpoint
+from edgemin.data.module import DataModule
+from edgemin.encoder import building
+from edgemin.errors import UserError
+from edgemin.measure.machine import host, machine_lock
+from edgemin.processes import ranks, stopping
+from edgemin.progress import NodeProgress, duration, live_line, node_line
+from edgemin.store.artifacts import Store
+from edgemin.store.disk import disk_errors
+from edgemin.store.provenance import git_revision, versions
+from edgemin.study import roots
+from edgemin.study.nodes import Node, Plan, Study, StudyData
+from edgemin.tracking import CSV_NAME, Tracker, read_points, write_points
+from edgemin.training import fitting
+from edgemin.training.stage import Stage
+
+
+@dataclass
+class Done:
+    """How a node came to be in this run."""
+
+    path: str
+    key: str
+    teachers: list[str]
+    cached: bool
+    seconds: float | None = None
+    steps: int | None = None
+
+
+class Pipeline:
+    """One job's execution.
+
+    Of several processes the first decides and writes; the others train along, each for its part of a batch.
+
+    Args:
+        study: what was asked for.
+        plan: its nodes and rows.
+        store: where results are kept.
+        tracker: where losses go.
+    """
+
+    def __init__(self, study: Study, plan: Plan, store: Store, tracker: Tracker) -> None:
+        self.study, self.plan, self.store, self.tracker = study, plan, store, tracker
+        self.data = StudyData(study, store.tokens)
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def train(self) -> list[Done]:
+        """Make every node of the plan that the store does not have; a killed one goes on from its last checkpoint."""
+        return [self._ensure(node) for node in self.plan.nodes]
+
+    def _ensure(self, node: Node) -> Done:
+        stopping.check()
+        teachers = [teacher.path for teacher in node.teachers]
+        if self._is_cached(node):  # without the lock: a store that is only read takes none
+            return Done(node.path, node.key, teachers, cached=True)
+        with ExitStack() as held:
+            with live_line(f"{node.path}  waiting for its turn"):
+                held.enter_context(self._locked(node.key, node.path))
+            if self._is_cached(node):  # another run was faster
+                return Done(node.path, node.key, teachers, cached=True)
+            with live_line(f"{node.path}  loading"):
+                model, tokenizer = ranks.together(lambda: self._start(node))
+            fitted = fitting.Fitted(model, steps=0, seconds=0.0) if node.stage == "weights" else self._run(node, model)
+            with live_line(f"{node.path}  saving"):
+                ranks.from_main(lambda: self._commit(node, fitted, tokenizer))
+        if node.stage != "weights" and fitted.steps == 0:  # what trains says so itself
+            node_line(node.path, "done", duration(fitted.seconds))
+        for note in fitted.notes:
+            node_line(node.path, "note", note)
+        return Done(node.path, node.key, teachers, cached=False, seconds=round(fitted.seconds, 3), steps=fitted.steps)
+
+    def _locked(self, key: str, path: str) -> AbstractContextManager[None]:
+        """The lock that process 0 holds for all."""
+        if not ranks.is_main():
+            return nullcontext()
+        return self.store.lock(key, lambda: node_line(path, "waiting", "another run computes it"))
+
+    def _is_cached(self, node: Node) -> bool:
+        if not ranks.from_main(lambda: self._is_stored(node.key)):
+            return False
+        node_line(node.path, "cached", node.key)
+        ranks.from_main(lambda: self._replay(node.key))
+        return True
+
+    def _is_stored(self, key: str) -> bool:
+        if not self.store.has(key):
+            return False
+        with live_line(f"{key}  comparing with its checksums"):
+            self.store.verify(key)
+        return True
+
+    def _replay(self, key: str) -> None:
+        """The training curves of a stage that was trained before."""
+        path = self.store.path(key) / CSV_NAME
+        if path.is_file():
+            for stage, step, metrics in read_points(path):
+                self.tracker.log(stage, metrics, step)
+
+    def _commit(self, node: Node, fitted: fitting.Fitted, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        with self.store.commit(node.key) as directory:
+            artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted))
+            if fitted.points:
+                write_points(directory / CSV_NAME, fitted.points)
+
+    def _start(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        """What a node begins with: its parent's result, or for a root the weights themselves."""
+        if node.stage == "weights":
+            return self._root(node)
+        assert node.parent is not None
+        return artifact.load(self.store.path(node.parent.key))
+
+    def _root(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        node_line(node.path, "loading", node.start.root.source or "random weights")
+        start, root = node.start, node.start.root
+        if node.parent is not None:  # the model of the study that it is cut from
+            model = artifact.load(self.store.path(node.parent.key))[0]
+        elif start.facts is not None:
+            try:
+                model = checkpoint.load_checkpoint(start.facts, root.seed)
+            except UserError as error:
+                raise UserError(f"{start.name}.source: {error}") from error
+        else:
+            torch.manual_seed(root.seed)
+            return building.build(start.config), start.tokenizer
+        if start.own_labels and self.study.splits is not None:
+            checkpoint.align_head(model, self.study.splits.labels)
+        return roots.reshape(model, root), start.tokenizer
+
+    def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
+        stage = node.build_stage()
+        teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
+        alone: AbstractContextManager[object] = (
+            machine_lock("training", lambda line: node_line(node.path, "waiting", line))
+            if stage.trains and ranks.is_first_here()  # two of one run would wait for each other
+            else nullcontext()
+        )
+        with disk_errors(self.store.root), ExitStack() as held:
+            with live_line(f"{node.path}  waiting for the machine"):
+                held.enter_context(alone)
+            return fitting.run(
+                stage,
+                model,
+                self._stage_data(node, stage),
+                teachers,
+                seed=node.seed,
+                trainer=self.study.trainer,
+                work=self.store.work(node.key),
+                name=node.path,
+                callbacks=[NodeProgress()],
+                send=self.tracker.log,
+            )
+
+    def _stage_data(self, node: Node, stage: Stage) -> DataModule | None:
+        """The data that a stage may see, in the tokens of its model and of its teachers."""
+        tokenizer = node.start.tokenizer
+        if tokenizer is None:
+            return None
+        if not stage.needs_task:
+            return DataModule(None, tokenizer, self.store.tokens)
+        own = self.data.of(node.start)
+        theirs = [self.data.of(teacher.start) for teacher in node.teachers]
+        if stage.same_tokens:
+            # Of equal tokens those with segments, where a teacher reads them and the student does not.
+            segmented = [module for module in theirs if module.has_segments]
+            return segmented[0] if segmented and node.start.structure["token_types"] <= 1 else own
+        if all(module is own for module in theirs):
+            return own
+        return DataModule(self.study.splits, tokenizer, own.cache, theirs)
+
+    def _provenance(self, node: Node, fitted: fitting.Fitted) -> dict[str, Any]:
+        return {
+            "path": node.path,
+            "key": node.key,
+            "content": node.content,
+            "parent": node.parent.key if node.parent else None,
+            "teachers": [teacher.key for teacher in node.teachers],
+            "source": node.start.root.source,
+            "head_trained": node.head_trained,
+            "notes": fitted.notes,
+            "findings": fitted.findings,
+            "seed": node.seed,
+            "threads": torch.get_num_threads(),
+            "host": host(),
+            "versions": versions(),
+            "git": git_revision(),
+            "seconds": round(fitted.seconds, 3),
+            "steps": fitted.steps,
+        }

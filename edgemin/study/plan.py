@@ -1,0 +1,238 @@
+"""From rows to work: the paths of a study as a tree of nodes, each with the key under which its result is stored.
+
+Equal prefixes are one node. Everything that can be refused is refused here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from edgemin import config
+from edgemin.errors import UserError
+from edgemin.evaluate import primary_metric
+from edgemin.finetune import Finetune
+from edgemin.store.artifacts import content_key
+from edgemin.store.digest import code_digest
+from edgemin.study import roots
+from edgemin.study.checks import check_stage, stages_key
+from edgemin.study.nodes import Node, Plan, Row, Study
+from edgemin.study.starts import SOURCE, read_starts
+from edgemin.training.stage import Stage
+
+PARENT = "parent"  #: as a teacher: the very model that the stage is given
+
+
+def build(study: Study) -> Plan:
+    """Lay out every node that the rows need.
+
+    Raises:
+        UserError: an unknown stage, an order that cannot work, a setting that a stage refuses, a row whose head was
+            never trained.
+    """
+    return _Planner(study).plan()
+
+
+def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence[str]]) -> list[str]:
+    """What was asked of stages that no row and no teacher has, one note for each stage.
+
+    Args:
+        plan: what will run.
+        settings: the whole resolved configuration.
+        given: the keys that the user set, each with the nodes of the configuration that take their values from it.
+    """
+    used = list(dict.fromkeys(node.stage for node in plan.nodes if "/" in node.path))
+    idle = {name for name, node in settings.items() if _is_stage(name, node)} - set(used)
+    found: dict[str, list[str]] = {}
+    for key, readers in given.items():
+        if (name := key.partition(".")[0]) in idle and set(readers) <= idle:
+            found.setdefault(name, []).append(key)
+    return [
+        f"{', '.join(keys)}: set, but there is no stage {name} in this job, which has {', '.join(used) or 'none'}"
+        for name, keys in found.items()
+    ]
+
+
+class _Planner:
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.nodes: dict[str, Node] = {}
+        self.notes: list[str] = []
+        self.making: list[str] = []
+        self.paths = [spec.path for spec in study.rows]
+        self.paths += ["/".join((name, *root.stages)) for name, root in study.roots.items()]
+        self.starts = read_starts(study.roots, study.splits)
+
+    def plan(self) -> Plan:
+        rows = []
+        for spec in self.study.rows:
+            node = self.node(spec.model, spec.stages)
+            if self.study.splits is None or (node.head_trained and (spec.named or not node.head_stale)):
+                rows.append(Row(spec, node))
+                if node.head_stale and self.study.splits is not None:
+                    self.notes.append(f"row {spec.name!r} is scored with a head from before its encoder was trained on")
+            elif node.head_trained:
+                self.notes.append(f"row {spec.name!r} is not scored: its encoder was trained on since its head was")
+            elif spec.named or spec is self.study.rows[-1] or spec.model == "teacher":
+                raise UserError(
+                    f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the "
+                    f"head on {self.study.task.name} "
+                    f"(finetune) before the row {spec.name!r} is scored, given {spec.path}"
+                )
+            else:
+                self.notes.append(f"row {spec.name!r} is not scored: no stage up to {spec.path} trains the head")
+        return Plan(list(self.nodes.values()), rows, self.notes)
+
+    def node(self, model: str, stages: Sequence[str]) -> Node:
+        path = "/".join((model, *stages))
+        if path in self.making:
+            chain = " <- ".join([*self.making[self.making.index(path) :], path])
+            raise UserError(f"{model}.stages: expected no model that learns from itself, given {chain}")
+        if path not in self.nodes:
+            # Parents and teachers enter first, so that the order of insertion is an order of execution.
+            self.making.append(path)
+            made = self._stage(path, self.node(model, stages[:-1])) if stages else self._root(model)
+            self.making.pop()
+            self.nodes[path] = made
+        return self.nodes[path]
+
+    def _root(self, path: str) -> Node:
+        start = self.starts[path]
+        parent = None
+        if start.origin is not None:
+            parent = self._model(start.origin, start.from_trained)
+            if parent.final:
+                raise UserError(
+                    f"{path}.source: expected a model that can be cut and trained, given {parent.path}, whose layers "
+                    "are quantized"
+                )
+        content = start.content(self.study.splits, parent.key if parent else None)
+        content |= {"code": code_digest("edgemin.study.roots", "edgemin.checkpoint"), "versions": _versions()}
+        giver = parent if start.root.inherit == "all" else None  # of layers and head
+        shape = start.shape._replace(
+            pruned=start.shape.pruned or (giver is not None and giver.shape.pruned),
+            quantized=start.shape.quantized or (giver is not None and giver.shape.quantized),
+        )
+        trained = start.own_labels or (giver is not None and giver.head_trained)
+        if start.own_labels and start.generic_labels:
+            self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")
+        return Node(
+            path,
+            content_key(content),
+            content,
+            roots.describe(start.root),
+            start,
+            shape,
+            start.root.seed,
+            trained,
+            final=start.facts is not None and start.facts.quantized,
+            parent=parent,
+        )
+
+    # -- stages ------------------------------------------------------------------------------------
+
+    def _stage(self, path: str, parent: Node) -> Node:
+        study = self.study
+        name = path.rpartition("/")[2]
+        model = parent.path.partition("/")[0]
+        settings = self._settings(name, stages_key(model))
+        stage = config.construct(settings, name, Stage)
+        if parent.final:
+            raise UserError(
+                f"{stages_key(model)}: expected nothing after "
+                f"{parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) can neither be trained nor "
+                f"pruned, given {name}"
+            )
+        settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
+        stage = config.construct(settings, name, Stage)
+        teachers = tuple(self._teacher(teacher, name, parent) for teacher in stage.teacher_names)
+        self.notes += check_stage(study, path, stage, parent, teachers)
+        reads = stage.data_content
+        seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
+        content = {
+            "stage": stage.key_settings(settings),
+            "parent": parent.key,
+            "teachers": [teacher.key for teacher in teachers],
+            "data": self._data(stage.stops_early) if stage.needs_task else None,
+            "seed": seed,
+            **study.trainer.content,
+            "code": code_digest(*stage.code_modules, "edgemin.training.fitting", "edgemin.artifact"),
+            "versions": _versions(),
+        }
+        if reads is not None:
+            content["reads"] = reads
+        shape = parent.shape._replace(
+            pruned=parent.shape.pruned or stage.narrows, quantized=parent.shape.quantized or stage.quantizes
+        )
+        trained = parent.head_trained or stage.trains_head
+        return Node(
+            path,
+            content_key(content),
+            content,
+            settings,
+            parent.start,
+            shape,
+            seed,
+            trained,
+            stage.final,
+            stage.leaves_head_stale or (parent.head_stale and not stage.trains_head),
+            parent,
+            teachers,
+        )
+
+    def _settings(self, name: str, key: str = "stages") -> Mapping[str, Any]:
+        nodes: dict[str, Mapping[str, Any]]
+        nodes = {key: node for key, node in self.study.settings.items() if _is_stage(key, node)}
+        if name not in nodes:
+            known = ", ".join(sorted(nodes))
+            raise UserError(f"{key}: expected names of stages in the configuration ({known}), given {name!r}")
+        return nodes[name]
+
+    def _teacher(self, name: str, stage: str, parent: Node) -> Node:
+        if name == PARENT:
+            return parent
+        model = name.removesuffix(SOURCE)
+        if model not in self.study.roots:
+            known = ", ".join(f"{known}, {known}{SOURCE}" for known in self.study.roots)
+            raise UserError(f"{stage}.teacher: expected one of {known}, {PARENT}, given {name!r}")
+        return self._model(model, trained=not name.endswith(SOURCE))
+
+    def _model(self, name: str, trained: bool) -> Node:
+        """A model of the study at the end of its own path, or its weights as they came."""
+        return self.node(name, self.study.roots[name].stages if trained else ())
+
+    def _finetuned_later(self, path: str) -> bool:
+        """Whether any row goes on from this path to a fine-tuning."""
+        later = {
+            name for other in self.paths if other.startswith(f"{path}/") for name in other[len(path) + 1 :].split("/")
+        }
+        return any(issubclass(config.target(self._settings(name), name), Finetune) for name in later)
+
+    def _data(self, stops_early: bool) -> dict[str, Any]:
+        splits, task = self.study.splits, self.study.task
+        assert splits is not None
+        metric = primary_metric(task.regression, len(splits.labels), task.metrics) if stops_early else None
+        return {"early_stopping": metric, **splits.content()}
+
+
+def _is_stage(name: str, node: Any) -> bool:
+    """Whether a node of the configuration describes a stage, to the extent that its class can be found."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return False
+    try:
+        return name in config.STAGES or issubclass(config.target(node, name), Stage)
+    except UserError:
+        return True  # using it says what is wrong
+
+
+def _seed(seed: int, path: str) -> int:
+    """A seed per (seed, path), so that a reused prefix changes nothing downstream."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{path}".encode()).digest()[:4])
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": str(torch.__version__).partition("+")[0], "transformers": transformers.__version__}

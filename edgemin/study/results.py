@@ -1,0 +1,126 @@
+"""A job's result as data: the rows with their differences, as ``run.json`` keeps them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgemin import artifact
+from edgemin.store.artifacts import Store
+from edgemin.store.disk import write_atomically
+from edgemin.study.nodes import Plan, Row
+from edgemin.study.scoring import Scored
+
+SCHEMA = 1
+FILE = "run.json"
+
+
+def rows(
+    plan: Plan,
+    scored: Mapping[str, Scored],
+    run_dir: Path,
+    primary: tuple[str, str, str] | None,
+    transfer: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The rows of ``run.json``; predictions are copied beside it.
+
+    Args:
+        plan: its rows, in order.
+        scored: what is known of each node, by key.
+        run_dir: the job's directory.
+        primary: (task, split, metric) that differences are formed in; ``None`` without data.
+        transfer: tasks that were scored zero-shot.
+    """
+    made = [_row(number, row, scored[row.node.key], run_dir, transfer) for number, row in enumerate(plan.rows)]
+    first = {
+        model: next((index for index, row in enumerate(plan.rows) if row.spec.model == model), None)
+        for model in ("teacher", "student")
+    }
+    for index in range(len(plan.rows)):
+        parent = _made_from(index, plan.rows)
+        made[index]["made_from"] = made[parent]["name"] if parent is not None else None
+        references = {"teacher": first["teacher"], "student": first["student"], "parent": parent}
+        made[index]["delta"] = {
+            name: difference(made[index], made[reference], primary) if reference is not None else None
+            for name, reference in references.items()
+        }
+    return made
+
+
+def threads(plan: Plan, store: Store) -> list[int]:
+    """The numbers of CPU threads that the trained stages of a plan were trained with, now or when they were stored."""
+    read = [artifact.read_provenance(store.path(node.key)) for node in plan.nodes]
+    return sorted({provenance["threads"] for provenance in read if provenance.get("steps") and "threads" in provenance})
+
+
+def _row(number: int, row: Row, scored: Scored, run_dir: Path, transfer: Sequence[str]) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": row.spec.name,
+        "model": row.spec.model,
+        "stages": list(row.spec.stages),
+        "control": row.spec.control,
+        "artifact": row.node.key,
+        "metrics": scored.metrics,
+        "transfer": [name for name in transfer if name in scored.metrics],
+        "cost": scored.cost,
+        "notes": list(scored.notes),
+        **({"findings": scored.findings} if scored.findings else {}),
+        **({"gate": scored.gate} if scored.gate is not None else {}),
+        **({"collapsed": scored.collapsed} if scored.collapsed else {}),
+    }
+    if scored.predictions:
+        directory = run_dir / "predictions" / str(number)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, source in scored.predictions.items():
+            shutil.copyfile(source, directory / f"{name}.safetensors")
+        made["predictions"] = f"predictions/{number}"
+    return made
+
+
+def _made_from(index: int, rows: Sequence[Row]) -> int | None:
+    """The row with the longest proper prefix of this row's path."""
+    mine = rows[index].spec
+    before = [
+        (len(row.spec.stages), other)
+        for other, row in enumerate(rows)
+        if row.spec.model == mine.model
+        and len(row.spec.stages) < len(mine.stages)
+        and row.spec.stages == mine.stages[: len(row.spec.stages)]
+    ]
+    return max(before)[1] if before else None
+
+
+def difference(
+    row: Mapping[str, Any], other: Mapping[str, Any], primary: tuple[str, str, str] | None
+) -> dict[str, Any]:
+    """One row against another; every ratio says how many times smaller or faster the first is.
+
+    Returns:
+        ``metric`` (difference of the primary metric, a fraction) and ``metric_retained`` (their quotient; a share of
+        what is not above 0, or of a model that gives one answer to everything, says nothing), ``compression_ratio``
+        (bytes of the other over bytes of this), ``params_ratio``, ``flops_ratio`` likewise, and ``speed_up`` by form
+        of input (p50 of the other over p50 of this). What cannot be formed is absent.
+    """
+    found: dict[str, Any] = {}
+    if primary is not None:
+        task, split, metric = primary
+        mine, theirs = row["metrics"][task][split][metric], other["metrics"][task][split][metric]
+        found["metric"] = mine - theirs
+        if theirs > 0 and split not in other.get("collapsed", {}).get(task, {}):
+            found["metric_retained"] = mine / theirs
+    for name, field in (("compression_ratio", "size_bytes"), ("params_ratio", "params"), ("flops_ratio", "flops")):
+        found[name] = other["cost"][field] / row["cost"][field]
+    mine, theirs = row["cost"].get("latency_ms"), other["cost"].get("latency_ms")
+    if mine and theirs:
+        found["speed_up"] = {form: theirs[form]["p50"] / mine[form]["p50"] for form in mine if form in theirs}
+    return found
+
+
+def write(run_dir: Path, content: Mapping[str, Any]) -> Path:
+    """Write ``run.json``, whole or not at all."""
+    path = run_dir / FILE
+    write_atomically(path, (json.dumps({"schema": SCHEMA, **content}, indent=1) + "\n").encode())
+    return path

@@ -1,0 +1,293 @@
+"""The models that paths start at: from a checkpoint, from a teacher's layers, or from a shape alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from edgemin.encoder import building, config_file, parts, shapes, slicing, truncation
+from edgemin.errors import UserError
+
+log = logging.getLogger(__name__)
+Layers = int | list[int] | None
+
+
+@dataclass(frozen=True)
+class Root:
+    """A model as its yaml names it (``teacher=``, ``student=``). Layers count from 1.
+
+    Attributes:
+        name: how tables and logs call it.
+        source: a Hub id or a local directory with weights, an EdgeMIN artifact included; or another model of the study:
+            ``teacher.source`` (its weights as they came) or ``teacher`` (its trained ones). ``None`` starts at random.
+        family: only for a random start: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert``,
+            ``mobilebert``; ``None`` is the teacher's.
+        inherit: what is taken of the source: ``all``, or ``embeddings`` (tables, their norm and projection) under
+            layers and a head drawn at random, as many and as wide as asked for.
+        layers: how many layers, or which (a list); ``None`` keeps all of the source.
+        layer_choice: which, when ``layers`` is a number below the source's: ``even`` (evenly spaced, the last
+            included), ``first``, ``last``.
+        hidden: hidden size.
+        heads: attention heads per layer.
+        intermediate: FFN units per layer.
+        vocabulary: rows of the word embedding; only for a random start, ``None`` is the tokenizer's.
+        truncate: how ``hidden``, ``heads`` and ``intermediate`` may cut the source's weights: ``first`` (the first
+            units are kept), ``magnitude`` (those of the largest weights), ``pca`` (of the hidden size the principal
+            directions of the word embeddings, the rest by magnitude); see :mod:`edgemin.encoder.truncation`. ``None``
+            cuts no width.
+        tokenizer: Hub id, local directory or ``toy``; ``None`` is the source's, for a student without one the
+            teacher's.
+        stages: the path from the weights to the model that teaches: ``[finetune]``, or ``[]`` for a checkpoint that
+            is already fine-tuned. Teachers only.
+        seed: of random weights and of those stages.
+    """
+
+    name: str
+    source: str | None = None
+    family: str | None = None
+    inherit: Literal["all", "embeddings"] = "all"
+    layers: Layers = None
+    layer_choice: Literal["even", "first", "last"] = "even"
+    hidden: int | None = None
+    heads: int | None = None
+    intermediate: int | None = None
+    vocabulary: int | None = None
+    truncate: truncation.Truncation | None = None
+    tokenizer: str | None = None
+    stages: Sequence[str] = ()
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for key in ("hidden", "heads", "intermediate", "vocabulary"):
+            value = getattr(self, key)
+            if value is not None and not 1 <= value <= shapes.LARGEST[key]:
+                raise UserError(f"{key}: expected a whole number from 1 to {shapes.LARGEST[key]}, given {value}")
+        if isinstance(self.layers, int) and self.layers > shapes.LARGEST["layers"]:
+            raise UserError(f"layers: expected a whole number up to {shapes.LARGEST['layers']}, given {self.layers}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {self.seed}")
+        if self.source is None:
+            self._check_random()
+        else:
+            self._check_inherited(self.source)
+
+    def _check_random(self) -> None:
+        if self.inherit != "all":
+            raise UserError(f"inherit: expected all, as there is no source, given {self.inherit}")
+        if self.truncate is not None:
+            raise UserError(f"truncate: expected null, as there is no source to cut, given {self.truncate}")
+
+    def _check_inherited(self, source: str) -> None:
+        for key in ("family", "vocabulary"):
+            if getattr(self, key) is not None:
+                raise UserError(f"{key}: expected null, it comes with source={source}, given {getattr(self, key)!r}")
+        if self.inherit == "embeddings":
+            if isinstance(self.layers, list) or (self.layers is not None and self.layers < 1):
+                raise UserError(
+                    "layers: expected a number of at least 1, as inherit=embeddings takes none of the source's, given "
+                    f"{self.layers}"
+                )
+            if self.layer_choice != "even":
+                raise UserError(
+                    "layer_choice: expected even, the default, as inherit=embeddings has no layers to choose from, "
+                    f"given {self.layer_choice}"
+                )
+        cut = ("hidden",) if self.inherit == "embeddings" else ("hidden", "heads", "intermediate")
+        if self.truncate is not None and all(getattr(self, key) is None for key in cut):
+            raise UserError(f"truncate: expected {' or '.join(cut)} beside it, to cut to, given {self.truncate} alone")
+
+    def chosen_layers(self, available: int) -> list[int]:
+        """Which of a source's layers are kept, counted from 1.
+
+        Raises:
+            UserError: a layer the source does not have.
+        """
+        if self.layers is None:
+            return list(range(1, available + 1))
+        if isinstance(self.layers, list):
+            wrong = [layer for layer in self.layers if not 1 <= layer <= available]
+            if wrong or not self.layers or sorted(set(self.layers)) != self.layers:
+                raise UserError(
+                    f"layers: expected ascending layers from 1 to {available} of {self.source}, given {self.layers}"
+                )
+            return self.layers
+        if not 1 <= self.layers <= available:
+            raise UserError(
+                f"layers: expected at most the {available} layers of {self.source}, at least 1, given {self.layers}"
+            )
+        if self.layer_choice == "first":
+            return list(range(1, self.layers + 1))
+        if self.layer_choice == "last":
+            return list(range(available - self.layers + 1, available + 1))
+        return [-(-layer * available // self.layers) for layer in range(1, self.layers + 1)]
+
+
+class Outline(NamedTuple):
+    """The shape of a model without its weights."""
+
+    structure: dict[str, Any]
+    max_tokens: int
+    matrices: dict[str, parts.Matrix]
+
+
+def outline(config: PretrainedConfig, structure: dict[str, Any] | None, root: Root) -> Outline:
+    """The model that a root becomes, built without weights and cut as the weights will be.
+
+    Raises:
+        UserError: a shape that the checkpoint cannot be cut to.
+    """
+    with torch.device("meta"):
+        model = building.build(config, structure)
+    try:
+        config_file.check_size(model)
+    except UserError as error:
+        raise UserError(f"hidden: {error}") from error
+    if root.source is None:
+        return Outline(building.structure(model), building.max_tokens(model), parts.matrices(model))
+    before = building.structure(model)
+    model = reshape(model, root)
+    after = building.structure(model)
+    if root.truncate is not None and after["hidden"] == before["hidden"]:
+        chosen = root.chosen_layers(len(before["layers"])) if root.inherit == "all" else []
+        if root.inherit == "embeddings" or after["layers"] == [before["layers"][layer - 1] for layer in chosen]:
+            log.warning(
+                "%s: truncate=%s cuts nothing: no width that it may cut is asked below that of %s",
+                *(root.name, root.truncate, root.source),
+            )
+    return Outline(after, building.max_tokens(model), parts.matrices(model))
+
+
+def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:
+    """Bring a checkpoint to the shape of a root: its layers and widths cut, or its embeddings under fresh layers.
+
+    Fresh layers are drawn from the root's seed; the global generator stays where it is.
+
+    Args:
+        model: Used up: cut in place, or its embeddings moved to another.
+        root: With a source.
+
+    Raises:
+        UserError: a shape that the weights cannot be cut to.
+    """
+    if root.inherit == "embeddings":
+        return _with_fresh_layers(model, root)
+    count = parts.num_layers(model)
+    chosen = root.chosen_layers(count)
+    if len(chosen) < count:
+        slicing.slice_layers(model, [layer - 1 for layer in chosen])
+    found = building.structure(model)
+    cut = {key: _is_cut(key, widths, root) for key, widths in _widths(found).items()}
+    if any(cut.values()):
+        heads, head_size = _inner_widths(found, root) if cut["hidden"] or cut["heads"] else (None, None)
+        _truncate(model, root, heads=heads, head_size=head_size, ffn=root.intermediate, hidden=root.hidden)
+    return model
+
+
+def _with_fresh_layers(model: PreTrainedModel, root: Root) -> PreTrainedModel:
+    found = building.structure(model)
+    layer = found["layers"][0]
+    _is_cut("hidden", [found["hidden"]], root)
+    heads = root.heads or layer["heads"]
+    _check_heads(heads, _attention_width(found, root), root)
+    _truncate(model, root, hidden=root.hidden)
+    assert not isinstance(root.layers, list)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(root.seed)
+        return truncation.with_fresh_layers(
+            model,
+            layers=root.layers or len(found["layers"]),
+            heads=heads,
+            ffn=root.intermediate or layer["ffn"],
+        )
+
+
+def _truncate(model: PreTrainedModel, root: Root, **widths: int | None) -> None:
+    if root.truncate is None:
+        return
+    try:
+        truncation.truncate(model, root.truncate, **widths)
+    except UserError as error:
+        raise UserError(f"truncate: {error}") from error
+
+
+def _widths(structure: dict[str, Any]) -> dict[str, list[int]]:
+    """What the settings of each name are about: one number, or one of each layer."""
+    layers = structure["layers"]
+    return {
+        "hidden": [structure["hidden"]],
+        "heads": [layer["heads"] for layer in layers],
+        "intermediate": [layer["ffn"] for layer in layers],
+    }
+
+
+def _is_cut(key: str, widths: list[int], root: Root) -> bool:
+    """Whether a root asks for less of a width than its source has; more is refused, and so is less without leave."""
+    asked: int | None = getattr(root, key)
+    if asked is None or set(widths) == {asked}:
+        return False
+    if asked > min(widths):
+        raise UserError(f"{key}: expected at most the {min(widths)} of {root.source}, given {asked}")
+    if root.truncate is None:
+        raise UserError(
+            f"{key}: expected the {max(widths)} of {root.source}, or truncate=first, magnitude or pca to cut it, "
+            f"given {asked}"
+        )
+    return True
+
+
+def _inner_widths(found: dict[str, Any], root: Root) -> tuple[int, int]:
+    """Heads and head size of a narrower model: together as wide as what they write to."""
+    layers = found["layers"]
+    if root.heads is None and len({layer["heads"] for layer in layers}) > 1:
+        raise UserError(
+            f"heads: expected a whole number, as the layers of {root.source} differ and hidden is cut, given null"
+        )
+    heads: int = root.heads or layers[0]["heads"]
+    width = _attention_width(found, root)
+    _check_heads(heads, width, root)
+    largest = min(layer["head_size"] for layer in layers)
+    if width // heads > largest:
+        raise UserError(
+            f"heads: expected at least {-(-width // largest)}, of the size the source's heads have, given {heads}"
+        )
+    return heads, width // heads
+
+
+def _check_heads(heads: int, width: int, root: Root) -> None:
+    if width % heads:
+        given = heads if root.heads is not None else f"null, which keeps the {heads} of {root.source}"
+        raise UserError(f"heads: expected a divisor of the width {width} that they share, given {given}")
+
+
+def _attention_width(found: dict[str, Any], root: Root) -> int:
+    """What attention writes to: the hidden size asked for, or MobileBERT's bottleneck."""
+    bottleneck = found["layers"][0].get("bottleneck")
+    width: int = bottleneck["size"] if bottleneck is not None else root.hidden or found["hidden"]
+    return width
+
+
+def random_config(root: Root, family: str, vocabulary: int, padding_id: int) -> PretrainedConfig:
+    """The configuration of a model that starts at random.
+
+    Raises:
+        UserError: the shape is incomplete or impossible.
+    """
+    widths = {key: getattr(root, key) for key in ("layers", "hidden", "heads", "intermediate")}
+    for key, value in widths.items():
+        if not isinstance(value, int):
+            raise UserError(f"{key}: expected a whole number, as there is no source to take it from, given {value!r}")
+    if root.vocabulary is not None and root.vocabulary < vocabulary:
+        raise UserError(f"vocabulary: expected at least the tokenizer's {vocabulary}, given {root.vocabulary}")
+    return shapes.configure(family, **widths, vocabulary=root.vocabulary or vocabulary, padding_id=padding_id)
+
+
+def describe(root: Root) -> dict[str, Any]:
+    """What of a root decides the model that it becomes (its name, path and place in the file system do not)."""
+    keys = ["inherit", "layers", "layer_choice", "hidden", "heads", "intermediate", "truncate", "vocabulary", "family"]
+    drawn = root.source is None or root.inherit == "embeddings"
+    return {key: getattr(root, key) for key in keys} | ({"seed": root.seed} if drawn else {})

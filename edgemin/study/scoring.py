@@ -1,0 +1,285 @@
+"""Scores, judges and measures the rows of a plan, from what lies on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel
+
+from edgemin import artifact
+from edgemin.data.splits import Splits
+from edgemin.data.task import checked_metrics
+from edgemin.evaluate import evaluate, primary_metric, score
+from edgemin.measure.cost import static_cost
+from edgemin.measure.machine import host, machine_lock
+from edgemin.measure.rounds import evenly_spaced
+from edgemin.measure.runtime import BESIDE, Measure, measure
+from edgemin.progress import live_line, node_line
+from edgemin.store.artifacts import Store, content_key
+from edgemin.store.digest import code_digest
+from edgemin.study import collapse, gate
+from edgemin.study.nodes import Node, Plan, Study, StudyData
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Scored:
+    """What is known of one artifact after scoring and measuring."""
+
+    metrics: dict[str, dict[str, dict[str, float]]]
+    cost: dict[str, Any]
+    predictions: dict[str, Path]
+    notes: list[str]
+    findings: dict[str, Any]
+    gate: dict[str, Any] | None
+    collapsed: dict[str, dict[str, Any]]
+
+
+class Scoring:
+    """The rows of one job; the first of several processes has it alone.
+
+    Args:
+        study: what was asked for.
+        plan: its rows.
+        store: where artifacts and results are kept.
+        data: the study's, in the tokens of its models.
+    """
+
+    def __init__(self, study: Study, plan: Plan, store: Store, data: StudyData) -> None:
+        self.study, self.plan, self.store, self.data = study, plan, store, data
+
+    def rows(self, transfer: Mapping[str, Splits], settings: Measure | None) -> dict[str, Scored]:
+        """Reload every row's artifact, evaluate it, and measure all of them against each other; by key."""
+        nodes = {row.node.key: row.node for row in self.plan.rows}
+        length = settings.length if settings is not None else 128
+        scored = {}
+        for key, node in nodes.items():
+            path = self.store.path(key)
+            cached = _Lazy(path)
+            metrics: dict[str, dict[str, dict[str, float]]] = {}
+            collapsed: dict[str, dict[str, Any]] = {}
+            predictions: dict[str, Path] = {}
+            own = {self.study.splits.task.name: self.study.splits} if self.study.splits is not None else {}
+            for name, splits in {**transfer, **own}.items():
+                metrics[name] = {}
+                for split in splits.evaluation:
+                    metrics[name][split], answers = self._evaluate(node, cached, splits, split, name not in own)
+                    predictions[f"{name}.{split}"] = answers
+                    if (found := _collapsed(splits, answers)) is not None:
+                        collapsed.setdefault(name, {})[split] = found
+            cost = self._static(key, cached, length)
+            provenance = artifact.read_provenance(path)
+            notes = [*provenance["notes"], *_warned(node, {**transfer, **own}, metrics, collapsed)]
+            judged = self._gate(node, cached, notes)
+            scored[key] = Scored(metrics, cost, predictions, notes, provenance["findings"], judged, collapsed)
+        if settings is not None:
+            for key, measured in self._measure(nodes, settings).items():
+                scored[key].cost |= measured
+        return scored
+
+    def _evaluate(
+        self, node: Node, cached: _Lazy, splits: Splits, split: str, transfer: bool
+    ) -> tuple[dict[str, float], Path]:
+        task = splits.task
+        device = "cpu" if node.final else self.study.trainer.device
+        content = {
+            "artifact": node.key,
+            "data": splits.fingerprint(split),
+            "max_length": task.max_length,
+            "metrics": list(task.metrics) if task.metrics else None,
+            "transfer": transfer,
+            "device": device,
+            "code": code_digest("edgemin.evaluate", "edgemin.artifact"),
+            "versions": _versions(),
+        }
+        key = content_key(content)
+        name = f"evaluation/{key}.safetensors"
+        predictions, kept = self.store.results.find(name), self.store.result("evaluation", key)
+        if kept is not None and predictions is not None:
+            return kept["metrics"], predictions
+        encoded = self.data.of(node.start, splits).evaluation[split]
+        with _machine(node), live_line(f"{node.path}  evaluating on {task.name} {split}"):
+            found = evaluate(
+                cached.model,
+                encoded,
+                regression=task.regression,
+                classes=len(splits.labels),
+                device=device,
+                metrics=task.metrics,
+                transfer=transfer,
+            )
+        logits = {"logits": found.logits, "labels": encoded.labels}
+        predictions = self.store.results.keep(name, lambda path: save_file(logits, path))
+        self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
+        return found.metrics, predictions
+
+    def _gate(self, node: Node, cached: _Lazy, notes: list[str]) -> dict[str, Any] | None:
+        """What the last stage cost against the model it was given, where that stage says how much it may.
+
+        Where nothing can be said, the row's notes say why.
+        """
+        splits, parent = self.study.splits, node.parent
+        allowed = node.build_stage().max_drop if node.parent is not None and node.stage != "weights" else None
+        if allowed is None or splits is None or parent is None:
+            return None
+        if not parent.head_trained or parent.head_stale:
+            notes.append("no quality gate: the head of the model it was made from is not up to date")
+            return None
+        split = next(iter(splits.evaluation))
+        before = _Lazy(self.store.path(parent.key))
+        _, answers = self._evaluate(node, cached, splits, split, transfer=False)
+        _, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
+        metric, kept = _primary(splits), load_file(answers)
+        labels, regression = torch.from_numpy(kept["labels"]), splits.task.regression
+
+        def scored(logits: gate.Answers) -> float:
+            classes = len(splits.labels)
+            return score(torch.from_numpy(logits), labels, [metric], regression=regression, classes=classes)[metric]
+
+        collapsed = _collapsed(splits, answers) is not None
+        with live_line(f"{node.path}  comparing with {parent.path}"):
+            logits_before = load_file(answers_before)["logits"]
+            compared = gate.compare(scored, logits_before, kept["logits"], allowed, collapsed=collapsed)
+        if not compared["passed"]:
+            compared["worst"] = self._worst(node, parent, before, cached)
+        where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}
+        return {**where, "metric": metric, **compared}
+
+    def _worst(self, node: Node, parent: Node, before: _Lazy, after: _Lazy) -> list[dict[str, Any]]:
+        """The layers that do most damage, each alone in the place of the parent's."""
+        splits = self.study.splits
+        assert splits is not None
+        split = next(iter(splits.evaluation))
+        key = content_key(
+            {
+                "artifacts": [parent.key, node.key],
+                "data": splits.fingerprint(split),
+                "max_length": splits.task.max_length,
+                "code": code_digest("edgemin.study.gate", "edgemin.artifact"),
+                "versions": _versions(),
+            }
+        )
+        kept = self.store.result("gate", key)
+        if kept is None:
+            encoded = self.data.of(node.start).evaluation[split]
+            chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
+            batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
+            with _machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
+                kept = {"worst": gate.blame(before.model, after.model, batches)[: gate.NAMED]}
+            self.store.keep_result("gate", key, kept)
+        return list(kept["worst"])
+
+    def _static(self, key: str, cached: _Lazy, length: int) -> dict[str, Any]:
+        name = content_key({"artifact": key, "length": length, "code": code_digest("edgemin.measure.cost")})
+        kept = self.store.result("static", name)
+        if kept is None:
+            kept = dict(static_cost(cached.model, cached.path, length))
+            self.store.keep_result("static", name, kept)
+        return kept
+
+    def _measure(self, nodes: Mapping[str, Node], settings: Measure) -> dict[str, dict[str, Any]]:
+        splits = self.study.splits
+        sentences: list[list[int]] = []
+        if splits is not None:
+            # The same sentences for all, in the student's tokens: what is deployed is the student.
+            start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
+            encoded = next(iter(self.data.of(start or next(iter(nodes.values())).start).evaluation.values()))
+            chosen = evenly_spaced(range(len(encoded)), settings.sentences)
+            sentences = [encoded.sentence(index) for index in chosen]
+        here = host()
+        key = content_key(
+            {
+                "artifacts": sorted(nodes),
+                "settings": settings.content,
+                "host": here["id"],
+                "sentences": sentences,
+                "code": code_digest("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact"),
+                "versions": {"torch": str(torch.__version__)},
+            }
+        )
+        kept = self.store.result("measurement", key)
+        if kept is not None:
+            node_line("latency", "cached", key)
+            return kept
+        names = {key: self.store.path(key) for key in nodes}
+        node_line("latency", "measuring", f"{len(nodes)} variants, each in its own process, in turns")
+        with live_line("latency  measuring") as line:
+
+            def took_turn(done: int, total: int, name: str) -> None:
+                line.text, line.done, line.total = f"latency  measuring  {nodes[name].path}  turn", done, total
+
+            def waits(reason: str) -> None:
+                node_line("latency", "waiting", reason)
+                line.text = f"latency  waiting  {reason}"
+
+            found = measure(
+                names,
+                sentences,
+                settings,
+                progress=took_turn,
+                waiting=waits,
+            )
+        if any(cost.get(BESIDE) for cost in found.values()):
+            log.warning("latency: measured beside other work on the machine: flagged, and not kept for later jobs")
+        else:
+            self.store.keep_result("measurement", key, found)
+        return found
+
+
+def _primary(splits: Splits) -> str:
+    return primary_metric(splits.task.regression, len(splits.labels), splits.task.metrics)
+
+
+def _collapsed(splits: Splits, predictions: Path) -> dict[str, Any] | None:
+    """What the model that made these predictions always answers, if it does."""
+    task, kept = splits.task, load_file(predictions)
+    metrics = checked_metrics(task.metrics, regression=task.regression, classes=len(splits.labels))
+    return collapse.find(
+        kept["logits"], kept["labels"], regression=task.regression, names=splits.labels, metrics=metrics
+    )
+
+
+def _warned(
+    node: Node,
+    tasks: Mapping[str, Splits],
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
+    collapsed: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Warn of a model that gives one answer to all of a task, and return that for its row; once a task."""
+    said = []
+    for name, found in collapsed.items():
+        split, metric = next(iter(found)), _primary(tasks[name])
+        said.append(collapse.sentence(found[split], metric, metrics[name][split][metric], f"{name} {split}"))
+        log.warning("%s %s", node.path, said[-1])
+    return said
+
+
+def _machine(node: Node) -> AbstractContextManager[object]:
+    return machine_lock("training", lambda line: node_line(node.path, "waiting", line))
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": str(torch.__version__).partition("+")[0]}
+
+
+class _Lazy:
+    """An artifact that is read from disk when something really has to run on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model: PreTrainedModel | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            self._model = artifact.load(self.path)[0]
+        return self._model

@@ -1,0 +1,237 @@
+"""From Hydra's configuration to plain settings, and Hydra's errors as lines that name a key."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edgemin.config import KEYS, hint
+from edgemin.errors import UserError, check_name
+from edgemin.plain_text import printable
+from edgemin.tracking import launch_group
+
+#: What has to be installed for a launcher of Hydra's.
+_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+
+
+def conf_directory() -> str:
+    """``conf/``: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+    """A job's settings, what Hydra says of the job, and the tasks that are only scored.
+
+    Raises:
+        UserError: what can be said of the configuration without its meaning.
+    """
+    try:
+        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    assert isinstance(settings, dict)
+    plain: dict[str, Any] = {str(key): value for key, value in settings.items()}
+    check_paths(cfg)
+    context, references = HydraConfig.get(), _references(cfg)
+    _check_keys(plain, references)
+    chosen = {override.partition("=")[0].lstrip("+~") for override in context.overrides.task}
+    if plain.get("stages") is not None and "order" in chosen:
+        raise UserError("stages: expected either stages=[...] or order=<name>, given both")
+    job = {
+        "number": context.job.num if context.mode is RunMode.MULTIRUN else 0,
+        # what launches a sweep makes no difference to its results
+        "overrides": [word for word in context.overrides.task if not word.startswith("launcher=")],
+        "command": " ".join(["python -m edgemin.train", *words()]),
+        "experiment": context.runtime.choices.get("experiment"),
+        "given": _given(context.overrides.task, references),
+        "set_by": _set_by(context.runtime.choices),
+        "run_dir": Path(context.runtime.output_dir),
+        "group": _group(plain["study"], context),
+    }
+    if not isinstance(plain.get("plan"), bool):
+        raise UserError(f"plan: expected true or false, given {plain.get('plan')!r}")
+    evaluate = plain.get("evaluate")
+    if not isinstance(evaluate, dict) or set(evaluate) != {"transfer"} or not _are_names(evaluate["transfer"]):
+        raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {evaluate}")
+    return plain, job, {name: _task(name, plain["task"]) for name in evaluate["transfer"]}
+
+
+def is_launched(context: Any) -> bool:
+    """Whether jobs run at once, in a launcher's processes (joblib's, submitit's, Ray's), given Hydra's own node."""
+    return context.mode is RunMode.MULTIRUN and not context.launcher._target_.endswith(".BasicLauncher")
+
+
+def words() -> list[str]:
+    """What stands behind ``python -m edgemin.train``; in a launcher's process, by the sweep's file."""
+    context = HydraConfig.get()
+    kept = Path(context.sweep.dir) / "multirun.yaml"
+    if not (is_launched(context) and kept.is_file()):  # there is none yet where the jobs are planned ahead
+        return sys.argv[1:]
+    overrides = OmegaConf.load(kept).hydra.overrides
+    return ["-m", *(word for word in (*overrides.hydra, *overrides.task) if word != "hydra.mode=MULTIRUN")]
+
+
+def check_paths(cfg: DictConfig) -> None:
+    """Refuse what directories cannot be made of.
+
+    Raises:
+        UserError: ``study`` is no name, or a path no directory.
+    """
+    try:
+        found = {key: OmegaConf.select(cfg, key) for key in ("study", "paths.outputs", "paths.store")}
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    check_name(found.pop("study"), "study")
+    for key, path in found.items():
+        if not isinstance(path, str) or not path.strip() or not path.isprintable():
+            raise UserError(f"{key}: expected a directory, given {path!r}")
+
+
+def _check_keys(plain: Mapping[str, Any], references: Sequence[tuple[str, str]]) -> None:
+    """Refuse keys that nothing reads: no part of a study, no node with a class, and no other value refers to them."""
+    values = {key for key, node in plain.items() if not (isinstance(node, dict) and "_target_" in node)}
+    for key in sorted((values | {f"paths.{name}" for name in plain["paths"]}) - KEYS):
+        if not any(_meets(key, reference) for _, reference in references):
+            raise UserError(f"{key}: unknown key{hint(key, KEYS)}")
+
+
+def _references(cfg: DictConfig) -> list[tuple[str, str]]:
+    """Every interpolation of the configuration: the node that has it, and the key that it takes its value from."""
+    written = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(written, dict)
+    hydra: Any = HydraConfig.get()
+    directories = {key: OmegaConf.to_container(hydra[key], resolve=False) for key in ("run", "sweep", "job")}
+    return [
+        (str(reader), reference)
+        for reader, node in [*written.items(), *directories.items()]
+        for reference in re.findall(r"\$\{([^${}:]+)\}", str(node))
+    ]
+
+
+def _given(overrides: Iterable[str], references: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """The keys that the command line sets, each with the nodes that take values from it by interpolation.
+
+    A choice of a group is the key that it is put under: ``quantize@qat=qat`` sets ``qat``.
+    """
+    keys = dict.fromkeys(word.partition("=")[0].lstrip("+~").rpartition("@")[2] for word in overrides)
+    return {key: [reader for reader, reference in references if _meets(key, reference)] for key in keys}
+
+
+def _set_by(choices: Mapping[str, str | None]) -> dict[str, str]:
+    """The keys that the chosen experiment and order set themselves, each with the choice: ``experiment=demo``."""
+    loader: Any = GlobalHydra.instance().config_loader()  # whose interface lacks its repository of files
+    found: dict[str, str] = {}
+    for group in ("order", "experiment"):
+        if (choice := choices.get(group)) is not None:
+            file = loader.repository.load_config(f"{group}/{choice}")
+            if file is not None:
+                found |= dict.fromkeys(_keys(OmegaConf.to_container(file.config)), f"{group}={choice}")
+    return found
+
+
+def _keys(node: Any, above: str = "") -> Iterator[str]:
+    """The full keys of all values in a node."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _keys(value, f"{above}.{name}" if above else str(name))
+    else:
+        yield above
+
+
+def _meets(key: str, reference: str) -> bool:
+    """Whether a reference takes the value of a key, or one inside or around it."""
+    return f"{key}.".startswith(f"{reference}.") or ("." in key and f"{reference}.".startswith(f"{key}."))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _task(name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of another task, read where this task is read from."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = [f"task={name}", f"task.max_evaluation_examples={own['max_evaluation_examples'] or 'null'}"]
+    if own["subset"] is not None and own["path"] is not None:
+        overrides.append(f"task.path='{own['path']}'")
+    try:
+        composed = loader.load_configuration("train", overrides, run_mode=RunMode.RUN)
+    except HydraException as error:
+        raise UserError(f"evaluate.transfer: {one_line(error)}") from error
+    found = OmegaConf.to_container(composed.task, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def one_line(error: Exception) -> str:
+    """A mistake of the user's as one line: the key, what was expected, what was given."""
+    text = printable(str(error))
+    if is_wrong_choice(error):
+        return _wrong_choice()
+    if unknown := re.search(r"Could not override '([^']*)'", text):
+        key = getattr(error.__cause__, "full_key", None) or unknown[1]
+        group, above = key.partition(".")[0], getattr(error.__cause__, "parent_node", None)
+        if (
+            isinstance(above, DictConfig)
+            and not above
+            and key.count(".") == 1
+            and Path(conf_directory(), group).is_dir()
+        ):
+            return f"{key}: expected no settings of {group}, which is turned off ({group}=none or null), given one"
+        return f"{key}: unknown key (to add one of your own write +{key}=...)"
+    if choice := re.search(
+        r"Could not find '([^']*)' Available options in '([^']*)': (.*?)(?: Config search path|$)", text
+    ):
+        options = [option for option in choice[3].split() if not option.startswith("_")]
+        group, _, name = choice[1].rpartition("/")
+        if choice[2] == "hydra/launcher" and name in _EXTRAS:
+            return f"launcher: expected one that is installed (pip install 'edgemin[{_EXTRAS[name]}]'), given {name}"
+        own = re.search(r"provider=command-line, path=file://(\S+)", text)
+        if own and Path(own[1], f"{name}.yaml").is_file():
+            return f"--config-dir: expected the directory that holds {group}/, given {own[1]}, which is {group}/ itself"
+        return f"{choice[2]}: expected one of {', '.join(options)}, given {choice[1].rpartition('/')[2]}"
+    return text.removesuffix(" Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
+
+
+def is_wrong_choice(error: Exception) -> bool:
+    """Whether it is Hydra's for a number, null or the like in the place of a choice."""
+    if isinstance(error, TypeError):  # of a list of such; only Hydra itself can have meant a choice
+        return is_hydras(error)
+    return "Config group override must be" in str(error)
+
+
+def is_hydras(error: Exception) -> bool:
+    """Whether Hydra itself raised it, to refuse what the command line says."""
+    return "hydra" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+
+
+def _wrong_choice() -> str:
+    """The group and what the command line gives for it; Hydra's error names neither."""
+    for word in sys.argv[1:]:
+        key, _, value = word.partition("=")
+        files = (
+            sorted(file.stem for file in Path(conf_directory(), key).glob("[!_]*.yaml")) if key.isidentifier() else []
+        )
+        if wrong := [choice for choice in value.split(",") if files and choice not in files]:
+            return f"{key}: expected one of {', '.join(files)}, given {wrong[0]}"
+    return "a group: expected the name of a choice"
+
+
+def _group(study: Any, context: Any) -> str:
+    """What the jobs of one launch share: the study, and the name of the launch's directory, which is its time."""
+    run_dir = Path(context.runtime.output_dir)
+    if context.mode is RunMode.MULTIRUN:
+        return launch_group(study, Path(context.sweep.dir))
+    return launch_group(study, run_dir.parent if run_dir.name == "0" else run_dir)

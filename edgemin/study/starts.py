@@ -1,0 +1,281 @@
+"""Where the paths of a study start: its named models, read as far as planning needs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from edgemin import checkpoint
+from edgemin.checkpoint import Facts
+from edgemin.data.splits import Splits
+from edgemin.encoder.parts import Matrix
+from edgemin.errors import UserError
+from edgemin.study import roots
+from edgemin.study.roots import Outline, Root
+from edgemin.training.stage import Shape
+
+log = logging.getLogger(__name__)
+
+_PROBE = 256  # training texts on which tokenizers are tried, and two must agree
+_UNKNOWN = 0.1  # share of unknown words from which on a tokenizer is suspected to be another model's
+SOURCE = ".source"  #: after a model's name: its weights as they came
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A named model, with what planning had to read of it.
+
+    Attributes:
+        name: ``teacher``, ``student``, or what the study calls it (``assistant``).
+        root: its settings.
+        config: of its checkpoint, of the model it is cut from, or of its random weights.
+        facts: of its checkpoint; ``None`` for any other start.
+        tokenizer: ``None`` only without data.
+        structure: of the model that starts here, as :func:`edgemin.encoder.structure` gives it.
+        matrices: its weight matrices, as :func:`edgemin.encoder.matrices` lists them.
+        max_tokens: the longest input it takes.
+        own_labels: its checkpoint's head already speaks the task's labels.
+        origin: the model of the study that it is cut from, if any.
+        from_trained: it is cut from what that model's own path ends with, not from its weights as they came.
+    """
+
+    name: str
+    root: Root
+    config: PretrainedConfig
+    facts: Facts | None
+    tokenizer: PreTrainedTokenizerBase | None
+    structure: dict[str, Any]
+    matrices: dict[str, Matrix]
+    max_tokens: int
+    own_labels: bool
+    origin: str | None = None
+    from_trained: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """What the stages find."""
+        layers = self.structure["layers"]
+        widths = {layer["heads"] * layer["head_size"] for layer in layers}
+        width = layers[0]["heads"] * layers[0]["head_size"]
+        narrowed = len(widths) > 1 or (self.family != "mobilebert" and widths != {self.structure["hidden"]})
+        quantized = self.facts is not None and "quantized" in (self.facts.structure or {})
+        return Shape(
+            self.family,
+            len(layers),
+            self.structure["hidden"],
+            layers[0]["heads"],
+            narrowed,
+            width,
+            self.matrices,
+            quantized,
+        )
+
+    @property
+    def family(self) -> str:
+        """As :func:`edgemin.encoder.family` names it."""
+        return str(self.structure["family"])
+
+    @property
+    def generic_labels(self) -> bool:
+        """Whether its checkpoint's labels are ``LABEL_0`` and so on."""
+        return self.facts is not None and all(name.startswith("LABEL_") for name in self.facts.labels or ())
+
+    def content(self, splits: Splits | None, parent_key: str | None) -> dict[str, Any]:
+        """What decides the model that starts here, for its key: contents, never paths."""
+        content: dict[str, Any] = {"root": roots.describe(self.root)}
+        if parent_key is not None:
+            content["parent"] = parent_key
+        elif self.facts is not None:
+            content["files"] = checkpoint.fingerprint(self.facts.directory)
+        else:
+            content |= {"family": self.family, "vocabulary": self.config.vocab_size}
+        content["tokenizer"] = _tokenizer_digest(self.tokenizer)
+        if self.own_labels and splits is not None:
+            content["labels"] = list(splits.labels)
+        if self.facts is not None and self.facts.draws_head:
+            content["seed"] = self.root.seed
+        return content
+
+
+def read_starts(named: Mapping[str, Root], splits: Splits | None) -> dict[str, Start]:
+    """Find every named model's checkpoint and tokenizer, each after the model that it is cut from.
+
+    Raises:
+        UserError: a checkpoint or tokenizer that cannot be had, or settings that contradict each other.
+    """
+    starts: dict[str, Start] = {}
+
+    def read(name: str, asking: tuple[str, ...]) -> Start:
+        if name in asking:
+            chain = " from ".join([*asking[asking.index(name) :], name])
+            raise UserError(f"{name}.source: expected models that do not start from one another, given {chain}")
+        if name not in starts:
+            origin = _origin(named[name].source, named)
+            source = read(origin, (*asking, name)) if origin is not None else None
+            teacher = source or (read("teacher", (*asking, name)) if name != "teacher" else None)
+            starts[name] = _read(name, named[name], source, teacher, splits)
+        return starts[name]
+
+    for name in named:
+        read(name, ())
+    return starts
+
+
+def _origin(source: str | None, named: Mapping[str, Root]) -> str | None:
+    """The model of the study that a source names: ``teacher`` of ``teacher`` and of ``teacher.source``."""
+    name = source.removesuffix(SOURCE) if source is not None else None
+    return name if name in named else None
+
+
+def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, splits: Splits | None) -> Start:
+    if name == "student" and root.stages:
+        raise UserError(f"student.stages: expected none (the key stages has them), given {list(root.stages)}")
+    facts, config, structure = None, None, None
+    if origin is not None:
+        if origin.facts is None and origin.origin is None and root.source == f"{origin.name}{SOURCE}":
+            raise UserError(
+                f"{name}.source: expected a model with weights, given {root.source} while that starts at random"
+            )
+        config, structure = origin.config, origin.structure
+    elif root.source is not None:
+        facts = checkpoint.read_facts(root.source, f"{name}.source")
+        config, structure = facts.config, facts.structure
+    tokenizer = _tokenizer(name, root, origin, teacher, splits)
+    if tokenizer is None and splits is not None:
+        raise UserError(f"{name}.tokenizer: expected a Hub id, a directory or toy, as there is no source, given null")
+    try:
+        if config is None:
+            config = _random_config(root, teacher, tokenizer)
+        outline = roots.outline(config, structure, root)
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from error
+    untouched = root.inherit == "all" and facts is not None and outline.structure == facts.structure
+    if facts is not None and facts.quantized and not untouched:
+        raise UserError(f"{name}.source: expected weights that can be cut, given {root.source}, which is quantized")
+    _check_tokenizer(name, root, outline, tokenizer, splits)
+    if tokenizer is not None and splits is not None and tokenizer is not getattr(origin or teacher, "tokenizer", None):
+        _check_words(name, tokenizer, splits)
+    own = (
+        root.inherit == "all"  # else its head is fresh
+        and facts is not None
+        and facts.labels is not None
+        and splits is not None
+        and not splits.task.regression
+        and checkpoint.head_order(facts.labels, splits.labels) is not None
+    )
+    return Start(
+        name,
+        root,
+        config,
+        facts,
+        tokenizer,
+        outline.structure,
+        outline.matrices,
+        min(outline.max_tokens, tokenizer.model_max_length) if tokenizer is not None else outline.max_tokens,
+        own,
+        origin.name if origin is not None else None,
+        origin is not None and root.source == origin.name,
+    )
+
+
+def _tokenizer(
+    name: str, root: Root, origin: Start | None, teacher: Start | None, splits: Splits | None
+) -> PreTrainedTokenizerBase | None:
+    source = root.tokenizer or (root.source if origin is None else None)
+    if source is not None:
+        if splits is None and root.tokenizer is None and not checkpoint.has_tokenizer(checkpoint.find(source, name)):
+            return None  # nothing is read
+        return checkpoint.read_tokenizer(source, f"{name}.tokenizer")
+    giver = origin or teacher
+    return giver.tokenizer if giver is not None else None
+
+
+def _random_config(root: Root, teacher: Start | None, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
+    family = root.family or (teacher.family if teacher is not None else None)
+    if family is None:
+        raise UserError("family: expected a family, as there is no source to take it from, given null")
+    if tokenizer is None and root.vocabulary is None:
+        raise UserError("vocabulary: expected a whole number, as there is no tokenizer to take it from, given null")
+    padding = tokenizer.pad_token_id if tokenizer is not None else None
+    return roots.random_config(root, family, len(tokenizer) if tokenizer is not None else 1, padding or 0)
+
+
+def _check_tokenizer(
+    name: str, root: Root, outline: Outline, tokenizer: PreTrainedTokenizerBase | None, splits: Splits | None
+) -> None:
+    if tokenizer is None or splits is None:
+        return
+    rows, tokens = outline.structure["vocabulary"], max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
+        raise UserError(
+            f"{name}.tokenizer: expected at most the {rows} tokens the weights embed, given one of {tokens}"
+        )
+    if root.source is not None and 2 * tokens < rows:
+        log.warning(
+            "%s: its tokenizer has %d tokens and its weights embed %d: check that they belong together",
+            *(name, tokens, rows),
+        )
+    limit, asked = min(outline.max_tokens, tokenizer.model_max_length), splits.task.max_length
+    if asked > limit:
+        raise UserError(f"task.max_length: expected at most {limit}, what the {name} takes, given {asked}")
+
+
+def _check_words(name: str, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> None:
+    """Refuse a tokenizer that knows no word of the training texts; warn of one that knows few."""
+    tried = splits.train.texts[:_PROBE]
+    texts = [text for pair in tried for text in pair]
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    tokens = [token for encoding in encodings for token in encoding.ids]
+    unknown = tokens.count(tokenizer.unk_token_id)
+    if unknown == len(tokens):
+        raise UserError(
+            f"{name}.tokenizer: expected one that knows words of {splits.task.name}, given one to which all words of "
+            f"its first {len(tried)} training examples are unknown"
+        )
+    if unknown > _UNKNOWN * len(tokens):
+        log.warning("%s: to its tokenizer %.0f %% of the words are unknown", name, 100 * unknown / len(tokens))
+    if tokenizer.num_special_tokens_to_add() == 0:
+        log.warning("%s: its tokenizer adds no special tokens, so that the head reads the first word alone", name)
+
+
+def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits | None) -> None:
+    """Refuse a teacher whose tokenizer cuts the training texts otherwise than the student's.
+
+    Raises:
+        UserError: vocabularies or tokens differ.
+    """
+    mine, theirs = student.tokenizer, teacher.tokenizer
+    if mine is theirs or mine is None or theirs is None:
+        return
+    texts = [text for pair in splits.train.texts[:_PROBE] for text in pair] if splits is not None else []
+    # Where no texts are at hand (a corpus), the tokenizers themselves are compared.
+    same = (
+        mine.get_vocab() == theirs.get_vocab() and mine(texts)["input_ids"] == theirs(texts)["input_ids"]
+        if texts
+        else _tokenizer_digest(mine, inputs=False) == _tokenizer_digest(theirs, inputs=False)
+    )
+    if not same:
+        raise UserError(
+            f"{stage}.teacher: expected a teacher with the student's tokenizer, as it is compared token by token, "
+            f"given {teacher.root.name} and {student.root.name}, whose tokens differ"
+        )
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None, *, inputs: bool = True) -> str | None:
+    """Of what decides its tokens, and of whether it tells segments apart (``inputs``)."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        content |= {"padding": None, "truncation": None}  # states of its last call
+    else:
+        content = {"vocabulary": tokenizer.get_vocab()}
+    content |= {"pad": tokenizer.pad_token_id, "inputs": list(tokenizer.model_input_names) if inputs else None}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""How long a stage may take: by the seconds per step of like stages in the store, trained on a like machine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgemin.artifact import STRUCTURE, read_provenance
+from edgemin.measure.machine import host
+from edgemin.store.artifacts import Store
+from edgemin.study.nodes import Node
+
+#: Number of layers and hidden size of a model.
+Size = tuple[int, int]
+
+
+def signature(node: Node) -> str:
+    """What stages have in common whose steps take equally long: method, batch, lengths, precision, models' sizes."""
+    assert node.parent is not None
+    sizes = [(model.shape.layers, model.shape.hidden) for model in (node.parent, *node.teachers)]
+    return _signature(node.content, sizes)
+
+
+def _signature(content: Mapping[str, Any], sizes: Sequence[Size]) -> str:
+    stage, data = content["stage"], content["data"] or {}
+    method = {name: stage.get(name) for name in ("_target_", "methods", "batch_size", "accumulate", "corpus_length")}
+    training = {name: content.get(name) for name in ("device", "precision", "processes")}
+    return json.dumps([method, training, data.get("max_length"), sizes], sort_keys=True)
+
+
+class Timings:
+    """What the stages in a store took.
+
+    Args:
+        store: where artifacts lie; a damaged one tells nothing.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def estimate(self, signature: str, steps: int) -> float | None:
+        """Seconds for so many steps of a stage; ``None`` where no like stage was trained here."""
+        found = [(done, seconds) for done, seconds in self._found.get(signature, []) if bool(done) == bool(steps)]
+        if not found:
+            return None
+        return statistics.median(seconds / done * steps if done else seconds for done, seconds in found)
+
+    @cached_property
+    def _found(self) -> dict[str, list[tuple[int, float]]]:
+        found: dict[str, list[tuple[int, float]]] = {}
+        here = host()["id"], torch.get_num_threads()
+        for file in self._store.root.glob("*/provenance.json"):
+            try:
+                told = read_provenance(file.parent)
+                if "stage" not in told["content"] or (told["host"]["id"], told["threads"]) != here:
+                    continue
+                sizes = [self._size(key) for key in (told["parent"], *told["teachers"])]
+                done = int(told["steps"]), float(told["seconds"])
+                found.setdefault(_signature(told["content"], sizes), []).append(done)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+                continue
+        return found
+
+    def _size(self, key: str) -> Size:
+        structure = json.loads(Path(self._store.path(key), STRUCTURE).read_text())
+        return len(structure["layers"]), int(structure["hidden"])

@@ -1,0 +1,255 @@
+"""What happens between the batches of a fit: checkpoints, training curves, scores of the hold-out."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from edgemin.data.batches import TrainBatches
+from edgemin.data.packing import CorpusBatches
+from edgemin.errors import UserError
+from edgemin.evaluate import evaluate, primary_metric
+from edgemin.processes import ranks, stopping
+from edgemin.progress import live_line
+from edgemin.store.disk import write_atomically
+from edgemin.training.stage import Stage
+
+_TRAIN_ANEW = "delete its directory to train the stage from its start"
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """Read what torch saved: tensors and plain values; code in it is never run.
+
+    Raises:
+        UserError: it is missing, damaged or of another kind.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"checkpoint {path}: damaged ({type(error).__name__}); {_TRAIN_ANEW}") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"checkpoint {path}: damaged (expected a mapping); {_TRAIN_ANEW}")
+    return saved
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a run that was stopped has left of a stage, whose directory is named after its key.
+
+    Raises:
+        UserError: it is damaged, or of something else.
+    """
+    saved = read_saved(path)
+    place = saved.get("edgemin")
+    numbers = ("phase", "batch", "steps", "steps_before", "seconds")
+    if (
+        not isinstance(place, dict)
+        or place.get("key") != path.parent.name
+        or not all(isinstance(place.get(name), int | float) for name in numbers)
+        or not isinstance(place.get("points"), list)
+    ):
+        raise UserError(f"checkpoint {path}: of another stage, or none of EdgeMIN's; {_TRAIN_ANEW}")
+    return saved
+
+
+def restore(stage: Stage, saved: dict[str, Any], path: Path) -> None:
+    """Bring a stage to where a checkpoint has it.
+
+    Raises:
+        UserError: it does not fit the stage.
+    """
+    try:
+        stage.on_load_checkpoint(saved)
+        stage.load_state_dict(saved["state_dict"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # torch's is a RuntimeError
+        raise UserError(f"checkpoint {path}: does not fit the stage ({type(error).__name__}); {_TRAIN_ANEW}") from error
+
+
+RECORD_STEPS = 10  #: between two points of a curve
+HOLDOUT = "holdout_"
+
+#: One point of a stage's curves: the fit, its optimizer step, what was logged there.
+Point = tuple[str, int, dict[str, float]]
+Send = Callable[[str, Mapping[str, float], int], None]
+
+
+@dataclass
+class Spent:
+    """What a stage has cost so far, kills included: its beginning on a clock moved back, its earlier fits' steps."""
+
+    began: float
+    steps: int = 0
+
+
+class Checkpoint(pl.Callback):
+    """Saves between optimizer steps, never inside an accumulation, replacing the file atomically.
+
+    Of several processes the first says when, by its clock; all take part, as Lightning wants it.
+    """
+
+    def __init__(
+        self, path: Path, seconds: float, batches: TrainBatches | CorpusBatches, spent: Spent, points: list[Point]
+    ) -> None:
+        self.path, self.seconds, self.batches, self.spent, self.points = path, seconds, batches, spent, points
+        self.batch = 0
+        self.done = False
+        self._last = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a signal waits for the end of its step."""
+        stopping.hold()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time to, or where the run was told to stop, and then leave."""
+        self.batch = batch_idx + 1
+        if self.batch % trainer.accumulate_grad_batches or self.batch == len(self.batches):
+            return
+        stop, due = ranks.from_main(lambda: (code := stopping.asked(), self._is_due(pl_module, code)))
+        if due:
+            assert isinstance(pl_module, Stage)
+            self.save(trainer, pl_module, done=False)
+        if stop is not None:  # also where another process alone got the signal
+            raise stopping.Stopped(stop)
+
+    def _is_due(self, stage: pl.LightningModule, stop: int | None) -> bool:
+        if time.monotonic() - self._last < self.seconds and stop is None:
+            return False
+        # What has become not-a-number will stop at its next loss; the last good checkpoint must survive that.
+        return all(bool(parameter.isfinite().all()) for parameter in stage.parameters())
+
+    def save(self, trainer: pl.Trainer, stage: Stage, *, done: bool) -> None:
+        """Save now; ``done`` after the last batch of the fit."""
+        self.done = done
+        temporary = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        if ranks.is_main():
+            os.replace(temporary, self.path)
+        self._last = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add where to go on."""
+        checkpoint.setdefault("edgemin", {}).update(
+            key=self.path.parent.name,
+            batch=self.batch,
+            stream=self.batches.state_dict() if isinstance(self.batches, CorpusBatches) else None,
+            done=self.done,
+            seconds=time.monotonic() - self.spent.began,
+            steps_before=self.spent.steps,
+            steps=self.spent.steps + int(trainer.global_step),
+            points=list(self.points),
+        )
+
+
+class Record(pl.Callback):
+    """A stage's curves: at the first and every tenth optimizer step, and where the hold-out was scored.
+
+    Beside what the stage logs, ``learning_rate`` (of the first group of parameters) and ``gradient_norm`` (L2, of all,
+    before clipping; at the first and every tenth step alone, as it takes a pass over all gradients).
+
+    Args:
+        points: what was recorded so far; added to.
+        send: told of each point at once.
+    """
+
+    def __init__(self, points: list[Point], send: Send | None) -> None:
+        self.points, self.send = points, send
+        self._of_step: dict[str, float] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Before clipping, after the loss scale was taken out; gradients are only looked at."""
+        self._of_step = {"learning_rate": float(optimizer.param_groups[0]["lr"])}
+        step = trainer.global_step + 1
+        if step == 1 or step % RECORD_STEPS == 0:
+            gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+            self._of_step["gradient_norm"] = float(torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Keep the point of a step that is due, as its last forward pass logged it."""
+        assert isinstance(pl_module, Stage)
+        logged, pl_module.recorded = pl_module.recorded, {}
+        of_step, self._of_step = self._of_step, {}
+        if "gradient_norm" in of_step or any(name.startswith(HOLDOUT) for name in logged):
+            values = {name: float(value) for name, value in logged.items()}
+            self.points.append((pl_module.fit_name, int(trainer.global_step), values | of_step))
+            if self.send is not None:
+                self.send(pl_module.fit_name, values | of_step, int(trainer.global_step))
+
+
+class EarlyStop(pl.Callback):
+    """Scores the hold-out after every epoch with the very code that scores the tables; keeps the best weights.
+
+    Without ``patience`` the score is for the curves alone.
+    """
+
+    def __init__(self, every: int, patience: int | None, device: str, path: Path) -> None:
+        self.every, self.patience, self.device, self.path = every, patience, device, path
+        self.best, self.bad = float("-inf"), 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once where that was decided before a kill."""
+        trainer.should_stop = self.patience is not None and self.bad >= self.patience
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of an epoch, keep the weights or lose patience."""
+        if (batch_idx + 1) % self.every:
+            return
+        assert isinstance(pl_module, Stage)
+        data, classes = pl_module.data, len(pl_module.data.labels)
+        name = primary_metric(data.regression, classes, data.splits.task.metrics)
+        score = ranks.from_main(lambda: self._score(pl_module, name))
+        pl_module.log(f"{HOLDOUT}{name}", score)
+        if self.patience is None:
+            return
+        if score > self.best:
+            self.best, self.bad = score, 0
+        else:
+            self.bad += 1
+            trainer.should_stop = self.bad >= self.patience
+
+    def _score(self, stage: Stage, name: str) -> float:
+        """Score the hold-out; keep the weights where they are better than any before."""
+        data = stage.data
+        assert data.holdout is not None
+        with live_line("scoring the hold-out"):
+            found = evaluate(
+                stage.model,
+                data.holdout,
+                regression=data.regression,
+                classes=len(data.labels),
+                device=self.device,
+                metrics=data.splits.task.metrics,
+            )
+        score = found.metrics[name]
+        if self.patience is not None and score > self.best:
+            content = io.BytesIO()  # torch.save to a full disk raises RuntimeError, a write OSError
+            torch.save(stage.state_dict(), content)
+            write_atomically(self.path, content.getvalue())
+        return score
+
+    def restore(self, stage: Stage) -> None:
+        """Go back to the best weights."""
+        if self.best > float("-inf"):
+            stage.load_state_dict(read_saved(self.path))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit must know."""
+        return {"best": self.best, "bad": self.bad}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know it again."""
+        self.best, self.bad = state_dict["best"], state_dict["bad"]

@@ -1,0 +1,315 @@
+"""What all distillation has in common: teachers, what is read of both sides, the task loss beside it, a corpus."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edgemin.data.batches import TrainBatches
+from edgemin.data.corpus import Corpus
+from edgemin.data.module import DataModule
+from edgemin.data.packing import CorpusBatches
+from edgemin.encoder import building, taps
+from edgemin.encoder.taps import Reading
+from edgemin.errors import UserError
+from edgemin.processes import ranks
+from edgemin.training.fit import Fit, FitSettings
+from edgemin.training.stage import Stage, task_loss
+from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
+
+TaskWeight = float | Literal["auto"]
+
+
+class Asks(NamedTuple):
+    """What one side is read at. Layers count from 1.
+
+    Attributes:
+        projections: layers whose queries, keys and values are read.
+        hidden: where the residual stream is read: 0 before the first layer, l after l layers.
+        logits: whether the model runs to its end.
+    """
+
+    projections: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    logits: bool = False
+
+
+class DistillSettings(FitSettings, total=False):
+    """What every distillation may be given besides its own settings; :class:`Distillation` explains each."""
+
+    teacher: str | list[str] | None
+    teacher_cache: bool
+    corpus: str | None
+    corpus_subset: str | None
+    corpus_split: str
+    corpus_column: str
+    corpus_length: int
+
+
+class Distillation(Stage):
+    """A student learns from one or more teachers.
+
+    A method says what it reads of both sides (``asks_student``, ``asks_teacher``) and what it makes of it (``terms``).
+    Teachers run in eval mode without gradients and stop after the deepest thing they are read at; so does the student
+    where nothing above is trained. Attention stays fused: everything is read by hooks.
+
+    Args:
+        task_weight: of the task loss beside the method's own terms; ``auto`` is 1 where a head that was trained earlier
+            would otherwise go stale (a fine-tuning before and none after), else 0.
+        settings: those of :class:`edgemin.training.fit.Fit`, and
+
+            - ``teacher``: ``teacher``, another model of the study, or ``<model>.source`` for its weights as they came;
+              a list where the method takes several. ``None`` is ``teacher``, with a corpus ``teacher.source``.
+            - ``teacher_cache``: compute what is read of the teachers once, before training, and read it from disk
+              (memory-mapped, shared by every job on the same data). Worth it where the training set is passed over
+              several times, or by several jobs.
+            - ``corpus``: unlabelled text instead of the task's sentences: a Hub id or a local directory of text or
+              parquet; with ``corpus_subset``, ``corpus_split``, ``corpus_column`` and ``corpus_length`` (tokens of a
+              packed sequence). The result then does not depend on the task.
+    """
+
+    #: Whether it can learn from more than one teacher.
+    several_teachers: ClassVar[bool] = False
+    #: Whether it can learn from text without labels.
+    takes_corpus: ClassVar[bool] = True
+    same_tokens: ClassVar[bool] = True
+
+    def __init__(self, *, task_weight: TaskWeight = 0.0, settings: DistillSettings) -> None:
+        super().__init__()
+        given: dict[str, Any] = dict(settings)
+        if task_weight != "auto" and not 0 <= task_weight < math.inf:
+            raise UserError(f"task_weight: expected auto or a number of at least 0, given {task_weight}")
+        self.settings = Fit(**{field.name: given[field.name] for field in fields(Fit) if field.name in given})
+        self.task_weight = task_weight
+        self.teacher_cache = bool(given.get("teacher_cache", False))
+        self.corpus = self._corpus(given, task_weight)
+        self._names = self._teachers_of(given.get("teacher"))
+        # a list, so that the teachers are no submodules: neither trained nor checkpointed
+        self._teachers: list[PreTrainedModel] = []
+        self._outputs: list[TeacherOutputs] = []
+        self.special_ids: tuple[int, ...] = ()
+        self.mask_id: int | None = None
+
+    def _corpus(self, given: Mapping[str, Any], task_weight: TaskWeight) -> Corpus | None:
+        if given.get("corpus") is None:
+            return None
+        refused = {
+            "corpus": (self.takes_corpus, "null, as this method needs the task's labels"),
+            "epochs": (self.settings.epochs is None, "null and steps instead, as a corpus is streamed"),
+            "patience": (self.settings.patience is None, "null, as no task is looked at with a corpus"),
+            "task_weight": (task_weight in ("auto", 0), "0, as a corpus has no labels"),
+            "teacher_cache": (not self.teacher_cache, "false with a corpus, which is too large to keep outputs of"),
+        }
+        for key, (holds, expected) in refused.items():
+            if not holds:
+                raise UserError(f"{key}: expected {expected}, given {given.get(key, task_weight)}")
+        names = {"corpus": "path", "corpus_subset": "subset", "corpus_split": "split", "corpus_column": "column"}
+        names["corpus_length"] = "length"
+        return Corpus(**{name: given[key] for key, name in names.items() if key in given})
+
+    def _teachers_of(self, asked: str | list[str] | None) -> tuple[str, ...]:
+        if asked is None:
+            return ("teacher.source" if self.corpus is not None else "teacher",)
+        names = (asked,) if isinstance(asked, str) else tuple(asked)
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"teacher: expected distinct models, at least one, given {list(names)}")
+        if len(names) > 1 and not self.several_teachers:
+            raise UserError(f"teacher: expected one model, as layers are matched with one, given {list(names)}")
+        return names
+
+    # -- what a method says ------------------------------------------------------------------------
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Pair the student with its teachers, given the structure of each; may register modules that learn too.
+
+        Raises:
+            UserError: they cannot be paired.
+        """
+        raise NotImplementedError
+
+    def asks_student(self) -> Asks:
+        """What it reads of the student; may depend on the phase."""
+        raise NotImplementedError
+
+    def asks_teacher(self) -> Asks:
+        """What it reads of every teacher; may depend on the phase."""
+        raise NotImplementedError
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted terms of its loss by name, the task loss apart. Readings count layers as ``Asks`` does."""
+        raise NotImplementedError
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What both sides are given to read; masking, for example, happens here."""
+        return batch
+
+    # -- what planning asks ------------------------------------------------------------------------
+
+    @property
+    def trains_head(self) -> bool:
+        """Where the task loss is on."""
+        return self.task_weight != "auto" and self.task_weight > 0 and self.settings.trains
+
+    @property
+    def leaves_head_stale(self) -> bool:
+        """Where the encoder is trained without its head."""
+        return self.settings.trains and not self.trains_head
+
+    @property
+    def reaches_all(self) -> bool:
+        """Not always: the student may stop below its head, and what a phase learns beside it may rest in another."""
+        return False
+
+    @property
+    def needs_task(self) -> bool:
+        """A corpus takes the task's place."""
+        return self.corpus is None
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Those asked for."""
+        return self._names
+
+    def check_data(self) -> None:
+        """The corpus must be there and begin with a text."""
+        if self.corpus is not None:
+            self.corpus.fingerprint()
+            self.corpus.open()
+
+    @property
+    def data_content(self) -> Mapping[str, Any] | None:
+        """The corpus, by its content."""
+        if self.corpus is None:
+            return None
+        return {**self.corpus.fingerprint(), "column": self.corpus.column, "length": self.corpus.length}
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Where a teacher's logits are read."""
+        return self.several_teachers
+
+    @property
+    def input_length(self) -> int | None:
+        """Of a corpus, that of its packed sequences."""
+        return None if self.corpus is None else self.corpus.length
+
+    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
+        """Decide ``task_weight=auto``."""
+        if self.task_weight != "auto" or config.get("task_weight", "auto") != "auto":
+            return config
+        stale = head_trained and not finetuned_later and self.corpus is None
+        return config | {"task_weight": 1.0 if stale else 0.0}
+
+    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a corpus holds is in the key, where it lies is not."""
+        return {name: value for name, value in settings.items() if name not in ("corpus", "teacher")}
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Pair the student with its teachers."""
+        super().prepare(model, data, teachers)
+        self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+        self.read_tokenizer(data)
+        self.match(building.structure(model), [building.structure(teacher) for teacher in self._teachers])
+
+    def read_tokenizer(self, data: DataModule | None) -> None:
+        """Which tokens are special, and which one masks."""
+        if data is not None:
+            self.special_ids = tuple(int(index) for index in data.tokenizer.all_special_ids)
+            self.mask_id = cast("int | None", data.tokenizer.mask_token_id)
+
+    def on_fit_start(self) -> None:
+        """Compute the teachers' outputs where they are to be kept; a resumed fit finds them."""
+        if not self.teacher_cache:
+            return
+        self._outputs = [ranks.together(partial(self._kept, index)) for index in range(len(self._teachers))]
+
+    def _kept(self, index: int) -> TeacherOutputs:
+        asks = self.asks_teacher()
+        nn.Module.to(self._teachers[index], self.device)
+        return teacher_outputs(
+            self._teachers[index],
+            self._tokens_of(index).train,
+            projections=[layer - 1 for layer in asks.projections],
+            hidden=asks.hidden,
+            logits=asks.logits,
+            cache=self.data.cache,
+        )
+
+    def training_batches(self, fit: Fit) -> TrainBatches | CorpusBatches:
+        """Of the corpus, where there is one."""
+        if self.corpus is None:
+            return super().training_batches(fit)
+        steps = fit.batches(0)
+        return CorpusBatches(
+            self.corpus,
+            self.data.tokenizer,
+            fit.batch_size,
+            seed=self.seed + self.phase,
+            steps=steps,
+            rank=ranks.rank(),
+            world=ranks.world(),
+        )
+
+    def training_examples(self) -> int:
+        """A corpus is counted in steps alone."""
+        return super().training_examples() if self.corpus is None else 0
+
+    def finish(self) -> PreTrainedModel:
+        """The student; a decoder tied to its words may have moved the padding that MobileBERT reads beside them."""
+        building.silence_padding(self.model)
+        return super().finish()
+
+    def phases(self) -> list[Fit]:
+        """One fit."""
+        return [self.settings]
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The method's terms, and the weighted task loss."""
+        batch = self.inputs(batch)
+        asks, weight = self.asks_student(), self.task_weight
+        assert weight != "auto", "auto is decided in planning"
+        taught = [self._taught(index, batch) for index in range(len(self._teachers))]
+        student = _read(self.model, batch, asks._replace(logits=asks.logits or weight > 0))
+        terms = self.terms(student, taught, batch)
+        if weight > 0:
+            assert student.logits is not None
+            terms["task"] = weight * task_loss(student.logits, batch["labels"], regression=self.data.regression)
+        for name, term in terms.items():
+            self.record(f"{name}_loss", term)
+        return torch.stack(list(terms.values())).sum()
+
+    def _taught(self, index: int, batch: Mapping[str, Tensor]) -> Reading:
+        """What one teacher has to say of a batch: computed, or read from disk."""
+        device = batch["input_ids"].device
+        if self._outputs:
+            return self._outputs[index].batch(batch["index"], batch["attention_mask"].shape[1], device)
+        teacher = self._teachers[index]
+        if teacher.device != device:
+            nn.Module.to(teacher, device)
+        if not self.same_tokens and self._tokens_of(index) is not self.data:
+            theirs = self._tokens_of(index).train.batch(batch["index"].cpu().numpy())
+            batch = {name: tensor.to(device) for name, tensor in theirs.items()}
+        with torch.no_grad():
+            return _read(teacher, batch, self.asks_teacher())
+
+    def _tokens_of(self, teacher: int) -> DataModule:
+        """The task in the tokens of a teacher."""
+        return self.data.of_teachers[teacher] if self.data.of_teachers else self.data
+
+
+def _read(model: PreTrainedModel, batch: Mapping[str, Tensor], asks: Asks) -> Reading:
+    """Read a model; layers count from 1."""
+    projections = [layer - 1 for layer in asks.projections]
+    found = taps.read(model, batch, projections=projections, hidden=asks.hidden, logits=asks.logits)
+    return found._replace(projections={layer + 1: read for layer, read in found.projections.items()})

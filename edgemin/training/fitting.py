@@ -1,0 +1,330 @@
+"""Runs a stage: its phases in order, with Lightning, so that it can be killed at any moment and resumed exactly.
+
+Every step's randomness is a function of (seed, phase, step) and every step's batch of (seed, step), so a checkpoint
+of weights and optimizer is all that a resumed run needs to end with the same weights as an unbroken one.
+
+Several processes (see :mod:`edgemin.processes.ranks`) each take their part of every batch, so that their gradients,
+averaged by torch's DDP, are those of the whole batch: losses are those of one process but for rounding, dropout, and
+terms that compare the examples of a batch with each other, which compare within each part.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import (  # type: ignore[attr-defined]
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from transformers import PreTrainedModel
+
+from edgemin.data.batches import TrainBatches
+from edgemin.data.module import DataModule
+from edgemin.data.packing import CorpusBatches
+from edgemin.encoder import building
+from edgemin.errors import UserError
+from edgemin.processes import launch, ranks, stopping
+from edgemin.progress import live_line
+from edgemin.quantization import model as quantization
+from edgemin.training.callbacks import Checkpoint, EarlyStop, Point, Record, Send, Spent, read_checkpoint, restore
+from edgemin.training.fit import Fit
+from edgemin.training.stage import Stage
+
+CHECKPOINT = "last.ckpt"
+_MOST_THREADS = 1024  # torch starts as many as it is told, whatever the machine has
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where and how stages are trained (``trainer=``).
+
+    Attributes:
+        accelerator: ``auto`` takes a GPU where there is one, else the CPU.
+        precision: ``auto`` is bf16 mixed where the hardware has it (GPU, or a CPU with AMX or AVX512-BF16), fp16
+            mixed with loss scaling on older GPUs, else fp32. Relation scores are always in fp32.
+        threads: CPU threads of torch; ``None`` is torch's choice.
+        checkpoint_seconds: at most so much training is lost when a run is killed.
+        processes: how many train together, as torchrun or srun started them; ``None`` takes as many as there are.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "bf16", 32, 16] = "auto"
+    threads: int | None = None
+    checkpoint_seconds: float = 60.0
+    processes: int | None = 1
+
+    def __post_init__(self) -> None:
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise UserError("accelerator: expected cpu or auto on a machine without a GPU, given gpu")
+        self._check_processes()
+        if self.precision == 16 and self.device == "cpu":
+            raise UserError("precision: expected auto, 32 or bf16 on a CPU, given 16")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise UserError(f"threads: expected null or a whole number from 1 to {_MOST_THREADS}, given {self.threads}")
+        if self.checkpoint_seconds < 0:
+            raise UserError(f"checkpoint_seconds: expected a number of at least 0, given {self.checkpoint_seconds}")
+
+    def _check_processes(self) -> None:
+        started, here = ranks.world(), launch.place().local_world
+        if self.processes == 1 and started > 1:
+            raise UserError(f"processes: expected {started}, as many as were started (trainer=ddp), given 1")
+        if self.processes not in (None, started):
+            raise UserError(
+                f"processes: expected {started}, as many as were started, given {self.processes}; start them by "
+                f"torchrun --nproc-per-node={self.processes} -m edgemin.train trainer=ddp ..."
+            )
+        if self.device == "cuda" and here > torch.cuda.device_count():
+            raise UserError(
+                f"processes: expected at most one for each of {torch.cuda.device_count()} GPUs, given {here}"
+            )
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+    @property
+    def lightning_precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+        """Lightning's name of the precision that ``auto`` came to."""
+        if self.precision == "auto":
+            if self.device == "cuda":
+                return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+            return "bf16-mixed" if cpu_has_bf16() else "32-true"
+        if self.precision == 32:
+            return "32-true"
+        return "bf16-mixed" if self.precision == "bf16" else "16-mixed"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What of it decides results, for their keys.
+
+        Several processes are part of it: each draws its own dropout, and compares only its own examples where a loss
+        compares the examples of a batch.
+        """
+        several = {"processes": ranks.world()} if ranks.world() > 1 else {}
+        return {"device": self.device, "precision": self.lightning_precision, **several}
+
+
+_torchs_choice: list[int] = []  # while a job has threads of its own
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with as many threads as a job asks for, also after one in the same process that asked for others."""
+    if threads is not None:
+        _torchs_choice[:] = _torchs_choice or [torch.get_num_threads()]
+        torch.set_num_threads(threads)
+    elif _torchs_choice:
+        torch.set_num_threads(_torchs_choice.pop())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware; without that autocast is twice slower than fp32."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, probe)()) for probe in probes if hasattr(torch.cpu, probe))
+
+
+@dataclass
+class Fitted:
+    """What running a stage left behind."""
+
+    model: PreTrainedModel
+    steps: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    findings: dict[str, Any] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)  #: its training curves
+
+
+def run(
+    stage: Stage,
+    model: PreTrainedModel,
+    data: DataModule | None,
+    teachers: Sequence[PreTrainedModel],
+    *,
+    seed: int,
+    trainer: Trainer,
+    work: Path,
+    name: str | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    send: Send | None = None,
+) -> Fitted:
+    """Prepare, fit every phase, finish; resumes from ``work`` where a checkpoint lies there.
+
+    Args:
+        stage: freshly constructed.
+        model: the previous encoder; changed in place.
+        data: the task's data (``None`` for an architecture without data).
+        teachers: the models the stage learns from.
+        seed: of this stage in this path.
+        trainer: device, precision and so on.
+        work: directory for checkpoints.
+        name: of this node, for messages.
+        callbacks: progress, for example.
+        send: told of every point of the training curves; of a resumed stage, first of those before the kill.
+    """
+    began = time.monotonic()
+    stage.seed, stage.name = seed, name or stage.name
+    torch.manual_seed(seed)
+    nn.Module.to(model, trainer.device)
+    with live_line(f"{stage.name}  preparing"):
+        ranks.together(lambda: stage.prepare(model, data, teachers))
+    saved = ranks.together(lambda: read_checkpoint(work / CHECKPOINT) if (work / CHECKPOINT).exists() else None)
+    _check_same(work, saved)
+    before = building.structure(model)
+    spent = Spent(began)
+    if saved is not None:  # what was spent before the kill counts
+        spent = Spent(began - saved["edgemin"]["seconds"], saved["edgemin"]["steps_before"])
+    points: list[Point] = list(saved["edgemin"]["points"]) if saved is not None else []
+    send = send if ranks.is_main() else None
+    if send is not None:
+        for at, step, values in points:
+            send(at, values, step)
+    for phase, fit in enumerate(stage.phases()):
+        resumed = saved["edgemin"] if saved is not None else None
+        if resumed is not None and phase < resumed["phase"]:
+            continue
+        if resumed is not None and phase == resumed["phase"] and resumed["done"]:
+            assert saved is not None
+            restore(stage, saved, work / CHECKPOINT)
+            spent.steps = resumed["steps"]
+            continue
+        start, stream = 0, None
+        if resumed is not None and phase == resumed["phase"]:
+            start, stream = resumed["batch"], resumed["stream"]
+            assert saved is not None
+            restore(stage, saved, work / CHECKPOINT)  # Lightning does so again; its errors have many lines
+        else:
+            saved = None
+            stage.phase = phase
+            nn.Module.to(stage, trainer.device)  # Lightning leaves it on the CPU after a fit
+            with live_line(f"{stage.fit_name}  preparing"):
+                ranks.together(partial(stage.begin, phase))
+        if fit.trains:
+            _fit(stage, fit, start, trainer, work, spent, callbacks, Record(points, send), stream)
+    changed = spent.steps > 0 or building.structure(stage.model) != before
+    with live_line(f"{stage.name}  finishing"):
+        finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()
+    return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes), stage.findings, points)
+
+
+def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, changed: bool) -> PreTrainedModel:
+    """Leave a quantized model as its file will bring it back, with ranges that fit what the stage has made of it."""
+    layers = quantization.quantized(model)
+    if not layers:
+        return model
+    if not stage.quantizes and changed:
+        if rescaled := sum(layer.rescaled for layer in layers.values()):
+            stage.notes.append(f"chose the scales of {rescaled} groups of weights again, which a cut went through")
+        watched, calibration = quantization.static_layers(model), quantization.calibration_of(model)
+        if watched and data is not None and stage.needs_task:
+            nn.Module.to(model, stage.model.device)
+            quantization.fit_inputs(model, data.calibration(calibration.examples, 32, stage.seed))
+            stage.notes.append(f"calibrated the activations of {len(watched)} quantized layers again")
+        elif watched:
+            stage.notes.append(
+                f"the activations of {len(watched)} quantized layers keep their ranges: {stage.name} sees no data of "
+                "the task to calibrate them on"
+            )
+    quantization.settle(model)
+    stage.findings["quantization"] = quantization.summary(model)
+    return model
+
+
+def _check_same(work: Path, saved: dict[str, Any] | None) -> None:
+    """All processes must go on from one checkpoint."""
+
+    def place() -> tuple[int, int, bool] | None:
+        return None if saved is None else tuple(saved["edgemin"][name] for name in ("phase", "batch", "done"))
+
+    if ranks.from_main(place) != place():
+        raise UserError(f"paths.store: expected a directory that all processes see, given {work} seen by some alone")
+
+
+def _processes(stage: Stage) -> dict[str, Any]:
+    """Lightning's settings for the processes there are. What it would find by itself is not asked."""
+    if ranks.world() == 1:
+        return {"devices": 1, "plugins": [LightningEnvironment()]}
+    here = launch.place().local_world
+    strategy = DDPStrategy(find_unused_parameters=not stage.reaches_all, broadcast_buffers=False)
+    plugins = [TorchElasticEnvironment()]
+    return {"devices": here, "num_nodes": ranks.world() // here, "strategy": strategy, "plugins": plugins}
+
+
+def _fit(
+    stage: Stage,
+    fit: Fit,
+    start: int,
+    trainer: Trainer,
+    work: Path,
+    spent: Spent,
+    callbacks: Sequence[pl.Callback],
+    record: Record,
+    stream: dict[str, Any] | None,
+) -> None:
+    """One Lightning fit, from batch ``start`` on; ``stream`` is where a corpus stood."""
+    batches = ranks.together(lambda: stage.training_batches(fit))
+    batches.start = start
+    if stream is not None:
+        assert isinstance(batches, CorpusBatches)
+        batches.load_state_dict(stream)
+    checkpoint = Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, batches, spent, record.points)
+    own: list[pl.Callback] = [record, checkpoint]
+    if fit.patience is not None:
+        assert isinstance(batches, TrainBatches)
+        if stage.data.holdout is None:
+            raise UserError("patience: expected task.holdout above 0, on which to stop early, given 0")
+        never = f"patience {fit.patience} never looked at task.holdout: {len(batches)} batches are less than an epoch"
+        if len(batches) < batches.batches_per_epoch and never not in stage.notes:
+            stage.notes.append(never)
+    asked = fit.patience is not None or stage.trains_head  # an untrained head has no score worth a curve
+    if asked and isinstance(batches, TrainBatches) and stage.data.holdout is not None:
+        # before the others: they keep the score of the epoch that its batch ends
+        own.insert(0, EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))
+    _quiet_lightning()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")
+        runner = pl.Trainer(
+            accelerator="gpu" if trainer.device == "cuda" else "cpu",
+            **_processes(stage),
+            precision=trainer.lightning_precision,
+            max_epochs=1,
+            accumulate_grad_batches=fit.accumulate,
+            gradient_clip_val=fit.gradient_clip or None,
+            callbacks=[*callbacks, *own],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the batches know their part
+        )
+        stage.train()
+        try:
+            runner.fit(
+                stage, train_dataloaders=batches, ckpt_path=str(work / CHECKPOINT) if start else None, weights_only=True
+            )
+            for callback in own:
+                if isinstance(callback, EarlyStop):
+                    callback.restore(stage)
+            checkpoint.save(runner, stage, done=True)
+        finally:
+            stopping.release()
+    stopping.check()
+    spent.steps += int(runner.global_step)
+
+
+def _quiet_lightning() -> None:
+    """Lightning announces devices and tips at every fit; a run has one line per node instead."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)

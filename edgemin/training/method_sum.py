@@ -1,0 +1,159 @@
+"""Several distillation methods at once: any weighted sum, from one reading of the teacher and one of the student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edgemin import config
+from edgemin.data.module import DataModule
+from edgemin.encoder.taps import Reading
+from edgemin.errors import UserError
+from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.stage import Shape
+
+
+class MethodSum(Distillation):
+    """What stages that learn by a weighted sum of methods have in common.
+
+    Args:
+        methods: by a name of its own, each method's node as its yaml has it, with a ``weight`` beside; budget, teacher
+            and corpus are those of the whole. A method of several fits (TinyBERT's predictions, MobileBERT layer by
+            layer) takes part with one of them.
+        task_weight: of the task loss, beside what the methods themselves weigh it with (``logits``: weight x (1 -
+            alpha)); ``auto`` adds none where a method brings it.
+        settings: see :class:`edgemin.training.distillation.Distillation`.
+    """
+
+    several_teachers: ClassVar[bool] = True  # a method that takes one refuses a list itself
+
+    def __init__(
+        self,
+        *,
+        methods: Mapping[str, dict[str, Any]],
+        task_weight: TaskWeight,
+        settings: DistillSettings,
+    ) -> None:
+        super().__init__(task_weight=task_weight, settings=settings)
+        self._weights = {name: _weight(name, node) for name, node in methods.items()}
+        parts = {name: _part(name, node, settings) for name, node in methods.items()}
+        # submodules, so that what a method learns besides the student is trained and checkpointed
+        self.parts = nn.ModuleList(parts.values())
+        self._parts = parts
+        self._own_task_weight = sum(
+            self._weights[name] * part.task_weight for name, part in parts.items() if part.task_weight != "auto"
+        )
+        if self.task_weight != "auto":
+            self.task_weight += self._own_task_weight
+
+    @property
+    def trains_head(self) -> bool:
+        """Where the task loss is on, or a method trains it by the teacher's answers."""
+        return super().trains_head or any(part.trains_head for part in self._parts.values())
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Where any method reads a teacher's logits."""
+        return any(part.needs_trained_teacher for part in self._parts.values())
+
+    @property
+    def code_modules(self) -> tuple[str, ...]:
+        """Its own, and those of its methods."""
+        return (*super().code_modules, *(type(part).__module__ for part in self._parts.values()))
+
+    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
+        """``task_weight=auto`` adds nothing where a method trains the head."""
+        if self.trains_head and config.get("task_weight", "auto") == "auto":
+            return config | {"task_weight": 0.0}
+        return super().resolve(config, head_trained, finetuned_later)
+
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """What each method refuses."""
+        for name, part in self._parts.items():
+            with _named(name):
+                part.check(model, teachers)
+
+    def prepare(
+        self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
+    ) -> None:
+        """Give every method what it may need of the model."""
+        for part in self._parts.values():
+            # past nn.Module's registration: the student is a submodule of the whole, once
+            part.__dict__["model"] = model
+            part.read_tokenizer(data)
+        super().prepare(model, data, teachers)
+
+    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Each method's."""
+        for name, part in self._parts.items():
+            with _named(name):
+                part.match(student, teachers)
+            self.notes += part.notes
+
+    def asks_student(self) -> Asks:
+        """All that any method asks."""
+        return _union([part.asks_student() for part in self._parts.values()])
+
+    def asks_teacher(self) -> Asks:
+        """All that any method asks."""
+        return _union([part.asks_teacher() for part in self._parts.values()])
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As the methods have it, one after the other."""
+        for part in self._parts.values():
+            batch = part.inputs(batch)
+        return batch
+
+    def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each method's terms, weighted."""
+        return {
+            f"{name}.{term}": self._weights[name] * value
+            for name, part in self._parts.items()
+            for term, value in part.terms(student, teachers, batch).items()
+        }
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Puts the method's name in front of what it refuses."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"methods.{name}.{error}") from error
+
+
+def _weight(name: str, node: Mapping[str, Any]) -> float:
+    weight = node.get("weight")
+    config.check_type(weight, float, f"methods.{name}.weight")
+    assert isinstance(weight, int | float)
+    if not 0 < weight < math.inf:
+        raise UserError(f"methods.{name}.weight: expected a number above 0, given {weight}")
+    return float(weight)
+
+
+def _part(name: str, node: Mapping[str, Any], settings: DistillSettings) -> Distillation:
+    """A method with the budget, the teacher and the corpus of the whole."""
+    key = f"methods.{name}"
+    own = {setting: value for setting, value in node.items() if setting != "weight"}
+    shared = sorted(set(own) & set(settings))
+    if shared:
+        raise UserError(f"{key}.{shared[0]}: expected beside methods, as it is that of the whole, given {own}")
+    part = config.construct({**settings, "patience": None, **own}, key, Distillation)  # to be patient is for the whole
+    if isinstance(part, MethodSum):
+        raise UserError(f"{key}._target_: expected a distillation method, given {node.get('_target_')}")
+    if len(part.phases()) != 1:
+        raise UserError(f"{key}: expected a method of one fit, given one of {len(part.phases())}")
+    return part
+
+
+def _union(asks: Sequence[Asks]) -> Asks:
+    return Asks(
+        tuple(sorted({layer for ask in asks for layer in ask.projections})),
+        tuple(sorted({layer for ask in asks for layer in ask.hidden})),
+        any(ask.logits for ask in asks),
+    )

@@ -1,0 +1,68 @@
+"""Distillation in two fits: first what happens inside the models, then what they answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgemin.errors import UserError
+from edgemin.training.distillation import Distillation, DistillSettings
+from edgemin.training.fit import Fit
+
+
+class TwoFits(Distillation):
+    """A method whose budget is divided: its first fit trains the encoder, its second encoder and head.
+
+    Args:
+        prediction_share: part of the steps (or epochs) that goes to the second fit, in [0, 1); 0 leaves it out and
+            makes a method of one fit, which ``multi`` takes. With a corpus, which has nothing to answer, all goes to
+            the first.
+        prediction_learning_rate: peak of the second fit. All else is as in the first, but that ``patience`` is of the
+            second alone: before it there is nothing to score.
+        settings: see :class:`edgemin.training.distillation.Distillation`.
+    """
+
+    def __init__(self, *, prediction_share: float, prediction_learning_rate: float, settings: DistillSettings) -> None:
+        super().__init__(settings=settings)
+        if not 0 <= prediction_share < 1:
+            raise UserError(f"prediction_share: expected a share in [0, 1), given {prediction_share}")
+        share = prediction_share if self.corpus is None else 0.0
+        inside, answers = _divided(self.settings, share)
+        self._prediction = self._second_fit(answers, prediction_learning_rate)
+        self.settings = replace(inside, patience=None)
+
+    def _second_fit(self, budget: Fit, learning_rate: float) -> Fit | None:
+        try:
+            fit = replace(budget, learning_rate=learning_rate)
+        except UserError as error:
+            raise UserError(f"prediction_{error}") from error
+        if fit.patience is not None and not fit.trains:
+            raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
+        return fit if fit.trains else None
+
+    @property
+    def trains_head(self) -> bool:
+        """Where the teacher's answers are learnt."""
+        return self._prediction is not None
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Where the teacher's answers are learnt."""
+        return self.trains_head
+
+    @property
+    def learning_rate_key(self) -> str:
+        """The second fit has its own."""
+        return "prediction_learning_rate" if self.phase else "learning_rate"
+
+    def phases(self) -> list[Fit]:
+        """What happens inside, then the answers."""
+        return [self.settings] if self._prediction is None else [self.settings, self._prediction]
+
+
+def _divided(whole: Fit, share: float) -> tuple[Fit, Fit]:
+    """A budget in two: what remains, and the share."""
+    if whole.steps is not None:
+        second = round(share * whole.steps)
+        return replace(whole, steps=whole.steps - second), replace(whole, steps=second)
+    assert whole.epochs is not None
+    return replace(whole, epochs=(1 - share) * whole.epochs), replace(whole, epochs=share * whole.epochs)

@@ -1,0 +1,398 @@
+"""Quantization as stages: saved and reloaded, in any order, trained on, refused."""
+
+from __future__ import annotations
+
+import json
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import studies
+import tiny
+import torch
+from safetensors import safe_open
+
+from edgemin import artifact, checkpoint
+from edgemin.data.module import DataModule
+from edgemin.distillation.logits import LogitsDistillation
+from edgemin.encoder import parts, slicing
+from edgemin.errors import UserError
+from edgemin.finetune import Finetune
+from edgemin.pruning.stage import HeadPruning
+from edgemin.quantization import model as quantization
+from edgemin.quantization.post_training import PostTraining
+from edgemin.quantization.qat import QuantizationAware
+
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"activations": "dynamic", "bits": 4},
+    {"activations": "none", "bits": 3, "granularity": "group", "group_size": 8, "embedding_bits": 4},
+    {"bits": 2, "granularity": "group", "group_size": 16, "activation_range": "mse"},
+    {"granularity": "tensor", "exempt": [], "activation_range": "moving_average"},
+]
+BUDGET: dict[str, Any] = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3}
+ANSWERS = {
+    "_target_": "edgemin.distillation.logits.LogitsDistillation",
+    "weight": 1.0,
+    "temperature": 1.0,
+    "alpha": 1.0,
+}
+RELATIONS = {
+    "_target_": "edgemin.distillation.minilmv2.MiniLMv2",
+    "weight": 1.0,
+    "relation_heads": 4,
+    "relations": {"qq": 1.0, "kk": 1.0, "vv": 1.0},
+    "layer_map": "layer_to_layer",
+}
+
+
+def quantized(family: str, data: DataModule, work: Path, **settings: Any) -> Any:
+    given = {"calibration_examples": 16} | settings
+    return tiny.fit(PostTraining(**given), tiny.model(family), data, work=work).model
+
+
+def reloaded(model: Any, directory: Path) -> Any:
+    directory.mkdir(parents=True)
+    artifact.save(directory, model, None, {})
+    return artifact.load(directory)[0]
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_what_is_saved_comes_back_with_equal_logits(
+    family: str, way: dict[str, Any], data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    model = quantized(family, data, tmp_path / "work", **way)
+    found = reloaded(model, tmp_path / "saved")
+    assert torch.equal(tiny.logits(found, batch), tiny.logits(model, batch))
+    assert quantization.structure(found) == quantization.structure(model)
+    with safe_open(tmp_path / "saved" / artifact.WEIGHTS, "pt") as file:
+        for path, layer in quantization.quantized(model).items():
+            packed = file.get_tensor(f"{path}.weight_packed")
+            rows, columns = layer.weight.shape
+            assert packed.dtype == torch.uint8 and packed.shape == (rows, -(-columns * layer.spec.bits // 8))
+            assert f"{path}.weight" not in file.keys()  # noqa: SIM118 - it is no mapping
+
+
+def test_thirty_two_bits_are_what_was(data: DataModule, batch: Any, tmp_path: Path) -> None:
+    model = quantized("bert", data, tmp_path, bits=32)
+    assert torch.equal(tiny.logits(model, batch), tiny.logits(tiny.model(), batch))
+    assert not quantization.quantized(model)
+    tables = quantized("bert", data, tmp_path / "tables", bits=32, embedding_bits=4)
+    assert {layer.spec.bits for layer in quantization.quantized(tables).values()} == {4}
+    assert len(quantization.quantized(tables)) == 3
+
+
+def test_a_static_model_is_its_float64_reference(data: DataModule, batch: Any, tmp_path: Path) -> None:
+    """One layer's output, by the equations, from what the file holds."""
+    model = quantized("bert", data, tmp_path)
+    path = "bert.encoder.layer.0.intermediate.dense"
+    layer = model.get_submodule(path)
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda _m, inputs, output: seen.extend([inputs[0], output]))
+    tiny.logits(model, batch)
+    handle.remove()
+    given, found = seen[0].double().numpy(), seen[1].numpy()
+    scale, zero = float(layer.input_scale), float(layer.input_zero_point)
+    read = (np.clip(np.round(given / scale) + zero, 0, 255) - zero) * scale
+    weight = layer.integers().double().numpy() * layer.weight_scale.double().numpy()
+    assert np.abs(read @ weight.T + layer.bias.detach().double().numpy() - found).max() < 1e-5
+    assert np.abs(layer.integers().numpy()).max() <= 127
+
+
+@pytest.mark.parametrize("granularity", ["channel", "group"])
+def test_heads_ffn_and_layers_are_cut_as_integers(
+    granularity: Any, data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    """Groups of 8 are whole heads: nothing is chosen again."""
+    model = quantized("bert", data, tmp_path, granularity=granularity, group_size=8, bits=4)
+    before = {path: layer.integers() for path, layer in quantization.quantized(model).items()}
+    slicing.slice_heads(model, 1, [0, 3])
+    slicing.slice_ffn(model, 1, range(16, 48))
+    part = "bert.encoder.layer.1."
+    after = {path: layer.integers() for path, layer in quantization.quantized(model).items()}
+    heads = [*range(8), *range(24, 32)]
+    assert torch.equal(after[f"{part}attention.self.query"], before[f"{part}attention.self.query"][heads])
+    assert torch.equal(after[f"{part}attention.output.dense"], before[f"{part}attention.output.dense"][:, heads])
+    assert torch.equal(after[f"{part}output.dense"], before[f"{part}output.dense"][:, 16:48])
+    slicing.slice_layers(model, [0, 1])
+    slicing.slice_vocabulary(model, range(40))
+    slicing.slice_hidden(model, range(16))
+    words = "bert.embeddings.word_embeddings"
+    assert torch.equal(model.get_submodule(words).integers(), before[words][:40, :16])
+    assert sum(layer.rescaled for layer in quantization.quantized(model).values()) == 0
+    quantization.settle(model)
+    found = reloaded(model, tmp_path / "cut")
+    small = {name: tensor.clamp(max=39) if name == "input_ids" else tensor for name, tensor in batch.items()}
+    assert torch.equal(tiny.logits(found, small), tiny.logits(model, small))
+
+
+@pytest.mark.parametrize("later", ["finetune", "prune", "distill"])
+def test_what_comes_later_leaves_a_quantized_model_with_ranges_of_its_own(
+    later: str, data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    start = quantized("bert", data, tmp_path / "first", granularity="group", group_size=16)
+    ranges = {path: float(layer.input_scale) for path, layer in quantization.static_layers(start).items()}
+    fit: dict[str, Any] = {**BUDGET, "learning_rate": 3e-2}
+    stages = {
+        "finetune": Finetune(**fit),
+        "prune": HeadPruning(ratio=0.25, calibration_examples=8, **fit),
+        "distill": LogitsDistillation(temperature=1.0, alpha=1.0, **fit),
+    }
+    done = tiny.fit(
+        stages[later], start, data, [tiny.model(seed=7)] if later == "distill" else [], work=tmp_path / "then"
+    )
+    layers = quantization.static_layers(done.model)
+    assert len(layers) == 19 and done.findings["quantization"]["activations"] == "static"
+    assert any("calibrated the activations of 19 quantized layers again" in note for note in done.notes)
+    assert any(float(layer.input_scale) != ranges[path] for path, layer in layers.items())
+    assert any("groups of weights again" in note for note in done.notes) == (later == "prune")
+    assert torch.equal(tiny.logits(reloaded(done.model, tmp_path / "saved"), batch), tiny.logits(done.model, batch))
+
+
+def test_a_later_stage_that_changes_nothing_leaves_the_logits_as_they_are(
+    data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    start = quantized("bert", data, tmp_path / "first")
+    before = tiny.logits(start, batch)
+    done = tiny.fit(HeadPruning(ratio=0.0, epochs=0), start, data, work=tmp_path / "then")
+    assert torch.equal(tiny.logits(done.model, batch), before)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value"),
+    [
+        ("classifier", None, {"bits": 8, "granularity": "channel", "group_size": None, "activations": "none"}),
+        ("bert.pooler", None, {"bits": 8, "granularity": "channel", "group_size": None, "activations": "none"}),
+        ("bert.pooler.dense", "bits", 5),
+        ("bert.pooler.dense", "bits", 4),
+        ("bert.pooler.dense", "granularity", "group"),
+        ("bert.pooler.dense", "activations", "learned"),
+        ("bert.pooler.dense", "surprise", 1),
+    ],
+)
+def test_a_structure_that_does_not_fit_its_file_is_refused_in_one_line(
+    path: str, key: str | None, value: Any, data: DataModule, tmp_path: Path
+) -> None:
+    reloaded(quantized("bert", data, tmp_path / "work"), tmp_path / "saved")
+    file = tmp_path / "saved" / artifact.STRUCTURE
+    structure = json.loads(file.read_text())
+    layers = structure["quantized"]["layers"]
+    if key is None:
+        layers[path] = value
+    else:
+        layers[path][key] = value
+    file.write_text(json.dumps(structure))
+    with pytest.raises(UserError, match=r"^artifact [^\n]*$"):
+        artifact.load(tmp_path / "saved")
+
+
+# Quantization-aware training
+
+
+def test_no_steps_are_post_training_quantization(data: DataModule, batch: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"bits": 4, "calibration_examples": 16}
+    plain = quantized("bert", data, tmp_path / "plain", **settings)
+    trained = tiny.fit(
+        QuantizationAware(methods={}, steps=0, **settings), tiny.model(), data, work=tmp_path / "qat"
+    ).model
+    assert torch.equal(tiny.logits(plain, batch), tiny.logits(trained, batch))
+
+
+@pytest.mark.parametrize("scales", ["fixed", "moving", "learned"])
+def test_a_killed_training_goes_on_as_if_nothing_had_been(
+    scales: Any, data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    def stage() -> QuantizationAware:
+        fit: dict[str, Any] = {**BUDGET, "steps": 6, "calibration_examples": 16, "task_weight": 1.0}
+        return QuantizationAware(methods={}, scales=scales, granularity="group", group_size=16, bits=3, **fit)
+
+    whole = tiny.fit(stage(), tiny.model(), data, work=tmp_path / "whole").model
+    with pytest.raises(tiny.KilledError):
+        tiny.fit(stage(), tiny.model(), data, work=tmp_path / "cut", seconds=0, callbacks=[tiny.Kill(4)])
+    gone_on = tiny.fit(stage(), tiny.model(), data, work=tmp_path / "cut").model
+    assert torch.equal(tiny.logits(whole, batch), tiny.logits(gone_on, batch))
+    assert not any(name.endswith("_scale") for name, _ in whole.named_parameters())
+    assert torch.equal(tiny.logits(reloaded(whole, tmp_path / "saved"), batch), tiny.logits(whole, batch))
+
+
+def test_training_of_scales_moves_nothing_else(data: DataModule, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**BUDGET, "learning_rate": 1e-2, "calibration_examples": 16, "task_weight": 1.0}
+    start = tiny.model()
+    biases = {name: tensor.clone() for name, tensor in start.state_dict().items() if name.endswith("bias")}
+    trained = tiny.fit(
+        QuantizationAware(methods={}, train="scales", **settings), start, data, work=tmp_path / "qat"
+    ).model
+    plain = quantized("bert", data, tmp_path / "plain")
+    for name, tensor in biases.items():
+        assert torch.equal(trained.state_dict()[name], tensor), name
+    pairs = zip(quantization.quantized(trained).values(), quantization.quantized(plain).values(), strict=True)
+    assert any(not torch.equal(one.weight_scale, other.weight_scale) for one, other in pairs)
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_training_on_the_calibration_sentences_sees_no_other(data: DataModule, tmp_path: Path) -> None:
+    stage = QuantizationAware(
+        methods={}, train_on="calibration", calibration_examples=5, task_weight=1.0, epochs=3, batch_size=2
+    )
+    stage.seed = 4
+    stage.prepare(tiny.model(), data)
+    seen = [int(index) for batch in stage.training_batches(stage.settings) for index in batch["index"]]
+    assert sorted(set(seen)) == sorted(data.drawn(5, 4).tolist()) and len(seen) == 15
+
+
+def test_scales_do_not_decay(data: DataModule, tmp_path: Path) -> None:
+    decays: dict[str, float] = {}
+
+    class Look(QuantizationAware):
+        def configure_optimizers(self) -> Any:
+            made = super().configure_optimizers()
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
+            for group in made["optimizer"].param_groups:
+                decays.update({names[id(parameter)]: group["weight_decay"] for parameter in group["params"]})
+            return made
+
+    fit: dict[str, Any] = {**BUDGET, "weight_decay": 0.1, "task_weight": 1.0, "calibration_examples": 8}
+    tiny.fit(Look(methods={}, granularity="group", group_size=8, **fit), tiny.model(), data, work=tmp_path)
+    scales = {name: decay for name, decay in decays.items() if name.endswith("_scale")}
+    assert len(scales) == 22 + 19 and set(scales.values()) == {0.0}
+    assert decays["model.bert.encoder.layer.0.output.dense.weight"] == 0.1
+
+
+@pytest.mark.parametrize("methods", [{"answers": ANSWERS}, {"answers": ANSWERS, "relations": RELATIONS}], ids=len)
+def test_distillation_brings_the_quantized_model_nearer_to_its_teacher(
+    methods: Any, data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"bits": 2, "calibration_examples": 16, "activations": "none", "granularity": "tensor"}
+    stage = QuantizationAware(
+        methods=methods, task_weight=0.0, **{**BUDGET, "steps": 40, "learning_rate": 3e-4}, **settings
+    )
+    assert stage.teacher_names == ("parent",)
+    teacher = tiny.model(dropout=0.0)
+    trained = tiny.fit(stage, tiny.model(dropout=0.0), data, [teacher], work=tmp_path / "qat").model
+    plain = quantized("bert", data, tmp_path / "plain", **settings)
+    wanted = tiny.logits(tiny.model(), batch)
+    before, after = ((tiny.logits(model, batch) - wanted).square().mean() for model in (plain, trained))
+    assert float(after) < 0.3 * float(before)
+
+
+# In the pipeline
+
+
+@pytest.mark.parametrize("how", ["static", "qat"])
+@pytest.mark.parametrize("order", list(permutations(["distill", "prune", "quantize"])), ids="-".join)
+def test_every_order_runs_is_scored_and_reloads(order: tuple[str, ...], how: str, tmp_path: Path) -> None:
+    asked = ["finetune", *order]
+    extra = ["quantize.steps=2"] if how == "qat" else []
+    found = studies.run(
+        tmp_path / "0",
+        f"quantize={how}",
+        *extra,
+        "quantize.calibration_examples=16",
+        "quantize.granularity=group",
+        "quantize.group_size=8",
+        "quantize.max_drop=1",
+        f"stages=[{','.join(asked)}]",
+    )
+    last = found["rows"][-1]
+    assert last["stages"] == asked and 0 <= last["metrics"]["toy"]["validation"]["accuracy"] <= 1
+    assert last["findings"]["quantization"]["bits"]
+    structure = json.loads((tmp_path / "0/store" / last["artifact"] / artifact.STRUCTURE).read_text())
+    assert structure["quantized"]["layers"] and structure["layers"][0]["heads"] == 3
+    gated = [row for row in found["rows"] if "gate" in row]
+    assert {row["stages"][-1] for row in gated} == {"quantize"}
+    assert all(row["gate"]["passed"] != row["gate"]["collapsed"] for row in gated)  # so few steps may end in one answer
+
+
+def test_a_quantized_artifact_is_a_source_that_is_cut_and_trained(data: DataModule, tmp_path: Path) -> None:
+    model = quantized("bert", data, tmp_path / "work", granularity="group", group_size=16)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    artifact.save(folder, model, data.tokenizer, {"head_trained": True})
+    whole = [f"student.{width}=null" for width in ("hidden", "heads", "intermediate")]
+    plan = studies.plan(
+        "student=from_teacher", f"student.source={folder}", "student.layers=2", *whole, "stages=[finetune,distill]"
+    )
+    assert plan.rows[-1].node.shape.quantized
+    order = list(reversed(parts.label_names(model)))
+    batch = data.train.batch([0, 1, 2])
+    before = tiny.logits(model, batch)
+    assert checkpoint.align_head(model, order)
+    assert torch.equal(tiny.logits(model, batch), before.flip(1))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["quantize.bits=5"], r"^quantize\.bits: expected 2, 3, 4, 8, or 32 for none, given 5$"),
+        (["quantize.embedding_bits=1"], r"^quantize\.embedding_bits: expected 2, 3, 4, 8, or 32 for none, given 1$"),
+        (["quantize.granularity=row"], r"^quantize\.granularity: expected .*tensor.*channel.*group.*, given 'row'$"),
+        (
+            ["quantize.granularity=group", "quantize.group_size=7"],
+            r"^quantize\.group_size: expected a divisor of 16, the width of bert\.embeddings\.\w+, given 7$",
+        ),
+        (
+            ["quantize.exempt=[decoder]"],
+            r"^quantize\.exempt\[0\]: expected embeddings, first.*'decoder', which matches none$",
+        ),
+        (
+            ["quantize.calibration_examples=0"],
+            r"^quantize\.calibration_examples: expected a whole number of at least 1",
+        ),
+        (["quantize.max_drop=2"], r"^quantize\.max_drop: expected null or a fraction in \[0, 1\]"),
+        (["quantize.percentile=10"], r"^quantize\.percentile: expected a number above 50"),
+        (
+            ["quantize.size_mib=3"],
+            r"^quantize\.size_mib: expected null, or a size above 0 with sensitivity=true, given 3",
+        ),
+        (
+            ["quantize.candidates=[6]"],
+            r"^quantize\.candidates: expected different bits out of 2, 3, 4, 8, given \[6\]$",
+        ),
+        (["quantize=qat", "quantize.train=scales", "quantize.scales=fixed"], r"^quantize\.scales: expected learned"),
+        (["quantize=reconstruct", "quantize.patience=2"], r"^quantize\.patience: expected null"),
+        (["quantize=reconstruct", "quantize.teacher_forcing=2"], r"^quantize\.teacher_forcing: expected a share"),
+        (["quantize=dynamic", "quantize.bits=4"], r"^quantize\.bits: expected 8, all that torch's dynamic"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(overrides: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        studies.plan("order=distill_prune_quantize", *overrides)
+
+
+def test_quantization_after_torchs_dynamic_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^stages: expected nothing after quantize, whose result .* given qat$"):
+        studies.plan("quantize=dynamic", "+quantize@qat=qat", "stages=[finetune,quantize,qat]")
+    with pytest.raises(UserError, match=r"^dynamic\._target_: expected a float model for torch's dynamic INT8"):
+        studies.plan("quantize=static", "+quantize@dynamic=dynamic", "stages=[finetune,quantize,dynamic]")
+
+
+def test_static_activations_need_a_task() -> None:
+    with pytest.raises(
+        UserError, match=r"^stages: expected only stages that need no data with task=none, given quantize$"
+    ):
+        studies.plan(
+            "task=none",
+            "teacher.tokenizer=null",
+            "teacher.vocabulary=50",
+            "student.vocabulary=50",
+            "teacher.stages=[]",
+            "quantize=static",
+            "stages=[quantize]",
+        )
+
+
+def test_activations_that_are_not_finite_name_the_layer(data: DataModule, tmp_path: Path) -> None:
+    model = tiny.model()
+    with torch.no_grad():
+        model.get_submodule("bert.encoder.layer.1.intermediate.dense").weight[0, 0] = float("inf")
+    line = r"^calibration: expected finite activations, given .* in what bert\.encoder\.layer\.1\.output\.dense reads$"
+    with pytest.raises(UserError, match=line):
+        tiny.fit(
+            PostTraining(bits=8, weight_range="minmax", exempt=["*layer.1.intermediate*"]), model, data, work=tmp_path
+        )

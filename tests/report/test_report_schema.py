@@ -1,0 +1,230 @@
+"""run.json: what is read, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_json
+
+from edgemin.errors import UserError
+from edgemin.report import schema
+from edgemin.report.__main__ import main
+
+
+def broken(tmp_path: Path, **changes: Any) -> Path:
+    return run_json.save(tmp_path, {**run_json.run(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schema": 2, "edgemin": "0.9.0"}, "schema: expected 1, given 2, written by EdgeMIN 0.9.0"),
+        ({"schema": None}, "schema: expected 1, given None, written by EdgeMIN 0.1.0"),
+        ({"rows": {}}, "rows: expected a list, given an object"),
+        ({"seed": True}, "seed: expected a whole number, given true or false"),
+        ({"rows": [7]}, "rows[0]: expected an object, given a whole number"),
+        ({"rows": [{"model": "x", "stages": []}]}, "rows[0].name: expected a text, given nothing"),
+        ({"schema": True}, "schema: expected 1, given True, written by EdgeMIN 0.1.0"),
+        ({"job": {"overrides": 5}}, "job.overrides: expected a list, given a whole number"),
+        ({"warnings": ["a", 5]}, "warnings[1]: expected a text, given a whole number"),
+        ({"task": {"splits": "validation"}}, "task.splits: expected a list, given a text"),
+        ({"versions": {"torch": 2}}, "versions.torch: expected a text, given a whole number"),
+        ({"nodes": [None]}, "nodes[0]: expected an object, given nothing"),
+        ({"seed": float("nan")}, "seed: expected a whole number, given a number"),
+        ({"threads": [2.5]}, "threads[0]: expected a whole number, given a number"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_that_names_it(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    directory = broken(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        schema.read(directory)
+    assert str(caught.value) == f"{directory / 'run.json'}: {expected}"
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": 1', "not json", '["a"]'])
+def test_a_corrupt_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: expected (a )?JSON") as caught:
+        schema.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_in_the_place_of_a_number_is_named(tmp_path: Path) -> None:
+    data = run_json.run()
+    data["rows"][0]["cost"]["size_bytes"] = "large"
+    with pytest.raises(UserError, match=r"rows\[0\]\.cost\.size_bytes: expected a number, given a text"):
+        schema.read(run_json.save(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("metrics.sst2.validation.accuracy", 10**400, "a number, given a number that is too large"),
+        ("metrics.sst2.validation.accuracy", [[]], "a number, given a list"),
+        ("metrics.sst2", 5, "an object, given a whole number"),
+        ("cost.size_bytes", 1e308, "a number below 1e30, given 1e+308"),
+        ("cost.size_bytes", -1, "0 or a number above 1e-12, given -1"),
+        ("cost.flops", True, "a number, given true or false"),
+        ("cost.latency_ms.padded.p50", 0, "a number above 1e-12, given 0"),
+        ("cost.latency_ms.padded", [], "an object, given a list"),
+        ("delta.teacher", 1.5, "an object, given a number"),
+        ("notes", "one", "a list, given a text"),
+        ("control", 1, "true or false, given a whole number"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_place(tmp_path: Path, path: str, value: Any, expected: str) -> None:
+    data = run_json.run()
+    *above, last = path.split(".")
+    place: Any = data["rows"][1]
+    for key in above:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(UserError) as caught:
+        schema.read(run_json.save(tmp_path, data))
+    assert str(caught.value) == f"{tmp_path / 'run.json'}: rows[1].{path}: expected {expected}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"schema": 1, "seed": ' + "1" * 5000 + "}",
+        "\ud800",
+        "[" * 900,
+    ],
+    ids=["nested", "digits", "surrogate", "torn"],
+)
+def test_what_cannot_be_read_ends_in_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert main([f"study={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'run.json'}: expected ") and said.count("\n") == 1 and len(said) < 400
+
+
+def test_what_a_terminal_acts_on_is_written_out_when_a_file_is_read(tmp_path: Path) -> None:
+    data = run_json.run(overrides=("study=\x1b]0;x\x07",))
+    data["rows"][0]["name"] = "Teacher\x1b[31m\n\ud800"
+    data["rows"][0]["metrics"] = {"sst2": {"\x1b": {"accuracy": 0.5}}}
+    run = schema.read(run_json.save(tmp_path, data))
+    assert run.rows[0].name == r"Teacher\x1b[31m \ud800"
+    assert list(run.rows[0].metrics["sst2"]) == [r"\x1b"]
+    assert run.overrides == {"study": r"\x1b]0;x\x07"}
+
+
+def test_missing_null_and_infinite_numbers_are_missing(tmp_path: Path) -> None:
+    data = run_json.run()
+    data["rows"][0]["cost"] |= {"macs": None, "flops": float("nan")}
+    row = schema.read(run_json.save(tmp_path, data)).rows[0]
+    assert [row.number("cost", key) for key in ("macs", "flops", "nothing")] == [None, None, None]
+    assert row.number("nothing", "at", "all") is None
+
+
+def test_a_name_used_twice_is_made_unique(tmp_path: Path) -> None:
+    data = run_json.run()
+    data["rows"][1]["name"] = "Teacher"
+    assert [row.name for row in schema.read(run_json.save(tmp_path, data)).rows][:2] == [
+        "Teacher",
+        "Teacher (2)",
+    ]
+
+
+def test_jobs_are_found_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 2, 0):
+        run_json.save(tmp_path / str(number), run_json.run(number=number))
+    assert [file.parent.name for file in schema.find(tmp_path)] == ["0", "2", "10"]
+    assert schema.find(tmp_path / "2") == [tmp_path / "2" / "run.json"]
+
+
+def test_overrides_are_read_with_their_signs_and_quotes_removed(tmp_path: Path) -> None:
+    data = run_json.run(overrides=("+a.b='x'", "++c=1", "task=sst2"))
+    run = schema.read(run_json.save(tmp_path, data))
+    assert run.overrides == {"a.b": "x", "c": "1", "task": "sst2"}
+    assert [run.setting(key) for key in ("c", "prune.ratio", "order", "no.such")] == [
+        "1",
+        "0.2",
+        "default",
+        "default",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["studdy=x"], "error: expected study=<directory>, given studdy=x (see --help)"),
+        (["x"], "error: expected study=<directory>, given x (see --help)"),
+        ([], "error: study: expected a directory, given nothing (see --help)"),
+        (["study="], "error: study: expected a directory, given nothing (see --help)"),
+        (["study=a", "study=b"], "error: study: expected one directory, given a and b (see --help)"),
+        (
+            ["study=\x1b[31m"],
+            r"error: study: expected a directory with run.json in or below it, given \x1b[31m (a path "
+            "that is not a directory)",
+        ),
+    ],
+)
+def test_a_wrong_argument_ends_in_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == expected + "\n"
+
+
+def test_a_directory_without_runs_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"study={tmp_path}"]) == 2
+    assert main([f"study={tmp_path / 'no'}"]) == 2
+    (tmp_path / "file").touch()
+    assert main([f"study={tmp_path / 'file'}"]) == 2
+    (tmp_path / "job" / "run.json").mkdir(parents=True)
+    assert main([f"study={tmp_path / 'job'}"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4
+    assert all(str(tmp_path) in line and line.startswith("error: study: expected") for line in errors)
+
+
+def test_the_report_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    directory = run_json.save(tmp_path, run_json.run())
+    program = (
+        "import sys, edgemin.report.sweep; from edgemin.report.__main__ import main; "
+        f"assert 'matplotlib' not in sys.modules; assert main(['study={directory}']) == 0; "
+        "assert not {'torch', 'transformers', 'datasets', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_without_loading_matplotlib() -> None:
+    program = (
+        "import sys; from edgemin.report.__main__ import main; assert main(['--help']) == 0; "
+        "assert 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "study=<directory>" in done.stdout
+
+
+def test_every_field_of_the_synthetic_run_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run_json.md").read_text(encoding="utf-8")
+    data = json.loads(json.dumps(run_json.run()))
+    keys = {
+        *data,
+        *data["task"],
+        *data["rows"][0],
+        *data["rows"][0]["cost"],
+        *data["rows"][0]["delta"]["teacher"],
+    }
+    keys |= {
+        "findings",
+        "gate",
+        *run_json.gate(run_json.run(), 1, parent=0, passed=False),
+        *run_json.sensitivity(),
+        *run_json.QUANTIZATION,
+    }
+    keys |= set(data["nodes"][0]) | set(data["rows"][0]["cost"]["latency_ms"]["padded"])
+    assert not {key for key in keys if key not in page}
