@@ -1,14 +1,12 @@
 """One compressed encoder on disk: its weights as they are deployed, its shape, its tokenizer and where it came from.
 
-No pickle is written or read: weights are safetensors, everything else is JSON. A quantized Linear is stored as its
-packed integers
-with their scales, so that the file is as small as the model claims to be.
+No pickle is written or read: weights are safetensors, everything else is JSON. A quantized layer is stored as packed
+integers with their scales, so that the file is as small as the model claims to be.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,15 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin.encoder import config_file, structure_file
-from edgemin.encoder.weights_file import WEIGHTS
+from edgemin.encoder import config_file, quantized, structure_file
 from edgemin.errors import UserError
-from edgemin.quantization import model as quantization
-from edgemin.quantization import torch_layers
 
-CONFIG, STRUCTURE, PROVENANCE = "config.json", "structure.json", "provenance.json"
-#: How the integers of torch's dynamic INT8 end in the file.
-PACKED = torch_layers.PARTS[0]
+WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
 #: What a runtime reads to run the model; the tokenizer is apart.
 MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
 
@@ -46,19 +39,14 @@ def save(
         tokenizer: ``None`` for an architecture without data (``task=none``).
         provenance: how it came to be: resolved config, parents, seed, versions.
     """
-    tensors = quantization.tensors(model)
-    dynamic_layers = {name: module for name, module in model.named_modules() if torch_layers.is_quantized(module)}
-    for layer, module in dynamic_layers.items():
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{layer}.")}
-        tensors |= {f"{layer}.{part}": tensor for part, tensor in torch_layers.pack(module).items()}
     # clone: safetensors refuses tensors that share storage
     save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+        {name: value.detach().cpu().contiguous().clone() for name, value in quantized.tensors(model).items()},
         directory / WEIGHTS,
         {"format": "pt"},
     )
     model.config.save_pretrained(directory)
-    _write_json(directory / STRUCTURE, quantization.structure(model))
+    _write_json(directory / STRUCTURE, structure_file.written(quantized.structure(model)))
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     _write_json(directory / PROVENANCE, provenance)
@@ -97,7 +85,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
     # the weights drawn here are overwritten: leave the caller's generator alone
     with torch.random.fork_rng(devices=[]):
         try:
-            model = quantization.build(config, structure)
+            model = quantized.build(config, structure)
         except Exception as error:  # the rest was checked: what is left is how layers are quantized
             raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({_one_line(error)})") from error
     _fill(model, tensors, directory)
@@ -117,13 +105,16 @@ def _check_fits(
 ) -> None:
     """Compare shapes before anything of the size that the structure claims is made."""
     expected = config_file.build_empty(config, structure, directory / CONFIG).state_dict()
+    kind = quantized.kind(structure)
+    stored = {}  # by what their names would be in full precision; their shapes depend on their bits
+    if kind is not None:
+        ending = quantized.PROVIDERS[kind].weight
+        stored = {f"{path}.weight": f"{path}.{ending}" for path in structure["quantized"]["layers"]}
     for name, tensor in expected.items():
-        if f"{name}_packed" in tensors:  # its shape depends on its bits
-            continue
-        given = tensors.get(name, tensors.get(f"{name}_int8"))
+        given = tensors.get(stored.get(name, name))
         if given is None:
             raise UserError(f"{WEIGHTS} does not fit {STRUCTURE} (first difference: {name})")
-        if given.shape != tensor.shape or (name in tensors) != given.is_floating_point():
+        if name not in stored and (given.shape != tensor.shape or not given.is_floating_point()):
             raise UserError(
                 f"{WEIGHTS} does not fit {STRUCTURE} (expected {name} of shape {list(tensor.shape)}, given "
                 f"{str(given.dtype).removeprefix('torch.')} of shape {list(given.shape)})"
@@ -148,31 +139,16 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return found
 
 
-def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], directory: Path) -> None:
-    """Put the saved tensors into a freshly built model, quantized Linears included."""
-    packed: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name in [name for name in tensors if name.endswith(f".{PACKED}")]:
-        layer = name.removesuffix(f".{PACKED}")
-        for part in (*torch_layers.PARTS, "bias"):
-            if (tensor := tensors.pop(f"{layer}.{part}", None)) is not None:
-                packed[layer][part] = tensor
-    for name in packed:  # stand-ins without weights, until the packed ones are back
-        model.set_submodule(name, torch.nn.Identity())
+def _fill(model: PreTrainedModel, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Put the saved tensors into a freshly built model."""
     try:
-        quantization.fill(model, tensors)
+        quantized.fill(model, tensors)
     except KeyError as error:
         raise UserError(
             f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} (first difference: {error.args[0]})"
         ) from error
     except RuntimeError as error:
         raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({_one_line(error)})") from error
-    for name, parts in packed.items():
-        try:
-            model.set_submodule(name, torch_layers.unpack(parts))
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({name}: {_one_line(error)})"
-            ) from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

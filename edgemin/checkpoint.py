@@ -22,6 +22,7 @@ from transformers import (
 
 from edgemin import artifact, toy
 from edgemin.encoder import building, config_file, parts, slicing, structure_file, taps
+from edgemin.encoder.quantized import Kind, kind
 from edgemin.encoder.weights_file import tensor_names
 from edgemin.errors import UserError
 from edgemin.progress import counted, live_line
@@ -51,8 +52,12 @@ class Facts:
     config: PretrainedConfig
     structure: dict[str, Any] | None  #: of an EdgeMIN artifact, whose widths the configuration cannot say
     labels: tuple[str, ...] | None  #: of a trained classification head; ``None`` without one
-    quantized: bool  #: its Linears are torch's dynamic INT8
     draws_head: bool  #: parts of its head besides the classifier are missing and drawn at random
+
+    @property
+    def quantized(self) -> Kind | None:
+        """The kind of quantized layers it has."""
+        return kind(self.structure)
 
 
 def read_facts(source: str, key: str) -> Facts:
@@ -87,10 +92,9 @@ def _facts(directory: Path, _state: tuple[tuple[str, int, int], ...]) -> Facts:
         classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     config_file.build_empty(config, structure, directory / artifact.CONFIG)
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items())) if classifier else None
-    names = tensor_names(directory)
-    quantized = any(name.endswith(f".{artifact.PACKED}") for name in names)
+    names = tensor_names(directory, artifact.WEIGHTS)
     draws_head = not all(any(part in name for name in names) for part in parts.head_parts(config))
-    facts = Facts(directory, config, structure, labels, quantized, draws_head)
+    facts = Facts(directory, config, structure, labels, draws_head)
     with torch.random.fork_rng(devices=[]):  # leave the caller's generator alone
         _try_out(load_checkpoint(facts, 0), directory)
     return facts

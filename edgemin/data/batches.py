@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,24 @@ from torch import Tensor
 from edgemin.data.encoding import Encoded
 
 BUCKET_BATCHES = 50
+
+
+class Batches(Protocol):
+    """All batches of a fit, from any step on."""
+
+    start: int  #: the first step to yield
+
+    def __len__(self) -> int:
+        """The steps of the whole fit."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """The batches from `start` on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed besides `start` to go on, as plain values and tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave of the same batches."""
 
 
 class TrainBatches:
@@ -78,6 +97,13 @@ class TrainBatches:
                 rows, share = own_rows(indices, self.rank, self.world)
                 yield {**self.encoded.batch(rows), "index": torch.from_numpy(rows), **share}
                 step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: `start` alone says where a fit goes on."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take nothing."""
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
         """The indices of every batch of one epoch, in order."""

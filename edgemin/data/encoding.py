@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
@@ -16,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edgemin.data.examples import Examples, Labels
 from edgemin.data.task import refusal
 from edgemin.errors import UserError
 from edgemin.progress import Line, live_line
 from edgemin.store.disk import Cache
+
+if TYPE_CHECKING:
+    from edgemin.data.examples import Examples, Labels
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edgemin.data.encoding import Encoded, encode
-from edgemin.data.examples import Examples
-from edgemin.data.splits import Splits
 from edgemin.store.disk import Cache
+
+if TYPE_CHECKING:
+    from edgemin.data.examples import Examples
+    from edgemin.data.splits import Splits
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from edgemin.encoder.building import build
-from edgemin.encoder.families import FAMILIES, table
-from edgemin.encoder.shapes import LARGEST
+from edgemin.encoder.families import FAMILIES, LARGEST, table
 from edgemin.errors import UserError
 from edgemin.store.json_file import read_object
 

@@ -9,6 +9,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin.errors import UserError
 
+#: Beyond any encoder there is; more of either is a slip of the pen that would take minutes or all memory to build.
+LARGEST = {
+    "layers": 1_000,
+    "hidden": 65_536,
+    "heads": 65_536,
+    "intermediate": 262_144,
+    "vocabulary": 10_000_000,
+    "positions": 10_000_000,
+}
+
 
 @dataclass(frozen=True)
 class Family:

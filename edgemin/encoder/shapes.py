@@ -6,18 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from edgemin.encoder.families import FAMILIES
+from edgemin.encoder.families import FAMILIES, LARGEST
 from edgemin.errors import UserError
-
-#: Beyond any encoder there is; more of either is a slip of the pen that would take minutes or all memory to build.
-LARGEST = {
-    "layers": 1_000,
-    "hidden": 65_536,
-    "heads": 65_536,
-    "intermediate": 262_144,
-    "vocabulary": 10_000_000,
-    "positions": 10_000_000,
-}
 
 
 def configure(
@@ -37,8 +27,8 @@ def configure(
         padding_id: the tokenizer's padding token.
 
     Raises:
-        UserError: an unknown family, a width below 1 or beyond :data:`LARGEST`, or heads that do not divide the width
-            they share.
+        UserError: an unknown family, a width below 1 or beyond ``families.LARGEST``, or heads that do not divide the
+            width they share.
     """
     table = next((known for known in FAMILIES if known.name == family), None)
     if table is None:

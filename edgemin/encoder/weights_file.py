@@ -10,12 +10,15 @@ from safetensors import SafetensorError, safe_open
 from edgemin.errors import UserError
 from edgemin.store.json_file import read_object
 
-WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"  # which of several files has which tensor
 
 
-def tensor_names(directory: Path) -> list[str]:
+def tensor_names(directory: Path, whole: str) -> list[str]:
     """The names of all tensors in a checkpoint's safetensors; nothing is known of other files before they are loaded.
+
+    Args:
+        directory: of the checkpoint.
+        whole: the name of the file that holds all tensors, where there is one; no index counts beside it.
 
     Raises:
         UserError: a file cannot be read, holds a weight that is no float, or is not what an index says.
@@ -30,7 +33,7 @@ def tensor_names(directory: Path) -> list[str]:
             raise UserError(f"the weights in {path} cannot be read ({error})") from error
         if integers := [name for name, kind in kinds.items() if not kind.startswith(("F", "BF"))]:
             raise UserError(f"expected weights in {path} as numbers with a fraction, given integers for {integers[0]}")
-    if (index := directory / _INDEX).is_file() and not (directory / WEIGHTS).is_file():
+    if (index := directory / _INDEX).is_file() and not (directory / whole).is_file():
         _check_index(index, names)
     return [name for held in names.values() for name in held]
 

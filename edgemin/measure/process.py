@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import edgemin
 from edgemin.errors import UserError
 
 _TERMINATE_S = 2.0
@@ -101,7 +100,7 @@ class WorkerProcess:
 
 def _environment(threads: int) -> dict[str, str]:
     """This process's environment, with threads fixed, no network, and this very edgemin on the path."""
-    path = [str(Path(edgemin.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 from transformers import PreTrainedModel
 
+from edgemin.encoder.quantized import Kind
 from edgemin.errors import UserError
 from edgemin.quantization import torch_layers
 from edgemin.quantization.settings import check_max_drop
@@ -21,8 +22,7 @@ class DynamicQuantization(Stage):
         max_drop: see :class:`edgemin.quantization.settings.Quantization`.
     """
 
-    final: ClassVar[bool] = True
-    quantizes: ClassVar[bool] = True
+    quantizes: ClassVar[Kind | None] = "torch_dynamic"
 
     def __init__(self, *, bits: int = 8, max_drop: float | None = None) -> None:
         super().__init__()

@@ -7,9 +7,9 @@ from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from edgemin.encoder import building, taps
+from edgemin.encoder import quantized, taps
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization.layers import Quantized, QuantizedEmbedding, QuantizedLinear, Scales
@@ -17,7 +17,7 @@ from edgemin.quantization.ranges import Calibration, calibrate
 from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
 
 #: How the integers of a quantized weight end in a file.
-PACKED = "weight_packed"
+PACKED = quantized.PROVIDERS["integers"].weight
 
 
 def quantize(
@@ -26,7 +26,7 @@ def quantize(
     """Quantize these layers, in place.
 
     Scales of weights are chosen at once, those of activations by :func:`fit_inputs`. The weights themselves stay where
-    they are until :func:`settle`: training that begins here knows how near each is to the next step. A layer that is
+    they are until they settle: training that begins here knows how near each is to the next step. A layer that is
     quantized already is quantized anew, from the weights it has.
 
     Args:
@@ -45,7 +45,7 @@ def quantize(
     cast(Any, model).calibration = calibration
 
 
-def quantized(model: nn.Module) -> dict[str, Quantized]:
+def quantized_layers(model: nn.Module) -> dict[str, Quantized]:
     """The quantized layers by path, in the order of the modules."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Quantized)}
 
@@ -54,7 +54,7 @@ def static_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """Those whose activations have a range of their own."""
     return {
         path: layer
-        for path, layer in quantized(model).items()
+        for path, layer in quantized_layers(model).items()
         if isinstance(layer, QuantizedLinear) and layer.spec.activations == "static"
     }
 
@@ -79,93 +79,80 @@ def fit_inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
 
 def follow(model: nn.Module, scales: Scales) -> None:
     """Say what the scales of all quantized layers do in training."""
-    for layer in quantized(model).values():
+    for layer in quantized_layers(model).values():
         layer.follow(scales)
 
 
-def settle(model: nn.Module) -> None:
-    """Leave every quantized layer as a file would bring it back: fixed scales, weights on their grid."""
-    for layer in quantized(model).values():
-        layer.follow("fixed")
-        layer.settle()
+class Integers:
+    """What the encoder asks of these layers; see [`quantized.Provider`][edgemin.encoder.quantized.Provider]."""
 
+    def describe(self, model: nn.Module, layers: Mapping[str, Quantized]) -> dict[str, Any]:
+        """How ranges are chosen, and every layer's specification; what its scales do unless they are fixed."""
+        described = {
+            path: layer.spec.describe() | ({"scales": layer.scales} if layer.scales != "fixed" else {})
+            for path, layer in layers.items()
+        }
+        return {"calibration": calibration_of(model).describe(), "layers": described}
 
-def summary(model: nn.Module) -> dict[str, Any]:
-    """Bits of every quantized layer, and what they have in common; for run.json."""
-    layers = quantized(model)
-    specs = [layer.spec for layer in layers.values()]
-    return {
-        "bits": {path: layer.spec.bits for path, layer in layers.items()},
-        "granularity": specs[0].granularity,
-        "group_size": specs[0].group_size,
-        "activations": next(
-            (layer.spec.activations for layer in layers.values() if isinstance(layer, nn.Linear)), "none"
-        ),
-        "calibration": calibration_of(model).describe(),
-    }
-
-
-# -- what a file holds ---------------------------------------------------------------------------------
-
-
-def structure(model: PreTrainedModel) -> dict[str, Any]:
-    """As :func:`edgemin.encoder.structure`, and how which layers are quantized under ``quantized``."""
-    layers = quantized(model)
-    if not layers:
-        return building.structure(model)
-    described = {
-        path: layer.spec.describe() | ({"scales": layer.scales} if layer.scales != "fixed" else {})
-        for path, layer in layers.items()
-    }
-    quantization = {"calibration": calibration_of(model).describe(), "layers": described}
-    return building.structure(model) | {"quantized": quantization}
-
-
-def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """As :func:`edgemin.encoder.build`, of what :func:`structure` gave; quantized layers wait for their weights.
-
-    Raises:
-        UserError: as :func:`edgemin.encoder.build`.
-    """
-    model = building.build(config, described)
-    quantization = (described or {}).get("quantized")
-    if quantization is not None:
-        cast(Any, model).calibration = Calibration(**quantization["calibration"])
-        for path, own in quantization["layers"].items():
+    def place(self, model: nn.Module, described: Mapping[str, Any]) -> None:
+        """Put a quantized layer in the place of every Linear and Embedding that the description names."""
+        cast(Any, model).calibration = Calibration(**described["calibration"])
+        for path, own in described["layers"].items():
             layer = _layer(_place(model, path), _read_spec(path, own))
             layer.follow(own.get("scales", "fixed"))
             model.set_submodule(path, layer)
-    return model
 
+    def pack(self, layer: Quantized) -> dict[str, Tensor]:
+        """The layer's state, with packed integers in the place of its weights."""
+        state = {name: tensor for name, tensor in layer.state_dict().items() if name != "weight"}
+        return state | layer.packed()
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All that a file holds of a model: its state dict, but packed integers in the place of quantized weights."""
-    found = dict(model.state_dict())
-    for path, layer in quantized(model).items():
-        del found[f"{path}.weight"]
-        found |= {f"{path}.{name}": tensor for name, tensor in layer.packed().items()}
-    return found
+    def unpack(self, layer: Quantized, tensors: Mapping[str, Tensor]) -> None:
+        """Take the integers and scales, then the rest."""
+        expected = set(layer.state_dict()) - {"weight"} | {PACKED}
+        if damaged := sorted(expected ^ set(tensors)):
+            raise KeyError(damaged[0])
+        own = (PACKED, "weight_scale")
+        layer.unpack({name: tensors[name] for name in own})
+        rest = {name: tensor for name, tensor in tensors.items() if name not in own}
+        layer.load_state_dict(rest, strict=False)  # the names were compared above
 
+    def settle(self, layers: Mapping[str, Quantized]) -> None:
+        """Fixed scales, weights on their grid."""
+        for layer in layers.values():
+            layer.follow("fixed")
+            layer.settle()
 
-def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """Give a built model what :func:`tensors` gave of another one.
+    def recalibrate(
+        self, model: PreTrainedModel, layers: Mapping[str, Quantized], draw: quantized.Draw | None, who: str
+    ) -> list[str]:
+        """Choose the ranges of static activations again, of the stage's own training examples."""
+        notes = []
+        if rescaled := sum(layer.rescaled for layer in layers.values()):
+            notes.append(f"chose the scales of {rescaled} groups of weights again, which a cut went through")
+        watched = static_layers(model)
+        if watched and draw is not None:
+            fit_inputs(model, draw(calibration_of(model).examples))
+            notes.append(f"calibrated the activations of {len(watched)} quantized layers again")
+        elif watched:
+            notes.append(
+                f"the activations of {len(watched)} quantized layers keep their ranges: {who} sees no data of the "
+                "task to calibrate them on"
+            )
+        return notes
 
-    Raises:
-        RuntimeError: shapes differ.
-        KeyError: a tensor is missing (or, named by ``unexpected``, too many).
-    """
-    layers = quantized(model)
-    names = {
-        name for name in model.state_dict() if name.rpartition(".")[0] not in layers or not name.endswith(".weight")
-    }
-    names |= {f"{path}.{PACKED}" for path in layers}
-    if damaged := sorted(names ^ set(found)):
-        raise KeyError(damaged[0])
-    for path, layer in layers.items():
-        layer.unpack({name: found[f"{path}.{name}"] for name in (PACKED, "weight_scale")})
-    own = {f"{path}.weight_scale" for path in layers} | {f"{path}.{PACKED}" for path in layers}
-    rest = {name: tensor for name, tensor in found.items() if name not in own}
-    model.load_state_dict(rest, strict=False)  # the names were compared above
+    def summary(self, model: nn.Module, layers: Mapping[str, Quantized]) -> dict[str, Any]:
+        """Bits of every quantized layer, and what they have in common."""
+        specs = [layer.spec for layer in layers.values()]
+        return {
+            "bits": {path: layer.spec.bits for path, layer in layers.items()},
+            "granularity": specs[0].granularity,
+            "group_size": specs[0].group_size,
+            "activations": next(
+                (layer.spec.activations for layer in layers.values() if isinstance(layer, nn.Linear)), "none"
+            ),
+            "calibration": calibration_of(model).describe(),
+        }
 
 
 def _place(model: nn.Module, path: str) -> nn.Module:
@@ -199,3 +186,6 @@ def _layer(old: nn.Module, spec: Spec) -> QuantizedLinear | QuantizedEmbedding:
             return QuantizedLinear(old, spec)
         assert isinstance(old, nn.Embedding)
         return QuantizedEmbedding(old, spec)
+
+
+quantized.register("integers", Integers(), Quantized)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Unpack
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
+from edgemin.encoder.quantized import Kind
 from edgemin.quantization.settings import Quantization, QuantizationSettings
 from edgemin.training.stage import Shape, Stage
 
@@ -22,7 +23,7 @@ class PostTraining(Stage):
         settings: see :class:`edgemin.quantization.settings.Quantization`.
     """
 
-    quantizes: ClassVar[bool] = True
+    quantizes: ClassVar[Kind | None] = "integers"
 
     def __init__(self, **settings: Unpack[QuantizationSettings]) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
+from edgemin.encoder.quantized import Kind
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
 from edgemin.quantization.layers import Scales
@@ -47,7 +48,7 @@ class QuantizationAware(MethodSum):
             in full precision, unless given.
     """
 
-    quantizes: ClassVar[bool] = True
+    quantizes: ClassVar[Kind | None] = "integers"
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
 from edgemin.encoder import parts, taps
+from edgemin.encoder.quantized import Kind
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization import model as quantization
@@ -58,7 +59,7 @@ class Reconstruction(Stage):
             each block; an epoch is all calibration sentences.
     """
 
-    quantizes: ClassVar[bool] = True
+    quantizes: ClassVar[Kind | None] = "integers"
 
     def __init__(self, *, teacher_forcing: float = 0.5, **settings: Unpack[ReconstructionSettings]) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class Reconstruction(Stage):
         self._annealed = self.teacher_forcing * self.settings.batches(self.training_examples())
         done = {"embeddings", *(str(n) for n in range(1, self.phase + 1))}
         matrices = parts.matrices(self.model)
-        for path, layer in quantization.quantized(self.model).items():
+        for path, layer in quantization.quantized_layers(self.model).items():
             if matrices[path].place in done:
                 layer.settle()
 
@@ -174,7 +175,7 @@ class Reconstruction(Stage):
 
         The integers are the same. From the middle of its step, every weight has equally far to go.
         """
-        for path, layer in quantization.quantized(self.model).items():
+        for path, layer in quantization.quantized_layers(self.model).items():
             layer.weight.copy_(cast(Tensor, self._float[0].get_submodule(path).weight))
             layer.train().eval()  # no longer what it is rounded to
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
-from edgemin.encoder import parts
+from edgemin.encoder import parts, quantized
 from edgemin.encoder.parts import Matrix
 from edgemin.errors import UserError
 from edgemin.progress import live_line
@@ -290,7 +290,7 @@ def _bytes_beside(model: PreTrainedModel, paths: set[str]) -> int:
     """What a file holds of a model beside the matrices at these paths; their biases stay."""
     return sum(
         tensor.numel() * tensor.element_size()
-        for name, tensor in quantization.tensors(model).items()
+        for name, tensor in quantized.tensors(model).items()
         if name.endswith(".bias") or name.rpartition(".")[0] not in paths
     )
 

@@ -1,25 +1,22 @@
 """Torch's dynamic INT8: what the EdgeMIN paper used, kept as the reference.
 
 Weights are quantized once, per tensor and symmetric: ``W_int8 = clamp(round(W / s), -128, 127)``. Activations are
-quantized at every
-call to uint8 with the range they then have, and the matrix product runs on integers. Embeddings stay in float. The
-result can
-neither be trained nor pruned any more, so it can only come last.
+quantized at every call to uint8 with the range they then have, and the matrix product runs on integers. Embeddings stay
+in float. The result can neither be trained nor pruned any more, so it can only come last.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgemin.encoder import quantized
 from edgemin.errors import UserError
-
-#: The tensors that one quantized Linear leaves in a file, below its own name.
-PARTS = ("weight_int8", "weight_scale", "weight_zero_point")
 
 
 def _layer_class() -> Any:
@@ -31,48 +28,80 @@ def _layer_class() -> Any:
         ) from error
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Whether a module is a dynamically quantized Linear."""
-    return isinstance(module, _layer_class())
-
-
 def quantize(model: nn.Module) -> nn.Module:
     """Replace every ``nn.Linear`` of ``model``, in place, by its dynamic INT8 form (weights per tensor)."""
     _select_engine()
-    with warnings.catch_warnings():
-        # torch.ao's eager quantization is deprecated; it is the method that is being reproduced here.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    with _quiet():
         torch.ao.quantization.quantize_dynamic(model.cpu().eval(), {nn.Linear}, dtype=torch.qint8, inplace=True)
     return model
 
 
-def pack(module: Any) -> dict[str, Tensor]:
-    """The integers, scale, zero point and bias of one quantized Linear as plain tensors."""
-    weight = module.weight()
-    tensors = {
-        "weight_int8": weight.int_repr(),
-        "weight_scale": torch.tensor(weight.q_scale(), dtype=torch.float64),
-        "weight_zero_point": torch.tensor(weight.q_zero_point(), dtype=torch.int64),
-    }
-    if module.bias() is not None:
-        tensors["bias"] = module.bias().detach()
-    return tensors
+class TorchDynamic:
+    """What the encoder asks of these layers; see [`quantized.Provider`][edgemin.encoder.quantized.Provider]."""
 
+    def describe(self, model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Any]:
+        """The paths of the layers: all are quantized in one way."""
+        return {"layers": {path: {} for path in layers}}
 
-def unpack(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The quantized Linear of which :func:`pack` gave the tensors; its outputs are equal to the last bit."""
-    _select_engine()
-    integers = tensors["weight_int8"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-        weight = torch._make_per_tensor_quantized_tensor(
-            integers, float(tensors["weight_scale"]), int(tensors["weight_zero_point"])
-        )
-        layer = _layer_class()(integers.shape[1], integers.shape[0], bias_="bias" in tensors, dtype=torch.qint8)
+    def place(self, model: nn.Module, described: Mapping[str, Any]) -> None:
+        """Put an empty layer in the place of every Linear that the description names."""
+        _select_engine()
+        places = dict(model.named_modules())
+        for path in described["layers"]:
+            if not isinstance(old := places.get(path), nn.Linear):
+                raise UserError(f"structure: expected a Linear at {path}, found none")
+            with _quiet():
+                layer = _layer_class()(old.in_features, old.out_features, bias_=old.bias is not None, dtype=torch.qint8)
+            model.set_submodule(path, layer)
+
+    def pack(self, layer: Any) -> dict[str, Tensor]:
+        """The integers, scale, zero point and bias of one Linear as plain tensors."""
+        weight = layer.weight()
+        tensors = {
+            "weight_int8": weight.int_repr(),
+            "weight_scale": torch.tensor(weight.q_scale(), dtype=torch.float64),
+            "weight_zero_point": torch.tensor(weight.q_zero_point(), dtype=torch.int64),
+        }
+        if layer.bias() is not None:
+            tensors["bias"] = layer.bias().detach()
+        return tensors
+
+    def unpack(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Outputs are equal to the last bit to those of the layer that was packed."""
+        before = self.pack(layer)
+        if damaged := sorted(before.keys() ^ tensors.keys()):
+            raise KeyError(damaged[0])
+        for name, tensor in before.items():
+            if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+                raise RuntimeError(
+                    f"{name} of {str(tensors[name].dtype).removeprefix('torch.')} and shape "
+                    f"{list(tensors[name].shape)}, not {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+                )
+        with _quiet():
+            weight = torch._make_per_tensor_quantized_tensor(
+                tensors["weight_int8"], float(tensors["weight_scale"]), int(tensors["weight_zero_point"])
+            )
         layer.set_weight_bias(weight, tensors.get("bias"))
-    assert isinstance(layer, nn.Module)
-    return layer
+
+    def settle(self, layers: Mapping[str, Any]) -> None:
+        """Such a layer is never anything but settled."""
+
+    def recalibrate(self, model: nn.Module, layers: Mapping[str, Any], draw: Any, who: str) -> list[str]:
+        """Nothing: no stage comes after, and activations are quantized by the range they have at each call."""
+        return []
+
+    def summary(self, model: nn.Module, layers: Mapping[str, Any]) -> None:
+        """Nothing: the method has no choices."""
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's advice to use another library: it is this method that is reproduced here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+        yield
 
 
 def _select_engine() -> None:
@@ -82,3 +111,7 @@ def _select_engine() -> None:
         if not engines:
             raise UserError("quantize: expected a CPU for which torch has quantized kernels, given one without any")
         torch.backends.quantized.engine = engines[0]
+
+
+with suppress(UserError):  # a torch without such layers: whoever asks for them is told so
+    quantized.register("torch_dynamic", TorchDynamic(), _layer_class())

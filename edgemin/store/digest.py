@@ -5,51 +5,78 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 _PACKAGE = Path(__file__).parents[1]
-#: What only tells how far a computation is decides no result.
-_TELLS = ("edgemin.progress",)
+#: What decides no result: how errors read, how progress is shown, how a run is stopped, and the store, which gives back
+#: what was put into it or nothing.
+DECIDES_NOTHING = (
+    "edgemin.errors",
+    "edgemin.plain_text",
+    "edgemin.processes.stopping",
+    "edgemin.progress",
+    "edgemin.store",
+)
 
 
 @cache
 def code_digest(*modules: str) -> str:
     """The SHA-256 of the syntax trees of modules and of all that they import from edgemin.
 
-    Comments, docstrings and formatting do not count, nor does the code that shows progress.
+    Comments, docstrings and formatting do not count, nor does what decides no result.
 
     Args:
-        modules: dotted names below ``edgemin``, such as ``edgemin.pruning.stage``; others stand for themselves by name.
+        modules: dotted names below `edgemin`, such as `edgemin.pruning.stage`; others are those of a user's own
+            classes, whose file counts as it is.
+
+    Raises:
+        AssertionError: a module takes anything but a submodule from a package, so that what it uses could not be seen.
     """
-    found: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name in found or name in _TELLS:
-            continue
-        path = _source(name)
-        if path is None:
-            found[name] = _foreign(name)
-            continue
-        tree = ast.parse(path.read_text())
-        waiting += _imports(tree)
-        _drop_docstrings(tree)
-        found[name] = ast.dump(tree)
     digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(f"{name}\0{found[name]}\0".encode())
+    for name, path in code_modules(*modules).items():
+        content = _foreign(name) if path is None else _read(name, path, path.stat().st_mtime_ns).content
+        digest.update(f"{name}\0{content}\0".encode())
     return digest.hexdigest()[:20]
 
 
+def code_modules(*modules: str) -> dict[str, Path | None]:
+    """All modules whose code enters `code_digest`, sorted, with their files; `None` for a user's own."""
+    found: dict[str, Path | None] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.startswith(DECIDES_NOTHING):
+            continue
+        found[name] = path = _source(name)
+        if path is not None:
+            waiting += _read(name, path, path.stat().st_mtime_ns).imports
+    return dict(sorted(found.items()))
+
+
+class _Module(NamedTuple):
+    content: str  #: of its syntax tree
+    imports: list[str]
+
+
+@cache
+def _read(name: str, path: Path, _modified: int) -> _Module:
+    """A module of this package; most enter many digests."""
+    tree = ast.parse(path.read_text())
+    imports = _imports(name, tree)
+    _drop_docstrings(tree)
+    return _Module(ast.dump(tree), imports)
+
+
 def _source(name: str) -> Path | None:
-    if name != "edgemin" and not name.startswith("edgemin."):
+    """The file of a module of this package; `None` for any other."""
+    if not name.startswith("edgemin."):
         return None
-    base = _PACKAGE.joinpath(*name.split(".")[1:])
-    for path in (base / "__init__.py", base.with_suffix(".py")):
-        if path.is_file():
-            return path
-    return None
+    path = _PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
+    assert path.is_file(), f"expected a module, given {name}"
+    return path
 
 
 def _foreign(name: str) -> str:
@@ -58,23 +85,40 @@ def _foreign(name: str) -> str:
     return Path(spec.origin).read_text() if spec is not None and spec.origin is not None else name
 
 
-def _imports(tree: ast.Module) -> list[str]:
+def _imports(importer: str, tree: ast.Module) -> list[str]:
+    """The modules of this package that one imports, but for types alone."""
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node in _run(tree):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names if alias.name.startswith("edgemin.")]
-        elif (
-            isinstance(node, ast.ImportFrom)
-            and node.module is not None
-            and node.level == 0
-            and node.module.startswith("edgemin")
-        ):
-            # `from edgemin import encoder` names a module, `from edgemin.encoder import read` something in one
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names += [name for name in inner if _source(name) is not None]
-            if node.module != "edgemin":
-                names.append(node.module)
+            for alias in node.names:
+                assert alias.name.partition(".")[0] != "edgemin", _refusal(importer, f"import {alias.name}")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, _refusal(importer, "a relative import")
+            if (node.module or "").partition(".")[0] == "edgemin":
+                names += _taken(importer, str(node.module), [alias.name for alias in node.names])
     return names
+
+
+def _taken(importer: str, module: str, names: Sequence[str]) -> list[str]:
+    """The modules of `from module import names`, where `module` may be a package and the names its submodules."""
+    inside = _PACKAGE.joinpath(*module.split(".")[1:])
+    if not inside.is_dir():
+        return [module]
+    for name in names:
+        assert (inside / f"{name}.py").is_file(), _refusal(importer, f"from {module} import {name}")
+    return [f"{module}.{name}" for name in names]
+
+
+def _refusal(importer: str, found: str) -> str:
+    return f"{importer}: expected submodules imported from packages, given {found}"
+
+
+def _run(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield node
+            yield from _run(node)
 
 
 def _drop_docstrings(tree: ast.Module) -> None:

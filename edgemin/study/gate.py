@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edgemin.encoder import taps
+from edgemin.encoder import quantized, taps
 from edgemin.progress import counted
-from edgemin.quantization import torch_layers
-from edgemin.quantization.layers import Quantized
 from edgemin.quantization.sensitivity import damage
 
 Answers = NDArray[np.float32]  #: logits
@@ -106,10 +104,8 @@ def blame(
     mine = dict(parent.named_modules())
     layers = {
         path: module
-        for path, module in changed.named_modules()
-        if (isinstance(module, Quantized) or torch_layers.is_quantized(module))
-        and path in mine
-        and _shape(module) == _shape(mine[path])
+        for path, module in quantized.layers(changed).items()
+        if path in mine and _shape(module) == _shape(mine[path])
     }
     device = parent.device
     nn.Module.to(parent, "cpu")

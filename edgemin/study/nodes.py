@@ -10,6 +10,7 @@ from edgemin import config
 from edgemin.data.module import DataModule
 from edgemin.data.splits import Splits
 from edgemin.data.task import Task
+from edgemin.encoder.quantized import is_trainable
 from edgemin.store.disk import Cache
 from edgemin.study.order import RowSpec
 from edgemin.study.roots import Root
@@ -60,10 +61,14 @@ class Node:
     shape: Shape
     seed: int
     head_trained: bool
-    final: bool = False
     head_stale: bool = False  #: the encoder was trained since the head was
     parent: Node | None = None
     teachers: tuple[Node, ...] = ()
+
+    @property
+    def final(self) -> bool:
+        """Whether it can neither be trained nor pruned."""
+        return not is_trainable(self.shape.quantized)
 
     @property
     def stage(self) -> str:

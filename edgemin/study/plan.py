@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from edgemin import config
+from edgemin.encoder import quantized
 from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
 from edgemin.finetune import Finetune
@@ -24,6 +25,7 @@ from edgemin.study.nodes import Node, Plan, Row, Study
 from edgemin.study.starts import SOURCE, read_starts
 from edgemin.training.stage import Stage
 
+ROOT_CODE = ("edgemin.study.roots", "edgemin.checkpoint")  #: decides a root's weights
 PARENT = "parent"  #: as a teacher: the very model that the stage is given
 
 
@@ -55,6 +57,17 @@ def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence
         f"{', '.join(keys)}: set, but there is no stage {name} in this job, which has {', '.join(used) or 'none'}"
         for name, keys in found.items()
     ]
+
+
+def stage_code(stage: Stage, given: Sequence[Node]) -> tuple[str, ...]:
+    """The modules that decide a stage's result, with all that they import.
+
+    Args:
+        stage: whose own module, and those it finds by name, count.
+        given: its parent and its teachers. Of quantized ones those who know their layers count too.
+    """
+    kinds = [stage.quantizes, *(node.shape.quantized for node in given)]
+    return (*stage.code_modules, "edgemin.training.fitting", "edgemin.artifact", *quantized.modules(*kinds))
 
 
 class _Planner:
@@ -110,13 +123,13 @@ class _Planner:
                     f"{path}.source: expected a model that can be cut and trained, given {parent.path}, whose layers "
                     "are quantized"
                 )
-        content = start.content(self.study.splits, parent.key if parent else None)
-        content |= {"code": code_digest("edgemin.study.roots", "edgemin.checkpoint"), "versions": _versions()}
         giver = parent if start.root.inherit == "all" else None  # of layers and head
         shape = start.shape._replace(
             pruned=start.shape.pruned or (giver is not None and giver.shape.pruned),
-            quantized=start.shape.quantized or (giver is not None and giver.shape.quantized),
+            quantized=start.shape.quantized or (giver.shape.quantized if giver is not None else None),
         )
+        content = start.content(self.study.splits, parent.key if parent else None)
+        content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(shape.quantized)), "versions": _versions()}
         trained = start.own_labels or (giver is not None and giver.head_trained)
         if start.own_labels and start.generic_labels:
             self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")
@@ -129,7 +142,6 @@ class _Planner:
             shape,
             start.root.seed,
             trained,
-            final=start.facts is not None and start.facts.quantized,
             parent=parent,
         )
 
@@ -160,13 +172,13 @@ class _Planner:
             "data": self._data(stage.stops_early) if stage.needs_task else None,
             "seed": seed,
             **study.trainer.content,
-            "code": code_digest(*stage.code_modules, "edgemin.training.fitting", "edgemin.artifact"),
+            "code": code_digest(*stage_code(stage, (parent, *teachers))),
             "versions": _versions(),
         }
         if reads is not None:
             content["reads"] = reads
         shape = parent.shape._replace(
-            pruned=parent.shape.pruned or stage.narrows, quantized=parent.shape.quantized or stage.quantizes
+            pruned=parent.shape.pruned or stage.narrows, quantized=stage.quantizes or parent.shape.quantized
         )
         trained = parent.head_trained or stage.trains_head
         return Node(
@@ -178,7 +190,6 @@ class _Planner:
             shape,
             seed,
             trained,
-            stage.final,
             stage.leaves_head_stale or (parent.head_stale and not stage.trains_head),
             parent,
             teachers,

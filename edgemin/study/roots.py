@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from edgemin.encoder import building, config_file, parts, shapes, slicing, truncation
+from edgemin.encoder import building, config_file, families, parts, shapes, slicing, truncation
 from edgemin.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,10 @@ class Root:
     def __post_init__(self) -> None:
         for key in ("hidden", "heads", "intermediate", "vocabulary"):
             value = getattr(self, key)
-            if value is not None and not 1 <= value <= shapes.LARGEST[key]:
-                raise UserError(f"{key}: expected a whole number from 1 to {shapes.LARGEST[key]}, given {value}")
-        if isinstance(self.layers, int) and self.layers > shapes.LARGEST["layers"]:
-            raise UserError(f"layers: expected a whole number up to {shapes.LARGEST['layers']}, given {self.layers}")
+            if value is not None and not 1 <= value <= families.LARGEST[key]:
+                raise UserError(f"{key}: expected a whole number from 1 to {families.LARGEST[key]}, given {value}")
+        if isinstance(self.layers, int) and self.layers > families.LARGEST["layers"]:
+            raise UserError(f"layers: expected a whole number up to {families.LARGEST['layers']}, given {self.layers}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {self.seed}")
         if self.source is None:

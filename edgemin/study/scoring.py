@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from edgemin import artifact
 from edgemin.data.splits import Splits
 from edgemin.data.task import checked_metrics
+from edgemin.encoder import quantized
 from edgemin.evaluate import evaluate, primary_metric, score
 from edgemin.measure.cost import static_cost
 from edgemin.measure.machine import host, machine_lock
@@ -29,6 +30,10 @@ from edgemin.study import collapse, gate
 from edgemin.study.nodes import Node, Plan, Study, StudyData
 
 log = logging.getLogger(__name__)
+
+#: What decides an evaluation and a measurement, the providers of quantized layers apart.
+EVALUATION_CODE = ("edgemin.evaluate", "edgemin.artifact")
+MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact")
 
 
 @dataclass
@@ -76,7 +81,7 @@ class Scoring:
                     predictions[f"{name}.{split}"] = answers
                     if (found := _collapsed(splits, answers)) is not None:
                         collapsed.setdefault(name, {})[split] = found
-            cost = self._static(key, cached, length)
+            cost = self._static(node, cached, length)
             provenance = artifact.read_provenance(path)
             notes = [*provenance["notes"], *_warned(node, {**transfer, **own}, metrics, collapsed)]
             judged = self._gate(node, cached, notes)
@@ -98,7 +103,7 @@ class Scoring:
             "metrics": list(task.metrics) if task.metrics else None,
             "transfer": transfer,
             "device": device,
-            "code": code_digest("edgemin.evaluate", "edgemin.artifact"),
+            "code": code_digest(*EVALUATION_CODE, *providers(node)),
             "versions": _versions(),
         }
         key = content_key(content)
@@ -164,7 +169,7 @@ class Scoring:
                 "artifacts": [parent.key, node.key],
                 "data": splits.fingerprint(split),
                 "max_length": splits.task.max_length,
-                "code": code_digest("edgemin.study.gate", "edgemin.artifact"),
+                "code": code_digest("edgemin.study.gate", "edgemin.artifact", *providers(parent, node)),
                 "versions": _versions(),
             }
         )
@@ -178,8 +183,9 @@ class Scoring:
             self.store.keep_result("gate", key, kept)
         return list(kept["worst"])
 
-    def _static(self, key: str, cached: _Lazy, length: int) -> dict[str, Any]:
-        name = content_key({"artifact": key, "length": length, "code": code_digest("edgemin.measure.cost")})
+    def _static(self, node: Node, cached: _Lazy, length: int) -> dict[str, Any]:
+        code = code_digest("edgemin.measure.cost", *providers(node))
+        name = content_key({"artifact": node.key, "length": length, "code": code})
         kept = self.store.result("static", name)
         if kept is None:
             kept = dict(static_cost(cached.model, cached.path, length))
@@ -202,7 +208,7 @@ class Scoring:
                 "settings": settings.content,
                 "host": here["id"],
                 "sentences": sentences,
-                "code": code_digest("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact"),
+                "code": code_digest(*MEASURE_CODE, *providers(*nodes.values())),
                 "versions": {"torch": str(torch.__version__)},
             }
         )
@@ -265,6 +271,11 @@ def _warned(
 
 def _machine(node: Node) -> AbstractContextManager[object]:
     return machine_lock("training", lambda line: node_line(node.path, "waiting", line))
+
+
+def providers(*nodes: Node) -> tuple[str, ...]:
+    """The modules that know the quantized layers of these models."""
+    return quantized.modules(*(node.shape.quantized for node in nodes))
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from edgemin import checkpoint
 from edgemin.checkpoint import Facts
 from edgemin.data.splits import Splits
 from edgemin.encoder.parts import Matrix
+from edgemin.encoder.quantized import is_trainable
 from edgemin.errors import UserError
 from edgemin.study import roots
 from edgemin.study.roots import Outline, Root
@@ -64,7 +65,6 @@ class Start:
         widths = {layer["heads"] * layer["head_size"] for layer in layers}
         width = layers[0]["heads"] * layers[0]["head_size"]
         narrowed = len(widths) > 1 or (self.family != "mobilebert" and widths != {self.structure["hidden"]})
-        quantized = self.facts is not None and "quantized" in (self.facts.structure or {})
         return Shape(
             self.family,
             len(layers),
@@ -73,7 +73,7 @@ class Start:
             narrowed,
             width,
             self.matrices,
-            quantized,
+            self.facts.quantized if self.facts is not None else None,
         )
 
     @property
@@ -155,8 +155,9 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
         outline = roots.outline(config, structure, root)
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
-    untouched = root.inherit == "all" and facts is not None and outline.structure == facts.structure
-    if facts is not None and facts.quantized and not untouched:
+    given = {key: value for key, value in (structure or {}).items() if key != "quantized"}
+    untouched = root.inherit == "all" and outline.structure == given
+    if facts is not None and not is_trainable(facts.quantized) and not untouched:
         raise UserError(f"{name}.source: expected weights that can be cut, given {root.source}, which is quantized")
     _check_tokenizer(name, root, outline, tokenizer, splits)
     if tokenizer is not None and splits is not None and tokenizer is not getattr(origin or teacher, "tokenizer", None):

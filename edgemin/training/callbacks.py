@@ -13,8 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from edgemin.data.batches import TrainBatches
-from edgemin.data.packing import CorpusBatches
+from edgemin.data.batches import Batches
 from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, primary_metric
 from edgemin.processes import ranks, stopping
@@ -94,9 +93,7 @@ class Checkpoint(pl.Callback):
     Of several processes the first says when, by its clock; all take part, as Lightning wants it.
     """
 
-    def __init__(
-        self, path: Path, seconds: float, batches: TrainBatches | CorpusBatches, spent: Spent, points: list[Point]
-    ) -> None:
+    def __init__(self, path: Path, seconds: float, batches: Batches, spent: Spent, points: list[Point]) -> None:
         self.path, self.seconds, self.batches, self.spent, self.points = path, seconds, batches, spent, points
         self.batch = 0
         self.done = False
@@ -142,7 +139,7 @@ class Checkpoint(pl.Callback):
         checkpoint.setdefault("edgemin", {}).update(
             key=self.path.parent.name,
             batch=self.batch,
-            stream=self.batches.state_dict() if isinstance(self.batches, CorpusBatches) else None,
+            stream=self.batches.state_dict(),
             done=self.done,
             seconds=time.monotonic() - self.spent.began,
             steps_before=self.spent.steps,

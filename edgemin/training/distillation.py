@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edgemin.data.batches import TrainBatches
-from edgemin.data.corpus import Corpus
+from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
-from edgemin.data.packing import CorpusBatches
 from edgemin.encoder import building, taps
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
@@ -24,7 +23,12 @@ from edgemin.training.fit import Fit, FitSettings
 from edgemin.training.stage import Stage, task_loss
 from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
 
+if TYPE_CHECKING:
+    from edgemin.data.corpus import Corpus
+
 TaskWeight = float | Literal["auto"]
+#: What reads a corpus. Found by its name, so that only the keys of what is trained on a corpus have it.
+CORPUS_READER = "edgemin.data.packing"
 
 
 class Asks(NamedTuple):
@@ -112,7 +116,9 @@ class Distillation(Stage):
                 raise UserError(f"{key}: expected {expected}, given {given.get(key, task_weight)}")
         names = {"corpus": "path", "corpus_subset": "subset", "corpus_split": "split", "corpus_column": "column"}
         names["corpus_length"] = "length"
-        return Corpus(**{name: given[key] for key, name in names.items() if key in given})
+        asked = {name: given[key] for key, name in names.items() if key in given}
+        found: Corpus = _corpus_reader().Corpus(**asked)
+        return found
 
     def _teachers_of(self, asked: str | list[str] | None) -> tuple[str, ...]:
         if asked is None:
@@ -196,6 +202,11 @@ class Distillation(Stage):
         return self.several_teachers
 
     @property
+    def code_modules(self) -> tuple[str, ...]:
+        """Its own, and the reader of a corpus where there is one."""
+        return super().code_modules + ((CORPUS_READER,) if self.corpus is not None else ())
+
+    @property
     def input_length(self) -> int | None:
         """Of a corpus, that of its packed sequences."""
         return None if self.corpus is None else self.corpus.length
@@ -246,20 +257,20 @@ class Distillation(Stage):
             cache=self.data.cache,
         )
 
-    def training_batches(self, fit: Fit) -> TrainBatches | CorpusBatches:
+    def training_batches(self, fit: Fit) -> Batches:
         """Of the corpus, where there is one."""
         if self.corpus is None:
             return super().training_batches(fit)
-        steps = fit.batches(0)
-        return CorpusBatches(
+        found: Batches = _corpus_reader().CorpusBatches(
             self.corpus,
             self.data.tokenizer,
             fit.batch_size,
             seed=self.seed + self.phase,
-            steps=steps,
+            steps=fit.batches(0),
             rank=ranks.rank(),
             world=ranks.world(),
         )
+        return found
 
     def training_examples(self) -> int:
         """A corpus is counted in steps alone."""
@@ -306,6 +317,10 @@ class Distillation(Stage):
     def _tokens_of(self, teacher: int) -> DataModule:
         """The task in the tokens of a teacher."""
         return self.data.of_teachers[teacher] if self.data.of_teachers else self.data
+
+
+def _corpus_reader() -> Any:
+    return importlib.import_module(CORPUS_READER)
 
 
 def _read(model: PreTrainedModel, batch: Mapping[str, Tensor], asks: Asks) -> Reading:

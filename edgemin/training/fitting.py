@@ -26,17 +26,15 @@ from pytorch_lightning.plugins.environments import (  # type: ignore[attr-define
     TorchElasticEnvironment,
 )
 from pytorch_lightning.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edgemin.data.batches import TrainBatches
 from edgemin.data.module import DataModule
-from edgemin.data.packing import CorpusBatches
-from edgemin.encoder import building
+from edgemin.encoder import building, quantized
 from edgemin.errors import UserError
 from edgemin.processes import launch, ranks, stopping
 from edgemin.progress import live_line
-from edgemin.quantization import model as quantization
 from edgemin.training.callbacks import Checkpoint, EarlyStop, Point, Record, Send, Spent, read_checkpoint, restore
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Stage
@@ -220,25 +218,20 @@ def run(
 
 def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, changed: bool) -> PreTrainedModel:
     """Leave a quantized model as its file will bring it back, with ranges that fit what the stage has made of it."""
-    layers = quantization.quantized(model)
-    if not layers:
+    if quantized.kind_of(model) is None:
         return model
-    if not stage.quantizes and changed:
-        if rescaled := sum(layer.rescaled for layer in layers.values()):
-            stage.notes.append(f"chose the scales of {rescaled} groups of weights again, which a cut went through")
-        watched, calibration = quantization.static_layers(model), quantization.calibration_of(model)
-        if watched and data is not None and stage.needs_task:
-            nn.Module.to(model, stage.model.device)
-            quantization.fit_inputs(model, data.calibration(calibration.examples, 32, stage.seed))
-            stage.notes.append(f"calibrated the activations of {len(watched)} quantized layers again")
-        elif watched:
-            stage.notes.append(
-                f"the activations of {len(watched)} quantized layers keep their ranges: {stage.name} sees no data of "
-                "the task to calibrate them on"
-            )
-    quantization.settle(model)
-    stage.findings["quantization"] = quantization.summary(model)
+    if stage.quantizes is None and changed:
+        nn.Module.to(model, stage.model.device)
+        draw = partial(_drawn, stage, data) if data is not None and stage.needs_task else None
+        stage.notes += quantized.recalibrate(model, draw, stage.name)
+    quantized.settle(model)
+    if (summary := quantized.summary(model)) is not None:
+        stage.findings["quantization"] = summary
     return model
+
+
+def _drawn(stage: Stage, data: DataModule, examples: int) -> list[dict[str, Tensor]]:
+    return data.calibration(examples, 32, stage.seed)
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:
@@ -276,7 +269,6 @@ def _fit(
     batches = ranks.together(lambda: stage.training_batches(fit))
     batches.start = start
     if stream is not None:
-        assert isinstance(batches, CorpusBatches)
         batches.load_state_dict(stream)
     checkpoint = Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, batches, spent, record.points)
     own: list[pl.Callback] = [record, checkpoint]

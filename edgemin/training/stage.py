@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, get_scheduler
 
-from edgemin.data.batches import TrainBatches
+from edgemin.data.batches import Batches, TrainBatches
 from edgemin.data.module import DataModule
-from edgemin.data.packing import CorpusBatches
-from edgemin.encoder import building, parts
+from edgemin.encoder import building, parts, quantized
+from edgemin.encoder.quantized import Kind
 from edgemin.processes import ranks
-from edgemin.quantization import model as quantization
 from edgemin.training.fit import Fit
 
 
@@ -34,7 +33,7 @@ class Shape(NamedTuple):
     pruned: bool = False  #: whether an earlier stage may have narrowed its layers
     inner: int | None = None  #: width of queries, keys and values, where it is not the hidden size
     matrices: Mapping[str, parts.Matrix] = MappingProxyType({})  #: by path; widths before any pruning
-    quantized: bool = False  #: whether an earlier stage quantized layers of it
+    quantized: Kind | None = None  #: the kind of quantized layers that an earlier stage, or its checkpoint, gave it
 
     @property
     def width(self) -> int:
@@ -52,15 +51,13 @@ class Stage(pl.LightningModule):
     change made real. A stage that trains nothing has no phase with a fit.
     """
 
-    #: The stage's result can be trained and pruned; torch's dynamic INT8 cannot.
-    final: ClassVar[bool] = False
     #: Layers may come out narrower than the hidden size.
     narrows: ClassVar[bool] = False
     #: Teacher and student must read the same tokens.
     same_tokens: ClassVar[bool] = False
-    #: Its result has quantized layers, their ranges chosen by itself; after any other stage that changes such a model
-    #: they are chosen again.
-    quantizes: ClassVar[bool] = False
+    #: The kind of quantized layers that its result has. It chooses their ranges itself; after any other stage that
+    #: changes such a model they are chosen again.
+    quantizes: ClassVar[Kind | None] = None
 
     model: PreTrainedModel
 
@@ -205,7 +202,7 @@ class Stage(pl.LightningModule):
     def begin(self, phase: int) -> None:
         """Surgery before the fit of a phase."""
 
-    def training_batches(self, fit: Fit) -> TrainBatches | CorpusBatches:
+    def training_batches(self, fit: Fit) -> Batches:
         """All batches of a fit: of the task's training split, unless a stage is trained on something else."""
         steps = fit.batches(self.training_examples())
         return TrainBatches(
@@ -304,16 +301,16 @@ class Stage(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint carries its structure, so that any moment can be resumed."""
         checkpoint.setdefault("edgemin", {}).update(
-            phase=self.phase, structure=quantization.structure(self.model), notes=list(self.notes)
+            phase=self.phase, structure=quantized.structure(self.model), notes=list(self.notes)
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the model the checkpoint's shape before Lightning fills in its weights."""
         saved = checkpoint["edgemin"]
         self.phase, self.notes = saved["phase"], list(saved["notes"])
-        if saved["structure"] != quantization.structure(self.model):
+        if saved["structure"] != quantized.structure(self.model):
             device = self.model.device
-            self.model = quantization.build(self.model.config, saved["structure"])
+            self.model = quantized.build(self.model.config, saved["structure"])
             nn.Module.to(self.model, device)
 
 

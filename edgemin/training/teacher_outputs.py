@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from edgemin.data.batches import evaluation_batches
 from edgemin.data.encoding import Encoded
-from edgemin.encoder import taps
+from edgemin.encoder import quantized, taps
 from edgemin.encoder.taps import Projections, Reading
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.store.digest import code_digest
 from edgemin.store.disk import Cache
 
+CODE = "edgemin.training.teacher_outputs"  #: what decides them, the provider of a quantized teacher apart
 LIMIT_BYTES = 8 * 2**30
 _BATCH = 64
 _PARTS = ("query", "key", "value")
@@ -93,7 +94,11 @@ def teacher_outputs(
         UserError: the outputs would take more than 8 GiB.
     """
     asked = {"projections": sorted(projections), "hidden": sorted(hidden), "logits": logits}
-    made_by = [code_digest("edgemin.training.teacher_outputs"), torch.__version__, transformers.__version__]
+    made_by = [
+        code_digest(CODE, *quantized.modules(quantized.kind_of(teacher))),
+        torch.__version__,
+        transformers.__version__,
+    ]
     content = [_fingerprint(teacher), asked, teacher.device.type, *made_by]
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
     file = f"{encoded.key}/teacher-{name}.safetensors"

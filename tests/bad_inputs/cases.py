@@ -272,7 +272,17 @@ ARTIFACTS = [
     artifact(name, {"m/structure.json": content}, line)
     for name, content, line in (
         ("structure list", "[]", "structure.json is damaged (expected an object, found a list)"),
-        ("structure empty", "{}", "structure.json: family: field required"),
+        (
+            "structure empty",
+            "{}",
+            "structure.json: expected an artifact of format 2, given format 1 of another version",
+        ),
+        ("structure without a family", changed(family=None), "structure.json: family: input should be a valid string"),
+        (
+            "a provider that nobody knows",
+            changed(quantized={"provider": "os", "layers": {"x": {}}}),
+            "structure.json: quantized.provider: ",
+        ),
         ("structure deep", DEEP, "structure.json is damaged (nested too deeply)"),
         ("hidden of another type", changed(hidden="x"), "structure.json: hidden: input should be a valid integer"),
         ("hidden beyond all", changed(hidden=10**9), "structure.json: hidden: input should be less than"),

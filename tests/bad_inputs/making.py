@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from edgemin import artifact, toy
 from edgemin import checkpoint as checkpoints
+from edgemin.encoder import quantized as quantized_encoder
 from edgemin.quantization import model as quantization
 from edgemin.quantization.ranges import Calibration
 from edgemin.quantization.weights import Spec
@@ -52,7 +53,7 @@ def saved(path: Path) -> None:
     model = checkpoints.load_checkpoint(checkpoints.read_facts(str(path / "from"), "source"), 0)
     layers = {"bert.encoder.layer.0.output.dense": Spec(8, "channel")}
     quantization.quantize(model, layers, "minmax", Calibration())
-    quantization.settle(model)
+    quantized_encoder.settle(model)
     artifact.save(path, model, toy.tokenizer(), {"head_trained": True})
 
 

@@ -18,6 +18,7 @@ from edgemin import artifact, checkpoint
 from edgemin.data.module import DataModule
 from edgemin.distillation.logits import LogitsDistillation
 from edgemin.encoder import parts, slicing
+from edgemin.encoder import quantized as quantized_encoder
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
 from edgemin.pruning.stage import HeadPruning
@@ -67,9 +68,9 @@ def test_what_is_saved_comes_back_with_equal_logits(
     model = quantized(family, data, tmp_path / "work", **way)
     found = reloaded(model, tmp_path / "saved")
     assert torch.equal(tiny.logits(found, batch), tiny.logits(model, batch))
-    assert quantization.structure(found) == quantization.structure(model)
+    assert quantized_encoder.structure(found) == quantized_encoder.structure(model)
     with safe_open(tmp_path / "saved" / artifact.WEIGHTS, "pt") as file:
-        for path, layer in quantization.quantized(model).items():
+        for path, layer in quantization.quantized_layers(model).items():
             packed = file.get_tensor(f"{path}.weight_packed")
             rows, columns = layer.weight.shape
             assert packed.dtype == torch.uint8 and packed.shape == (rows, -(-columns * layer.spec.bits // 8))
@@ -79,10 +80,10 @@ def test_what_is_saved_comes_back_with_equal_logits(
 def test_thirty_two_bits_are_what_was(data: DataModule, batch: Any, tmp_path: Path) -> None:
     model = quantized("bert", data, tmp_path, bits=32)
     assert torch.equal(tiny.logits(model, batch), tiny.logits(tiny.model(), batch))
-    assert not quantization.quantized(model)
+    assert not quantization.quantized_layers(model)
     tables = quantized("bert", data, tmp_path / "tables", bits=32, embedding_bits=4)
-    assert {layer.spec.bits for layer in quantization.quantized(tables).values()} == {4}
-    assert len(quantization.quantized(tables)) == 3
+    assert {layer.spec.bits for layer in quantization.quantized_layers(tables).values()} == {4}
+    assert len(quantization.quantized_layers(tables)) == 3
 
 
 def test_a_static_model_is_its_float64_reference(data: DataModule, batch: Any, tmp_path: Path) -> None:
@@ -108,11 +109,11 @@ def test_heads_ffn_and_layers_are_cut_as_integers(
 ) -> None:
     """Groups of 8 are whole heads: nothing is chosen again."""
     model = quantized("bert", data, tmp_path, granularity=granularity, group_size=8, bits=4)
-    before = {path: layer.integers() for path, layer in quantization.quantized(model).items()}
+    before = {path: layer.integers() for path, layer in quantization.quantized_layers(model).items()}
     slicing.slice_heads(model, 1, [0, 3])
     slicing.slice_ffn(model, 1, range(16, 48))
     part = "bert.encoder.layer.1."
-    after = {path: layer.integers() for path, layer in quantization.quantized(model).items()}
+    after = {path: layer.integers() for path, layer in quantization.quantized_layers(model).items()}
     heads = [*range(8), *range(24, 32)]
     assert torch.equal(after[f"{part}attention.self.query"], before[f"{part}attention.self.query"][heads])
     assert torch.equal(after[f"{part}attention.output.dense"], before[f"{part}attention.output.dense"][:, heads])
@@ -122,8 +123,8 @@ def test_heads_ffn_and_layers_are_cut_as_integers(
     slicing.slice_hidden(model, range(16))
     words = "bert.embeddings.word_embeddings"
     assert torch.equal(model.get_submodule(words).integers(), before[words][:40, :16])
-    assert sum(layer.rescaled for layer in quantization.quantized(model).values()) == 0
-    quantization.settle(model)
+    assert sum(layer.rescaled for layer in quantization.quantized_layers(model).values()) == 0
+    quantized_encoder.settle(model)
     found = reloaded(model, tmp_path / "cut")
     small = {name: tensor.clamp(max=39) if name == "input_ids" else tensor for name, tensor in batch.items()}
     assert torch.equal(tiny.logits(found, small), tiny.logits(model, small))
@@ -228,7 +229,9 @@ def test_training_of_scales_moves_nothing_else(data: DataModule, tmp_path: Path)
     plain = quantized("bert", data, tmp_path / "plain")
     for name, tensor in biases.items():
         assert torch.equal(trained.state_dict()[name], tensor), name
-    pairs = zip(quantization.quantized(trained).values(), quantization.quantized(plain).values(), strict=True)
+    pairs = zip(
+        quantization.quantized_layers(trained).values(), quantization.quantized_layers(plain).values(), strict=True
+    )
     assert any(not torch.equal(one.weight_scale, other.weight_scale) for one, other in pairs)
     assert all(parameter.requires_grad for parameter in trained.parameters())
 

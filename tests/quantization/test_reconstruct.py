@@ -48,9 +48,9 @@ def test_weights_begin_where_they_were_and_are_rounded_to_the_same_integers(data
     start, rounded, stage = tiny.model(), PostTraining(**SETTINGS), Reconstruction(**SETTINGS, **FIT)
     rounded.prepare(tiny.model(), data)
     stage.prepare(tiny.model(), data)
-    for path, layer in quantization.quantized(stage.model).items():
+    for path, layer in quantization.quantized_layers(stage.model).items():
         assert torch.equal(layer.weight, start.get_submodule(path).weight)
-        assert torch.equal(layer.integers(), quantization.quantized(rounded.model)[path].integers())
+        assert torch.equal(layer.integers(), quantization.quantized_layers(rounded.model)[path].integers())
     assert torch.equal(tiny.logits(stage.model, batch), tiny.logits(rounded.model, batch))
 
 

@@ -16,6 +16,7 @@ import torch
 from edgemin import artifact
 from edgemin.data.module import DataModule
 from edgemin.encoder import parts
+from edgemin.encoder import quantized as quantized_encoder
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
 from edgemin.quantization.post_training import PostTraining
@@ -80,7 +81,7 @@ def test_the_bytes_of_a_matrix_are_those_of_its_tensors(spec: Spec) -> None:
     path = "bert.encoder.layer.0.output.dense"
     size = matrix_bytes(parts.matrices(model)[path], spec)
     quantization.quantize(model, {path: spec}, "minmax", Calibration())
-    packed = quantization.quantized(model)[path].packed().values()
+    packed = quantization.quantized_layers(model)[path].packed().values()
     assert size == sum(tensor.numel() * tensor.element_size() for tensor in packed)
 
 
@@ -98,7 +99,9 @@ def test_mixed_bits_take_no_more_than_uniform_ones_and_do_less_damage(
         folder = tmp_path / f"{name}_saved"
         folder.mkdir()
         artifact.save(folder, model, None, {})
-        sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in quantization.tensors(model).values())
+        sizes[name] = sum(
+            tensor.numel() * tensor.element_size() for tensor in quantized_encoder.tensors(model).values()
+        )
         assert torch.equal(tiny.logits(artifact.load(folder)[0], batch), tiny.logits(model, batch))
     assert found["size_mib"] * 2**20 == pytest.approx(sizes["mixed"], abs=64)
     assert sizes["mixed"] <= sizes["plain"]
@@ -179,7 +182,7 @@ def test_a_larger_budget_never_does_more_damage() -> None:
 
 
 def _bytes(model: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in quantization.tensors(model).values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in quantized_encoder.tensors(model).values())
 
 
 @pytest.mark.parametrize("activations", ["static", "none"])

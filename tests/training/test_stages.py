@@ -12,11 +12,12 @@ import torch
 from transformers import PreTrainedModel
 
 from edgemin import artifact, config
-from edgemin.encoder import building, slicing
+from edgemin.encoder import building, quantized, slicing
 from edgemin.encoder.parts import heads, label_names
+from edgemin.encoder.quantized import is_trainable
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
-from edgemin.quantization import torch_layers as dynamic
+from edgemin.quantization import torch_layers
 from edgemin.quantization.dynamic import DynamicQuantization
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Shape, Stage, task_loss
@@ -189,7 +190,7 @@ def test_a_dynamically_quantized_model_is_saved_and_loaded_with_equal_logits(fam
     full = tiny.logits(start, batch)
     fitted = tiny.fit(DynamicQuantization(), start, None, work=tmp_path)
     linears = [m for m in fitted.model.modules() if isinstance(m, torch.nn.Linear)]
-    assert not linears and any(dynamic.is_quantized(module) for module in fitted.model.modules())
+    assert not linears and quantized.kind_of(fitted.model) == "torch_dynamic"
     expected = tiny.logits(fitted.model, batch)
     assert not torch.equal(expected, full)
     torch.testing.assert_close(expected, full, atol=0.3, rtol=0.1)
@@ -203,8 +204,10 @@ def test_a_dynamically_quantized_model_is_saved_and_loaded_with_equal_logits(fam
 def test_a_quantized_weight_is_the_rounded_one_at_one_scale_per_tensor() -> None:
     model = tiny.model()
     weight = model.get_submodule("bert.encoder.layer.0.attention.self.query").weight.detach().double()
-    dynamic.quantize(model)
-    parts = dynamic.pack(model.get_submodule("bert.encoder.layer.0.attention.self.query"))
+    torch_layers.quantize(model)
+    layer = "bert.encoder.layer.0.attention.self.query."
+    tensors = quantized.tensors(model)
+    parts = {name.removeprefix(layer): tensor for name, tensor in tensors.items() if name.startswith(layer)}
     scale = parts["weight_scale"].item()
     assert parts["weight_int8"].dtype == torch.int8 and parts["weight_zero_point"].item() == 0
     assert scale == pytest.approx(2 * weight.abs().max().item() / 255, rel=1e-4)
@@ -221,8 +224,8 @@ def test_dynamic_quantization_knows_eight_bits_alone(bits: int) -> None:
 
 def test_what_is_dynamically_quantized_comes_last_and_needs_no_data() -> None:
     stage = DynamicQuantization()
-    assert stage.final and not stage.needs_task and not stage.trains_head
-    assert not Finetune(steps=1).final
+    assert not is_trainable(stage.quantizes) and not stage.needs_task and not stage.trains_head
+    assert is_trainable(Finetune(steps=1).quantizes)
     stage.check(Shape("bert", 2, 32, 4), [])
     with pytest.raises(NotImplementedError):
         stage.loss({})

@@ -1,0 +1,225 @@
+"""Quantized layers in the place of float ones: the registry of who knows them, and a model described, built and filled.
+
+A provider is a module that knows one kind of quantized layer. It registers itself here when it is imported, and what
+was quantized names it by a fixed name in structure.json. So a model of any kind is saved, loaded, trained on and
+pruned by code that imports no quantization: [`build`][edgemin.encoder.quantized.build] imports the one provider that a
+structure names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from edgemin.encoder import building
+
+#: The kinds of quantized layers, by the name that structure.json has.
+Kind = Literal["integers", "torch_dynamic"]
+#: Gives batches of so many training examples.
+Draw = Callable[[int], Sequence[Mapping[str, Tensor]]]
+
+
+class Known(NamedTuple):
+    """What is known of a kind of quantized layer before its provider is imported.
+
+    Attributes:
+        module: the provider's; its code is part of the key of whatever is computed with such a model.
+        weight: how the tensor of a layer's integers is called in a file, below the layer's own name.
+        trainable: whether such a model can be trained and pruned.
+    """
+
+    module: str
+    weight: str
+    trainable: bool
+
+
+#: All providers; no other module is ever imported for a file.
+PROVIDERS: dict[Kind, Known] = {
+    "integers": Known("edgemin.quantization.model", "weight_packed", trainable=True),
+    "torch_dynamic": Known("edgemin.quantization.torch_layers", "weight_int8", trainable=False),
+}
+
+
+class Provider(Protocol):
+    """What is asked of the layers of one kind."""
+
+    def describe(self, model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Any]:
+        """How the layers of a model are quantized, as JSON; by path under ``layers``."""
+
+    def place(self, model: nn.Module, described: Mapping[str, Any]) -> None:
+        """Put layers that wait for their weights where ``describe`` had them.
+
+        Raises:
+            UserError: the description cannot be built.
+        """
+
+    def pack(self, layer: Any) -> dict[str, Tensor]:
+        """All that a file holds of one layer, by names below its own."""
+
+    def unpack(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Give a layer what ``pack`` gave of another one.
+
+        Raises:
+            KeyError: a tensor is missing, or is one too many.
+            RuntimeError: shapes differ.
+        """
+
+    def settle(self, layers: Mapping[str, Any]) -> None:
+        """Leave every layer as a file would bring it back."""
+
+    def recalibrate(self, model: PreTrainedModel, layers: Mapping[str, Any], draw: Draw | None, who: str) -> list[str]:
+        """Choose again what an earlier stage's training or cuts have made stale; notes say what was.
+
+        Args:
+            model: on the device to compute on.
+            layers: its quantized layers by path.
+            draw: gives training examples; ``None`` where the stage sees none.
+            who: the stage, for the notes.
+        """
+
+    def summary(self, model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Bits and ranges for run.json; ``None`` where the stage's name says all."""
+
+
+_registered: dict[Kind, tuple[Provider, type[nn.Module]]] = {}
+
+
+def register(name: Kind, provider: Provider, layer: type[nn.Module]) -> None:
+    """Make a provider known, and the class of its layers; its module calls this when it is imported."""
+    _registered[name] = provider, layer
+
+
+def _found(model: nn.Module) -> tuple[Kind, Provider, dict[str, nn.Module]] | None:
+    """The kind of a model's quantized layers, who knows them, and the layers by path. A model has one kind at most."""
+    for name, (provider, layer) in _registered.items():
+        if layers := {path: module for path, module in model.named_modules() if isinstance(module, layer)}:
+            return name, provider, layers
+    return None
+
+
+def kind(structure: Mapping[str, Any] | None) -> Kind | None:
+    """The kind of quantized layers that a structure has; ``None`` for a float model."""
+    quantized = (structure or {}).get("quantized")
+    return None if quantized is None else cast(Kind, quantized["provider"])
+
+
+def kind_of(model: nn.Module) -> Kind | None:
+    """The kind of quantized layers that a live model has; ``None`` for a float model."""
+    found = _found(model)
+    return None if found is None else found[0]
+
+
+def is_trainable(kind: Kind | None) -> bool:
+    """Whether a model of this kind can be trained and pruned."""
+    return kind is None or PROVIDERS[kind].trainable
+
+
+def modules(*kinds: Kind | None) -> tuple[str, ...]:
+    """The modules whose code decides what models of these kinds compute, for a key; none for float models."""
+    return tuple(sorted({PROVIDERS[name].module for name in kinds if name is not None}))
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The quantized layers by path, in the order of the modules."""
+    found = _found(model)
+    return {} if found is None else found[2]
+
+
+def structure(model: PreTrainedModel) -> dict[str, Any]:
+    """As [`building.structure`][edgemin.encoder.building.structure], and under ``quantized`` which layers are, and how.
+
+    There ``provider`` names who knows the layers, ``layers`` has them by path; the rest is the provider's.
+    """
+    described = building.structure(model)
+    if (found := _found(model)) is not None:
+        name, provider, layers = found
+        described["quantized"] = {"provider": name, **provider.describe(model, layers)}
+    return described
+
+
+def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """As [`building.build`][edgemin.encoder.building.build], of what ``structure`` gave.
+
+    Quantized layers wait to be filled.
+
+    Raises:
+        UserError: as there, or the quantized layers cannot be built.
+    """
+    model = building.build(config, described)
+    if (name := kind(described)) is not None:
+        assert described is not None
+        importlib.import_module(PROVIDERS[name].module)
+        _registered[name][0].place(model, described["quantized"])
+    return model
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that a file holds of a model: its state dict, with packed integers in the place of quantized weights."""
+    found = dict(model.state_dict())
+    if (quantized := _found(model)) is not None:
+        _, provider, layers = quantized
+        found = {name: found[name] for name in _outside(found, layers)}
+        for path, layer in layers.items():
+            found |= {f"{path}.{name}": tensor for name, tensor in provider.pack(layer).items()}
+    return found
+
+
+def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Give a built model what ``tensors`` gave of another one.
+
+    Raises:
+        KeyError: names a tensor that is missing, or one too many.
+        RuntimeError: shapes differ.
+    """
+    quantized = _found(model)
+    layers = {} if quantized is None else quantized[2]
+    parts: dict[str, dict[str, Tensor]] = {path: {} for path in layers}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        path, _, part = name.rpartition(".")
+        if path in parts:
+            parts[path][part] = tensor
+        else:
+            rest[name] = tensor
+    state = model.state_dict()
+    if damaged := sorted(set(_outside(state, layers)) ^ set(rest)):
+        raise KeyError(damaged[0])
+    for path, given in parts.items():
+        assert quantized is not None
+        try:
+            quantized[1].unpack(layers[path], given)
+        except KeyError as error:
+            raise KeyError(f"{path}.{error.args[0]}") from error
+        except RuntimeError as error:
+            raise RuntimeError(f"{path}: {error}") from error
+    for name, tensor in rest.items():  # not by load_state_dict: torch's quantized Linears insist on their own state
+        if state[name].shape != tensor.shape:
+            raise RuntimeError(f"{name} of shape {list(tensor.shape)}, not {list(state[name].shape)}")
+        state[name].copy_(tensor)
+
+
+def settle(model: nn.Module) -> None:
+    """Leave every quantized layer as a file would bring it back: fixed scales, weights on their grid."""
+    if (found := _found(model)) is not None:
+        found[1].settle(found[2])
+
+
+def recalibrate(model: PreTrainedModel, draw: Draw | None, who: str) -> list[str]:
+    """Choose again what another stage than the one that quantized has made stale; see ``Provider.recalibrate``."""
+    found = _found(model)
+    return [] if found is None else found[1].recalibrate(model, found[2], draw, who)
+
+
+def summary(model: nn.Module) -> dict[str, Any] | None:
+    """What run.json says of a model's quantized layers; ``None`` for a float model."""
+    found = _found(model)
+    return None if found is None else found[1].summary(model, found[2])
+
+
+def _outside(names: Iterable[str], layers: Mapping[str, Any]) -> list[str]:
+    """The names of tensors that belong to none of these layers."""
+    return [name for name in names if not any(name.startswith(f"{path}.") for path in layers)]
