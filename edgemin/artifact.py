@@ -34,9 +34,9 @@ def save(
     """Write one encoder into an existing empty directory.
 
     Args:
-        directory: where to; :meth:`edgemin.store.artifacts.Store.commit` makes it permanent.
-        model: any encoder that :mod:`edgemin.encoder` knows, uneven or quantized ones included.
-        tokenizer: ``None`` for an architecture without data (``task=none``).
+        directory: where to; [`Store.commit`][edgemin.store.artifacts.Store.commit] makes it permanent.
+        model: any encoder that [`encoder`][edgemin.encoder] knows, uneven or quantized ones included.
+        tokenizer: `None` for an architecture without data (`task=none`).
         provenance: how it came to be: resolved config, parents, seed, versions.
     """
     # clone: safetensors refuses tensors that share storage
@@ -58,10 +58,10 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
     Uneven head counts and packed integers are restored as they were saved; the logits equal those before saving.
 
     Args:
-        path: an artifact directory, e.g. ``outputs/store/<run.json's artifact>``.
+        path: an artifact directory, e.g. `outputs/store/<run.json's artifact>`.
 
     Returns:
-        The model and its tokenizer (``None`` where it was saved without one).
+        The model and its tokenizer (`None` where it was saved without one).
 
     Raises:
         UserError: the directory is missing, incomplete or damaged.

@@ -41,10 +41,10 @@ class TrainBatches:
     are sorted by length (so that little is padding), cut into batches, and all batches of the epoch are
     shuffled again. Every example comes once an epoch; one batch of an epoch may be smaller.
 
-    Batch k depends on the arguments and k alone, so a fit resumed with ``start=k`` sees the very batches an
+    Batch k depends on the arguments and k alone, so a fit resumed with `start=k` sees the very batches an
     unbroken one does.
 
-    A batch is that of `Encoded.batch` and ``index``, the positions of its examples in the split, int64 [B].
+    A batch is that of `Encoded.batch` and `index`, the positions of its examples in the split, int64 [B].
 
     Args:
         encoded: What to draw from.
@@ -52,10 +52,10 @@ class TrainBatches:
         seed: Seed of the order.
         epochs: Passes over the data, also fractions; give this or `steps`.
         steps: Batches in all, over as many epochs as that takes.
-        start: The first step to yield; ``len()`` stays the whole fit.
+        start: The first step to yield; `len()` stays the whole fit.
         rank: This process, of
         world: so many; each takes its rows of every batch (see `own_rows`), so their number changes nothing.
-        rows: Which examples of the split to draw from; ``None``: all.
+        rows: Which examples of the split to draw from; `None`: all.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ def own_rows(rows: NDArray[np.int64], rank: int, world: int) -> tuple[NDArray[np
         world: How many there are.
 
     Returns:
-        Its rows, and if there are several processes ``share``, a float tensor without dimensions: own rows times
+        Its rows, and if there are several processes `share`, a float tensor without dimensions: own rows times
         `world` over B (0 where none was left). The mean over processes of share times the mean over own rows is the
         mean over the batch.
     """

@@ -50,16 +50,16 @@ class Corpus:
     """Documents without labels, to learn from on no task in particular.
 
     A local directory is read whole, the directories below it included, in the order of the names; where files are
-    called after the split (``train.txt``, ``train-00000-of-00005.parquet``) only these. A directory with the Hub's
-    layout (a ``README.md`` that lists its configurations) is read as the Hub's data set would be. In ``.txt`` files
+    called after the split (`train.txt`, `train-00000-of-00005.parquet`) only these. A directory with the Hub's
+    layout (a `README.md` that lists its configurations) is read as the Hub's data set would be. In `.txt` files
     every line is a document, so that a file of any size can be streamed.
 
     Attributes:
-        path: Hub id, or a local directory or file: ``.txt``, ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` (each also
-            with ``.gz``) or ``.parquet``.
+        path: Hub id, or a local directory or file: `.txt`, `.jsonl`, `.json`, `.csv`, `.tsv` (each also
+            with `.gz`) or `.parquet`.
         subset: The configuration inside a Hub data set.
         split: The split that is read.
-        column: The column of the texts; ``text`` in ``.txt`` files.
+        column: The column of the texts; `text` in `.txt` files.
         length: Tokens of each packed sequence, special ones included.
 
     Raises:
@@ -135,7 +135,7 @@ class Corpus:
 
 class _Source(NamedTuple):
     builder: datasets.DatasetBuilder
-    commit: str | None  #: of a Hub data set
+    commit: str | None  # of a Hub data set
 
 
 def _local(corpus: Corpus, path: Path) -> datasets.DatasetBuilder:

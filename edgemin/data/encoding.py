@@ -74,8 +74,8 @@ class Encoded:
             indices: B positions in this split.
 
         Returns:
-            ``input_ids``, ``attention_mask``, ``token_type_ids`` (where the tokenizer makes them), int64
-            [B, T], and ``labels`` [B], int64 or, for a regression, float32.
+            `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer makes them), int64
+            [B, T], and `labels` [B], int64 or, for a regression, float32.
         """
         rows = np.asarray(indices, dtype=np.int64)
         lengths = torch.from_numpy(self.lengths[rows]).unsqueeze(1)
@@ -99,9 +99,9 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
 
     Args:
         examples: Texts and labels.
-        tokenizer: A fast tokenizer (one with a ``tokenizer.json``); it is left as it was.
+        tokenizer: A fast tokenizer (one with a `tokenizer.json`); it is left as it was.
         max_length: Longest input in tokens; of pairs the longer text is cut first.
-        cache: Where ``<key>/encoded.safetensors`` is kept.
+        cache: Where `<key>/encoded.safetensors` is kept.
 
     Returns:
         The token ids, memory-mapped from the file.

@@ -42,7 +42,7 @@ def read_tables(task: Task) -> dict[str, Table]:
     """Read train and every evaluation split of a task.
 
     Args:
-        task: The task; its ``path`` is a Hub id, a local copy of one, or own data.
+        task: The task; its `path` is a Hub id, a local copy of one, or own data.
 
     Returns:
         One table for each split the task names.
@@ -119,7 +119,7 @@ def _one_file(path: Path, wanted: Sequence[str]) -> dict[str, Table]:
 def read_file(path: Path) -> Table:
     """Read one CSV, TSV, JSON, JSONL or parquet file.
 
-    CSV cells stay the strings they are: ``NA`` and ``null`` are words, and ``01`` is not 1.
+    CSV cells stay the strings they are: `NA` and `null` are words, and `01` is not 1.
 
     Raises:
         UserError: If the format is none of these, or the file is not what its name says.
@@ -219,7 +219,7 @@ def _load_data_set(task: Task, path: str) -> datasets.DatasetDict:
 
 
 def _cache_directory(path: str) -> str | None:
-    """Where ``datasets`` keeps the tables of a local directory.
+    """Where `datasets` keeps the tables of a local directory.
 
     Its own cache knows the directory's name alone, and would serve the rows of files that have changed since.
     """

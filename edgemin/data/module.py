@@ -26,7 +26,7 @@ class DataModule:
     """The splits of a task in the tokens of one tokenizer.
 
     Args:
-        splits: The checked examples; ``None`` for a stage that must not depend on the task.
+        splits: The checked examples; `None` for a stage that must not depend on the task.
         tokenizer: The tokenizer of the model that reads them.
         cache: Where token ids are kept (see `edgemin.data.encode`).
         of_teachers: The same splits in the tokens of each teacher of a stage; where a teacher reads the same tokens

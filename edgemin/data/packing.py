@@ -26,12 +26,12 @@ class CorpusBatches:
     """All batches of a fit on a corpus, from the first step to the last.
 
     The documents are joined with the separator between them (RoBERTa's FULL-SENTENCES, arXiv 1907.11692, section
-    4.2) to one stream of tokens, which is cut every ``corpus.length - 2`` tokens and framed as ``[CLS] ... [SEP]``:
+    4.2) to one stream of tokens, which is cut every `corpus.length - 2` tokens and framed as `[CLS] ... [SEP]`:
     a document that does not fit goes on in the next sequence, and the last sequence of an epoch takes its rest from
     the beginning of the next. There is no padding.
 
     The sequences of `shuffle_window` batches are shuffled by a permutation drawn from (seed, window). Batch k depends
-    on the arguments and k alone. So that a fit can be resumed with ``start=k`` without reading everything again,
+    on the arguments and k alone. So that a fit can be resumed with `start=k` without reading everything again,
     `state_dict` keeps the place in the corpus where the current window begins; without it the corpus is read from
     its beginning. A thread reads the next window while one is learnt from.
 
@@ -42,7 +42,7 @@ class CorpusBatches:
         seed: Seed of the order.
         steps: Batches in all, over as many epochs as that takes.
         shuffle_window: Batches whose sequences are shuffled among each other; they are held in memory.
-        start: The first step to yield; ``len()`` stays the whole fit.
+        start: The first step to yield; `len()` stays the whole fit.
         rank: This process, of
         world: so many; each takes its rows of every batch (see `own_rows`), so their number changes nothing.
 

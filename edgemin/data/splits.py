@@ -40,7 +40,7 @@ class Splits:
     evaluation: dict[str, Examples]
 
     def fingerprint(self, kind: str) -> str:
-        """SHA-256 of the class names and the examples of ``train``, ``holdout`` or an evaluation split."""
+        """SHA-256 of the class names and the examples of `train`, `holdout` or an evaluation split."""
         examples = {"train": self.train, "holdout": self.holdout, **self.evaluation}[kind]
         assert examples is not None, "the task has no hold-out"
         return hashlib.sha256("\0".join((examples.fingerprint, *self.labels)).encode()).hexdigest()
@@ -60,11 +60,11 @@ def load(task: Task) -> Splits:
     """Read a task's data and check all of it before anything is trained.
 
     Subsets are drawn first, then the hold-out from the subset of train; both are stratified by class and
-    depend on the data and ``task.seed`` alone. The last few tasks are kept while their files stay as they are, as a
+    depend on the data and `task.seed` alone. The last few tasks are kept while their files stay as they are, as a
     sweep asks for them once for the plan and once for each job; what there was to warn of is said every time.
 
     Args:
-        task: Any task but ``none``.
+        task: Any task but `none`.
 
     Returns:
         The checked splits.

@@ -58,10 +58,10 @@ class Task:
     """One text classification or regression task, as its yaml file states it.
 
     Attributes:
-        name: How tables call it. ``toy`` is generated; ``none`` has no data at all (architecture only).
+        name: How tables call it. `toy` is generated; `none` has no data at all (architecture only).
         path: Hub id, or a local directory of the same layout, or own data: a directory that holds
-            ``<split>.csv`` (``.tsv``, ``.jsonl``, ``.json``, ``.parquet``) or one such file with a column
-            ``split``.
+            `<split>.csv` (`.tsv`, `.jsonl`, `.json`, `.parquet`) or one such file with a column
+            `split`.
         subset: The configuration inside a Hub data set.
         text_columns: One column, or two for pairs of texts.
         label_column: The column of labels.
@@ -75,9 +75,9 @@ class Task:
         max_train_examples: Seeded stratified subset of train (the hold-out is taken from it). None: all.
         max_evaluation_examples: The same for every evaluation split.
         metrics: What to report, primary metric first. None: all that fit.
-        blank_texts: ``refuse`` makes an empty text an error, ``keep`` trains and evaluates on it with a
+        blank_texts: `refuse` makes an empty text an error, `keep` trains and evaluates on it with a
             warning (for benchmarks, which are scored on every row they have).
-        seed: Draws subsets, hold-out and the toy task; the run's own ``seed`` does not touch the data.
+        seed: Draws subsets, hold-out and the toy task; the run's own `seed` does not touch the data.
 
     Raises:
         UserError: If a value is of the wrong type or out of range.

@@ -1,7 +1,8 @@
 """DistilBERT's losses beside the soft targets: directions of hidden states, and masked words (arXiv 1910.01108).
 
 Sanh, Debut, Chaumond and Wolf 2019 train a student by three losses: soft targets
-(:mod:`edgemin.training.soft_targets`), the cosine distance of the last hidden states h of the non-padding tokens,
+([`soft_targets`][edgemin.training.soft_targets]), the cosine distance of the last hidden states h of the non-padding
+tokens,
 
     L_cos = mean over tokens of 1 - h_S · h_T / (‖h_S‖ ‖h_T‖)
 
@@ -35,15 +36,15 @@ _MASKED, _REPLACED = 0.8, 0.1
 
 
 def hidden_cosine(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """Cosine distance of hidden states (equation above): ``CosineEmbeddingLoss`` with target 1.
+    """Cosine distance of hidden states (equation above): `CosineEmbeddingLoss` with target 1.
 
     Computed as half the squared distance of the normalized states, which is the same number and exactly 0 for equal
     states; in float32 also under autocast and for 16-bit states, with a float64 argument in float64.
 
     Args:
-        teacher: ``[B, T, H]``; gets no gradient.
-        student: ``[B, T, H]``, of the same tokens.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: `[B, T, H]`; gets no gradient.
+        student: `[B, T, H]`, of the same tokens.
+        mask: `[B, T]`, non-zero where there is a token.
 
     Returns:
         A scalar from 0 to 2. A sequence without any token adds nothing and is not counted.
@@ -62,17 +63,17 @@ def mask_tokens(
     """Hide words as BERT does: of the chosen tokens 80 % become [MASK], 10 % any word, 10 % stay as they are.
 
     As in BERT's own code a fixed share of each sequence's tokens is chosen, rounded, and at least one. (DistilBERT's
-    prefers rare words.) Drawn from torch's generator of the device that ``ids`` lie on.
+    prefers rare words.) Drawn from torch's generator of the device that `ids` lie on.
 
     Args:
-        ids: ``[B, T]``, token ids.
-        maskable: ``[B, T]``, non-zero where a token may be chosen: neither padding nor special.
+        ids: `[B, T]`, token ids.
+        maskable: `[B, T]`, non-zero where a token may be chosen: neither padding nor special.
         mask_id: the id of [MASK].
         vocabulary: V; replacements are drawn from all ids below it.
         share: of the maskable tokens to choose.
 
     Returns:
-        What a model reads instead of ``ids``, and the targets: the id of each chosen token, elsewhere ``IGNORED``.
+        What a model reads instead of `ids`, and the targets: the id of each chosen token, elsewhere `IGNORED`.
     """
     assert ids.shape == maskable.shape
     allowed = maskable.bool()
@@ -107,7 +108,7 @@ class MaskedLanguageHead(nn.Module):
         nn.init.zeros_(self.transform.bias)
 
     def forward(self, states: Tensor, words: Tensor) -> Tensor:
-        """Logits ``[N, V]`` from hidden states ``[N, H]`` and the word embeddings ``[V, E]``."""
+        """Logits `[N, V]` from hidden states `[N, H]` and the word embeddings `[V, E]`."""
         return F.linear(cast(Tensor, self.norm(F.gelu(self.transform(states)))), words, self.bias)
 
 
@@ -115,8 +116,8 @@ def masked_word_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of the chosen tokens, averaged over sequences and inside one over its chosen tokens.
 
     Args:
-        logits: ``[N, V]``, of the tokens whose target is not ``IGNORED``, row after row.
-        targets: ``[B, T]``, as ``mask_tokens`` gives them.
+        logits: `[N, V]`, of the tokens whose target is not `IGNORED`, row after row.
+        targets: `[B, T]`, as `mask_tokens` gives them.
 
     Returns:
         A scalar in nats. A sequence without chosen tokens adds nothing and is not counted.
@@ -135,12 +136,13 @@ _SOFT_WEIGHT = 5.0
 class DistilbertDistillation(Distillation):
     r"""DistilBERT's triple loss (Sanh et al. 2019, arXiv 1910.01108), on a task or on a corpus.
 
-    .. math:: L = w_{soft} \, \tau^2 \, KL + w_{cos} \, L_{cos} + w_{hard} \, L_{hard}
+    $$ L = w_{soft} \, \tau^2 \, KL + w_{cos} \, L_{cos} + w_{hard} \, L_{hard} $$
 
-    with the KL of :func:`edgemin.training.soft_targets.soft_target_kl`, the cosine distance of the last layers' hidden
-    states (:func:`edgemin.distillation.distilbert.hidden_cosine`; of ModernBERT before its final norm), and as hard
-    loss the task's on a task, BERT's masked language model on a corpus. There both sides read the masked text, and
-    the student's head for masked words, tied to its word embeddings, is trained with it and left behind at the end.
+    with the KL of [`soft_target_kl`][edgemin.training.soft_targets.soft_target_kl], the cosine distance of the last
+    layers' hidden states ([`hidden_cosine`][edgemin.distillation.distilbert.hidden_cosine]; of ModernBERT before its
+    final norm), and as hard loss the task's on a task, BERT's masked language model on a corpus. There both sides read
+    the masked text, and the student's head for masked words, tied to its word embeddings, is trained with it and left
+    behind at the end.
 
     The paper's soft targets are the teacher's distribution over the vocabulary. That takes its language-model head,
     which a classifier does not have: on a corpus there are none here, on a task they are the classifier's.
@@ -149,10 +151,10 @@ class DistilbertDistillation(Distillation):
 
     Args:
         temperature: τ of the soft targets, above 0.
-        soft_weight: of the soft targets; ``auto`` is 5 on a task and 0 on a corpus.
+        soft_weight: of the soft targets; `auto` is 5 on a task and 0 on a corpus.
         cosine_weight: of the cosine distance.
         hard_weight: of the task loss; on a corpus of the masked words.
-        settings: see :class:`edgemin.training.distillation.Distillation`.
+        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     def __init__(
@@ -220,7 +222,7 @@ class DistilbertDistillation(Distillation):
             self.word_head = MaskedLanguageHead(student["hidden"], student["embedding"], student["vocabulary"])
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """On a corpus, the text with words masked, and ``masked_words``, what they were."""
+        """On a corpus, the text with words masked, and `masked_words`, what they were."""
         if self.word_head is None:
             return batch
         assert self.mask_id is not None
@@ -241,7 +243,7 @@ class DistilbertDistillation(Distillation):
         return Asks(hidden=(self._last[1],) if self.cosine_weight > 0 else (), logits=self.soft_weight > 0)
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``soft``: the answers; ``cosine``: the hidden states; ``word``: the masked words."""
+        """`soft`: the answers; `cosine`: the hidden states; `word`: the masked words."""
         (teacher,) = teachers
         mine, theirs = self._last
         found = {}

@@ -16,17 +16,17 @@ from edgemin.training.soft_targets import check_outputs, check_temperature, outp
 class LogitsDistillation(Distillation):
     r"""Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): match the teachers' softened distributions.
 
-    .. math:: L = (1 - \alpha) \, CE(y, z_S) + \alpha \, \tau^2 \, KL(softmax(z_T / \tau) \,\|\, softmax(z_S / \tau))
+    $$ L = (1 - \alpha) \, CE(y, z_S) + \alpha \, \tau^2 \, KL(softmax(z_T / \tau) \,\|\, softmax(z_S / \tau)) $$
 
     The KL is averaged over examples and, with several teachers, over them with equal weights
-    (:func:`edgemin.training.soft_targets.output_loss`). A task with one output (regression) has squared errors in the
-    place of CE and of the KL, and no temperature. Teachers may have another tokenizer than the student: each reads the
-    sentences in its own tokens, and only answers are compared.
+    ([`output_loss`][edgemin.training.soft_targets.output_loss]). A task with one output (regression) has squared errors
+    in the place of CE and of the KL, and no temperature. Teachers may have another tokenizer than the student: each
+    reads the sentences in its own tokens, and only answers are compared.
 
     Args:
         temperature: τ, above 0; 1 compares the distributions as they are.
         alpha: share of the teachers in the loss, above 0; the labels have the rest. 1 never looks at a label.
-        settings: see :class:`edgemin.training.distillation.Distillation`.
+        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     several_teachers: ClassVar[bool] = True
@@ -63,7 +63,7 @@ class LogitsDistillation(Distillation):
         return Asks(logits=True)
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``soft``: the answers."""
+        """`soft`: the answers."""
         answers = [teacher.logits for teacher in teachers if teacher.logits is not None]
         assert student.logits is not None and len(answers) == len(teachers)
         return {"soft": self.alpha * output_loss(answers, student.logits, self.temperature)}

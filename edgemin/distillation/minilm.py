@@ -8,8 +8,8 @@ size d (each side's own), the student learns
 
     L = L_AT + L_VR,   L_AT = 1 / (A |x|) · Σ_a Σ_t KL(A_a,t of the teacher ‖ A_a,t of the student),   L_VR likewise
 
-Heads are matched one by one, so both layers need equally many; their sizes may differ. Only tokens that are no
-padding, |x| of them, are rows or columns. MiniLMv2 (:mod:`edgemin.distillation.relation`) re-splits the heads instead.
+Heads are matched one by one, so both layers need equally many; their sizes may differ. Only tokens that are no padding,
+|x| of them, are rows or columns. MiniLMv2 ([`relation`][edgemin.distillation.relation]) re-splits the heads instead.
 
 Shapes: B batch, T tokens, Ht and Hs widths of the projections of teacher and student.
 """
@@ -34,19 +34,20 @@ from edgemin.training.stage import Shape
 class MiniLM(Distillation):
     r"""MiniLM (Wang et al. 2020, arXiv 2002.10957): match attention distributions and value relations of one layer.
 
-    .. math:: L = w_{AT} L_{AT} + w_{VR} L_{VR} + w \, L_{task}
+    $$ L = w_{AT} L_{AT} + w_{VR} L_{VR} + w \, L_{task} $$
 
-    with :func:`edgemin.distillation.minilm.attention_kl` and :func:`edgemin.distillation.minilm.value_kl`; the paper's
-    weights are 1, 1 and 0. Both layers need equally many attention heads (``minilmv2`` does not), and attention that
-    follows from the projections alone: not ModernBERT's. For a student of at most half the layers and half the width
-    of its teacher the paper puts an assistant of the teacher's depth and the student's width between them.
+    with [`attention_kl`][edgemin.distillation.relation.attention_kl] and
+    [`value_kl`][edgemin.distillation.relation.value_kl]; the paper's weights are 1, 1 and 0. Both layers need equally
+    many attention heads (`minilmv2` does not), and attention that follows from the projections alone: not ModernBERT's.
+    For a student of at most half the layers and half the width of its teacher the paper puts an assistant of the
+    teacher's depth and the student's width between them.
 
     Args:
-        teacher_layer: which teacher layer is read, counted from 1; ``None`` is the last.
-        student_layer: which student layer learns, counted from 1; ``None`` is the last.
+        teacher_layer: which teacher layer is read, counted from 1; `None` is the last.
+        student_layer: which student layer learns, counted from 1; `None` is the last.
         attention_weight: of the attention distributions.
         value_weight: of the value relations.
-        task_weight: see :class:`edgemin.training.distillation.Distillation`, as for all other settings.
+        task_weight: see [`Distillation`][edgemin.training.distillation.Distillation], as for all other settings.
         settings: see there.
     """
 
@@ -105,7 +106,7 @@ class MiniLM(Distillation):
         return Asks(projections=self._pair[1:])
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``attention``: the distributions; ``value``: the relations."""
+        """`attention`: the distributions; `value`: the relations."""
         (teacher,) = teachers
         sides = teacher.projections[self._pair[1]], student.projections[self._pair[0]]
         mask, found = batch["attention_mask"], {}

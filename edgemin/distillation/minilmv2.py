@@ -19,19 +19,19 @@ from edgemin.training.stage import Shape
 class MiniLMv2(Distillation):
     r"""MiniLMv2 (Wang et al., arXiv 2012.15828): match Q-Q, K-K and V-V relations of chosen layers.
 
-    .. math:: L = \frac{1}{P} \sum_{(l_S, l_T)} \sum_i \alpha_i \, KL(R^T_{i, l_T} \,\|\, R^S_{i, l_S}) + w \, L_{task}
+    $$ L = \frac{1}{P} \sum_{(l_S, l_T)} \sum_i \alpha_i \, KL(R^T_{i, l_T} \,\|\, R^S_{i, l_S}) + w \, L_{task} $$
 
-    over P pairs of layers, with the relations and the KL of :func:`edgemin.distillation.relation.relation_kl`.
+    over P pairs of layers, with the relations and the KL of [`relation_kl`][edgemin.distillation.relation.relation_kl].
 
     Args:
-        relation_heads: into how many heads Q, K and V are re-split; ``None`` takes the preset of the teacher. Must
+        relation_heads: into how many heads Q, K and V are re-split; `None` takes the preset of the teacher. Must
             divide both widths.
-        teacher_layer: which teacher layer is read, counted from 1; ``None`` takes the preset (usually the last).
-        student_layer: which student layer learns, counted from 1; ``None`` is the last.
-        layer_map: several pairs instead of one: ``layer_to_layer`` matches student layer l with teacher layer
+        teacher_layer: which teacher layer is read, counted from 1; `None` takes the preset (usually the last).
+        student_layer: which student layer learns, counted from 1; `None` is the last.
+        layer_map: several pairs instead of one: `layer_to_layer` matches student layer l with teacher layer
             ceil(l L_T / L_S) (equation 1 of the EdgeMIN paper), a mapping says {student layer: teacher layer}.
-        relations: weight of each of the nine relations, query side first: ``{qq: 1, kk: 1, vv: 1}``.
-        task_weight: see :class:`edgemin.training.distillation.Distillation`, as for all other settings.
+        relations: weight of each of the nine relations, query side first: `{qq: 1, kk: 1, vv: 1}`.
+        task_weight: see [`Distillation`][edgemin.training.distillation.Distillation], as for all other settings.
         settings: see there.
     """
 

@@ -15,7 +15,7 @@ With R(X) = softmax(X Xᵀ / √d) the relation of the rows of X, d their size, 
     L_MHA = Σ_l 1/A · Σ_a KL(R(O_T,g(l),a) ‖ R(O_S,l,a))        outputs of attention heads, re-split into A parts
     L_FFN = Σ_l MSE(H_S,l W_h, H_T,g(l))                        hidden states, with a learnt matrix
     L_SS  = KL(R(C_T) ‖ R(C_S))                                 [CLS] of the examples of a batch
-    L_SC  = contrast of [CLS] by label over both models         InfoNCE; see ``contrastive_relation``
+    L_SC  = contrast of [CLS] by label over both models         InfoNCE; see `contrastive_relation`
     L_KD  = τ² KL(softmax(z_T / τ) ‖ softmax(z_S / τ))          soft targets
 
 Our own choices, where the summaries are silent: every KL is a mean over rows, then sequences; attention outputs are
@@ -55,9 +55,9 @@ def token_relation(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     """L_EMB: KL of the teacher's relation of tokens from the student's, averaged over sequences.
 
     Args:
-        teacher: embeddings ``[B, T, Ht]``; get no gradient.
-        student: embeddings ``[B, T, Hs]`` of the same tokens.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: embeddings `[B, T, Ht]`; get no gradient.
+        student: embeddings `[B, T, Hs]` of the same tokens.
+        mask: `[B, T]`, non-zero where there is a token.
 
     Returns:
         A scalar in nats; 0 for equal relations.
@@ -77,9 +77,9 @@ def attention_relation(
     """L_MHA of one pair of layers: KL of the relations of what attention puts out, averaged over sequences.
 
     Args:
-        teacher: raw queries, keys and values ``[B, T, Ht]`` of the teacher's layer; get no gradient.
-        student: those of the student's layer, ``[B, T, Hs]``.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer; get no gradient.
+        student: those of the student's layer, `[B, T, Hs]`.
+        mask: `[B, T]`, non-zero where there is a token.
         teacher_heads: attention heads of the teacher's layer.
         student_heads: attention heads of the student's layer.
         relation_heads: A, the parts that the outputs of all heads are re-split into; a divisor of both widths.
@@ -106,25 +106,25 @@ class _Heads(NamedTuple):
 class MLKD(TwoFits):
     r"""MLKD-BERT (Zhang, Yang and Ji 2024, arXiv 2407.02775), as far as it is known: see the note below.
 
-    .. math:: L_1 = w_E L_{EMB} + w_A L_{MHA} + w_H L_{FFN}, \qquad L_2 = w_S L_{SS} + w_C L_{SC} + w_K L_{KD}
+    $$ L_1 = w_E L_{EMB} + w_A L_{MHA} + w_H L_{FFN}, \qquad L_2 = w_S L_{SS} + w_C L_{SC} + w_K L_{KD} $$
 
-    with the terms of :mod:`edgemin.distillation.mlkd`. The first fit trains the encoder by :math:`L_1`: relations of
+    with the terms of [`mlkd`][edgemin.distillation.mlkd]. The first fit trains the encoder by $L_1$: relations of
     tokens in the embeddings and in what attention puts out, and hidden states. The second trains encoder and head by
-    :math:`L_2`: relations of the examples of a batch, a contrast of them by label, and soft targets. With a corpus
+    $L_2$: relations of the examples of a batch, a contrast of them by label, and soft targets. With a corpus
     there is the first alone. The student may have any number of attention heads.
 
     Note:
         The paper's text was not at hand. That relations are distilled at several levels and heads are free is in its
         abstract; the stages and terms are those that published summaries of it name, not checked against the paper;
-        what the summaries leave open is our choice, listed in :mod:`edgemin.distillation.mlkd`. Its numbers cannot be
-        expected of this.
+        what the summaries leave open is our choice, listed in [`mlkd`][edgemin.distillation.mlkd]. Its numbers cannot
+        be expected of this.
 
-    Relations of examples and their contrast depend on the batch by nature, so ``batch_size`` and what falls into one
-    batch are part of :math:`L_2`.
+    Relations of examples and their contrast depend on the batch by nature, so `batch_size` and what falls into one
+    batch are part of $L_2$.
 
     Args:
-        layer_map: {student layer: teacher layer}, counted from 1; ``None`` spreads them evenly, the last to the last.
-        relation_heads: into how many parts the outputs of all attention heads of a layer are re-split; ``None`` is the
+        layer_map: {student layer: teacher layer}, counted from 1; `None` spreads them evenly, the last to the last.
+        relation_heads: into how many parts the outputs of all attention heads of a layer are re-split; `None` is the
             student's number of heads, or the next below that divides both widths.
         embedding_weight: of the relations of tokens in the embeddings.
         attention_weight: of the relations of what attention puts out; it must follow from the projections alone, so
@@ -136,9 +136,10 @@ class MLKD(TwoFits):
         contrastive_temperature: of its similarities, which are cosines.
         soft_weight: of the teacher's answers.
         temperature: of the teacher's answers.
-        prediction_share: see :class:`edgemin.training.two_fits.TwoFits`, as for
+        prediction_share: see [`TwoFits`][edgemin.training.two_fits.TwoFits], as for
         prediction_learning_rate: this.
-        settings: see :class:`edgemin.training.distillation.Distillation`; ``learning_rate`` is that of the first fit.
+        settings: see [`Distillation`][edgemin.training.distillation.Distillation]; `learning_rate` is that of the first
+            fit.
     """
 
     def __init__(
@@ -268,7 +269,7 @@ class MLKD(TwoFits):
         )
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``embedding``, ``attention`` and ``hidden``; then ``sample``, ``contrastive`` and ``soft``."""
+        """`embedding`, `attention` and `hidden`; then `sample`, `contrastive` and `soft`."""
         (teacher,) = teachers
         if self.phase == 1:
             found = self._between_examples(student, teacher, batch["labels"])

@@ -6,8 +6,8 @@ units), a_t,a the attention distribution of head a in row t:
     L_FMT = 1 / (T N) · Σ_t Σ_n (H_t,n of the teacher - H_t,n of the student)²
     L_AT  = 1 / (T A) · Σ_t Σ_a KL(a_t,a of the teacher ‖ a_t,a of the student)
 
-L_AT is :func:`edgemin.distillation.minilm.attention_kl`. The published code (google-research/mobilebert,
-``run_pretraining.py``) splits L_FMT into what is left of a feature map when each token's mean and variance over its
+L_AT is [`attention_kl`][edgemin.distillation.relation.attention_kl]. The published code (google-research/mobilebert,
+`run_pretraining.py`) splits L_FMT into what is left of a feature map when each token's mean and variance over its
 units are taken off, and these two:
 
     L_norm = 1 / (T N) · Σ_t Σ_n (LN(H_t)_n of the teacher - LN(H_t)_n of the student)²    times 100
@@ -51,9 +51,9 @@ def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normali
     Computed in float32 also under autocast and for 16-bit feature maps; with a float64 argument in float64.
 
     Args:
-        teacher: ``[B, T, H]``; gets no gradient.
-        student: ``[B, T, H]``, of the same tokens.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: `[B, T, H]`; gets no gradient.
+        student: `[B, T, H]`, of the same tokens.
+        mask: `[B, T]`, non-zero where there is a token.
         normalize: Whether each token's mean and variance are taken off before (a LayerNorm without scale and bias).
 
     Returns:
@@ -70,12 +70,12 @@ def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normali
 
 
 def mean_error(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """L_mean: squared difference of each token's mean over its units; arguments as for ``feature_map_error``."""
+    """L_mean: squared difference of each token's mean over its units; arguments as for `feature_map_error`."""
     return _averaged(lambda target, learnt: (learnt.mean(-1) - target.mean(-1)).square(), teacher, student, mask)
 
 
 def variance_error(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """L_var: absolute difference of each token's variance over its units; arguments as for ``feature_map_error``."""
+    """L_var: absolute difference of each token's variance over its units; arguments as for `feature_map_error`."""
 
     def error(target: Tensor, learnt: Tensor) -> Tensor:
         return (learnt.var(-1, correction=0) - target.var(-1, correction=0)).abs()
@@ -84,7 +84,7 @@ def variance_error(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
 
 
 def _averaged(error: Callable[[Tensor, Tensor], Tensor], teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """Mean over sequences of the mean over tokens of an error ``[B, T]``."""
+    """Mean over sequences of the mean over tokens of an error `[B, T]`."""
     assert teacher.shape[:2] == student.shape[:2] == mask.shape, "teacher and student must read the same tokens"
     dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):
@@ -94,22 +94,22 @@ def _averaged(error: Callable[[Tensor, Tensor], Tensor], teacher: Tensor, studen
 class MobileBERT(Distillation):
     r"""MobileBERT's transfer (Sun et al. 2020, arXiv 2004.02984): each layer's feature map and attention.
 
-    .. math:: L = \sum_l w_F L_{norm}^l + w_M L_{mean}^l + w_V L_{var}^l + w_A L_{AT}^l + w \, L_{task}
+    $$ L = \sum_l w_F L_{norm}^l + w_M L_{mean}^l + w_V L_{var}^l + w_A L_{AT}^l + w \, L_{task} $$
 
-    over the matched layers, with the terms of :mod:`edgemin.distillation.mobilebert`. ``normalize=false`` with
-    ``mean_weight`` and ``variance_weight`` 0 is the paper's own equation, the defaults are those of its published code.
+    over the matched layers, with the terms of [`mobilebert`][edgemin.distillation.mobilebert]. `normalize=false` with
+    `mean_weight` and `variance_weight` 0 is the paper's own equation, the defaults are those of its published code.
 
     Progressively, there is one fit per matched student layer, from the lowest up, each with that layer's terms alone:
     what lies below is frozen, what lies above does not run, the embeddings are trained with the first. (The published
     code trains the layers below on, at a tenth of the learning rate.) With a task loss a last fit follows, of the whole
-    model by all terms, as the paper pre-trains after its transfer. ``steps`` or ``epochs`` are divided evenly among the
+    model by all terms, as the paper pre-trains after its transfer. `steps` or `epochs` are divided evenly among the
     fits, the last takes what remains; each has its own warm-up and decay.
 
     Feature maps are compared as they are, so student and teacher need equal hidden sizes, and attention head by head,
     so matched layers need equally many. The paper's teacher is a BERT-large made to have them (IB-BERT).
 
     Args:
-        layer_map: {student layer: teacher layer}, counted from 1; ``None`` spreads them evenly, the last to the last.
+        layer_map: {student layer: teacher layer}, counted from 1; `None` spreads them evenly, the last to the last.
         feature_weight: of the feature maps.
         normalize: whether each token's mean and variance are taken off a feature map before.
         mean_weight: of the means.
@@ -117,8 +117,8 @@ class MobileBERT(Distillation):
         attention_weight: of the attention distributions, which must follow from the projections alone, so not
             ModernBERT's.
         progressive: layer after layer; else all matched layers at once, in one fit.
-        task_weight: see :class:`edgemin.training.distillation.Distillation`, as for all other settings.
-        settings: see there. ``patience`` is of the fit with the task loss alone, where there is progress to it: before
+        task_weight: see [`Distillation`][edgemin.training.distillation.Distillation], as for all other settings.
+        settings: see there. `patience` is of the fit with the task loss alone, where there is progress to it: before
             there is nothing to score.
     """
 
@@ -239,7 +239,7 @@ class MobileBERT(Distillation):
         return Asks(projections=layers if self.weights["attention"] else (), hidden=layers if maps else ())
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``feature``, ``mean``, ``variance`` and ``attention``, each summed over the layers of this phase."""
+        """`feature`, `mean`, `variance` and `attention`, each summed over the layers of this phase."""
         (teacher,) = teachers
         mask = batch["attention_mask"]
         found: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight}

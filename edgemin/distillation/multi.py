@@ -14,9 +14,9 @@ class Multi(MethodSum):
     """The weighted sum of several methods, from one reading of the teacher and one of the student.
 
     Args:
-        methods: see :class:`edgemin.training.method_sum.MethodSum`; at least one.
+        methods: see [`MethodSum`][edgemin.training.method_sum.MethodSum]; at least one.
         task_weight: likewise.
-        settings: see :class:`edgemin.training.distillation.Distillation`.
+        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     def __init__(

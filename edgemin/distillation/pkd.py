@@ -6,7 +6,7 @@ With h_i,l the hidden state of example i's first token, [CLS], after layer l, an
 
 Only directions count, so a distance is between 0 and 4 whatever the width. The paper sums over examples and layers;
 here they are averaged, so that the weight β does not depend on their numbers. Like the paper, and unlike its
-official code, the H dimensions are summed. That code takes ``mse_loss`` of the normalized states, a mean over
+official code, the H dimensions are summed. That code takes `mse_loss` of the normalized states, a mean over
 dimensions too, so its β is H times ours: 500, its example's for BERT-base, is 500 / 768 = 0.65 here.
 
 Shapes: B batch, P pairs of layers, H hidden size.
@@ -39,8 +39,8 @@ def patience_loss(teacher: Tensor, student: Tensor) -> Tensor:
     Computed in float32 also under autocast and for 16-bit states; with a float64 argument in float64.
 
     Args:
-        teacher: ``[B, P, H]``, the [CLS] states of the matched teacher layers; get no gradient.
-        student: ``[B, P, H]``, those of the student layers that learn from them.
+        teacher: `[B, P, H]`, the [CLS] states of the matched teacher layers; get no gradient.
+        student: `[B, P, H]`, those of the student layers that learn from them.
 
     Returns:
         A scalar from 0 (equal directions) to 4 (opposite ones).
@@ -79,20 +79,20 @@ def patient_layers(strategy: Strategy, student_layers: int, teacher_layers: int)
 class PatientDistillation(Distillation):
     r"""PKD (Sun et al. 2019, arXiv 1908.09355): answers as a teacher gives them, and how it comes to them.
 
-    .. math:: L = (1 - \alpha) \, CE + \alpha \, \tau^2 \, KL + \beta \, L_{PT}
+    $$ L = (1 - \alpha) \, CE + \alpha \, \tau^2 \, KL + \beta \, L_{PT} $$
 
-    with the KL of :func:`edgemin.training.soft_targets.soft_target_kl` (for regression squared errors) and
-    :func:`edgemin.distillation.pkd.patience_loss`. Student and teacher need equal hidden sizes.
+    with the KL of [`soft_target_kl`][edgemin.training.soft_targets.soft_target_kl] (for regression squared errors) and
+    [`patience_loss`][edgemin.distillation.pkd.patience_loss]. Student and teacher need equal hidden sizes.
 
     Args:
         temperature: τ, above 0.
         alpha: share of the teacher's answers in the loss on answers, from 0 to 1; the labels have the rest.
         beta: weight of the [CLS] states, whose distance is summed over dimensions: 1 / H of what the official code
             calls β.
-        layer_map: which layers are matched: ``skip`` (evenly spaced) or ``last`` (the top ones), either for all student
-            layers but the last (:func:`edgemin.distillation.pkd.patient_layers`), or {student layer: teacher layer},
-            counted from 1.
-        settings: see :class:`edgemin.training.distillation.Distillation`.
+        layer_map: which layers are matched: `skip` (evenly spaced) or `last` (the top ones), either for all student
+            layers but the last ([`patient_layers`][edgemin.distillation.pkd.patient_layers]), or {student layer:
+            teacher layer}, counted from 1.
+        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     takes_corpus: ClassVar[bool] = False
@@ -145,7 +145,7 @@ class PatientDistillation(Distillation):
         self._pairs = self.pairs(len(student["layers"]), len(teacher["layers"]))
 
     def pairs(self, student_layers: int, teacher_layers: int) -> dict[int, int]:
-        """The matched layers, {student: teacher}, counted from 1; none without ``beta``.
+        """The matched layers, {student: teacher}, counted from 1; none without `beta`.
 
         Raises:
             UserError: a layer that one of the models does not have.
@@ -165,7 +165,7 @@ class PatientDistillation(Distillation):
         return Asks(hidden=tuple(sorted(set(self._pairs.values()))), logits=self.alpha > 0)
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``soft``: the answers; ``patience``: the [CLS] states."""
+        """`soft`: the answers; `patience`: the [CLS] states."""
         (teacher,) = teachers
         found = {}
         if self.alpha > 0:

@@ -27,9 +27,9 @@ from edgemin.training.averages import arithmetic, over_sequences
 from edgemin.training.loss_weights import check_weight
 
 PAIRS = tuple(rows + columns for rows in "qkv" for columns in "qkv")
-"""The nine relations, query side first: ``qk`` has rows of queries and columns of keys, as attention has."""
+"""The nine relations, query side first: `qk` has rows of queries and columns of keys, as attention has."""
 
-Projections = tuple[Tensor, Tensor, Tensor]  #: queries, keys and values
+Projections = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 _TEACHER_LAYERS = {("bert", 24, 1024): 21, ("roberta", 24, 1024): 19}
 
 
@@ -53,18 +53,18 @@ def relation_kl(
     are computed in float64.
 
     Args:
-        teacher: ``[B, T, Ht]``, raw projections (before any rotary embedding) that give the rows.
-        student: ``[B, T, Hs]``, the student's of the same tokens.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: `[B, T, Ht]`, raw projections (before any rotary embedding) that give the rows.
+        student: `[B, T, Hs]`, the student's of the same tokens.
+        mask: `[B, T]`, non-zero where there is a token.
         relation_heads: A, a divisor of both Ht and Hs.
-        teacher_keys: ``[B, T, Ht]``, what gives the columns; the same as the rows if not given.
-        student_keys: ``[B, T, Hs]``, given exactly if ``teacher_keys`` is.
+        teacher_keys: `[B, T, Ht]`, what gives the columns; the same as the rows if not given.
+        student_keys: `[B, T, Hs]`, given exactly if `teacher_keys` is.
 
     Returns:
         A scalar in nats; 0 for equal relations.
 
     Raises:
-        UserError: ``relation_heads`` does not divide a width.
+        UserError: `relation_heads` does not divide a width.
     """
     assert teacher.shape[:2] == student.shape[:2] == mask.shape, "teacher and student must read the same tokens"
     assert (teacher_keys is None) == (student_keys is None), "keys belong to both sides or to none"
@@ -77,9 +77,9 @@ def attention_kl(teacher: Projections, student: Projections, mask: Tensor, heads
     """L_AT of MiniLM: KL of the teacher's attention distributions from the student's, averaged over sequences.
 
     Args:
-        teacher: raw queries, keys and values ``[B, T, Ht]`` of the teacher's layer (an ``encoder.Projections``).
-        student: those of the student's layer, ``[B, T, Hs]``.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer (an `encoder.Projections`).
+        student: those of the student's layer, `[B, T, Hs]`.
+        mask: `[B, T]`, non-zero where there is a token.
         heads: attention heads, equally many on both sides.
 
     Returns:
@@ -89,7 +89,7 @@ def attention_kl(teacher: Projections, student: Projections, mask: Tensor, heads
 
 
 def value_kl(teacher: Projections, student: Projections, mask: Tensor, heads: int) -> Tensor:
-    """L_VR of MiniLM: KL of the teacher's value relations from the student's; arguments as for ``attention_kl``."""
+    """L_VR of MiniLM: KL of the teacher's value relations from the student's; arguments as for `attention_kl`."""
     return relation_kl(teacher[2], student[2], mask, heads)
 
 
@@ -101,9 +101,9 @@ def plain_relation_kl(
     teacher_keys: Tensor | None = None,
     student_keys: Tensor | None = None,
 ) -> Tensor:
-    """``relation_kl`` written down in a few lines of autograd, with all relations in memory at once.
+    """`relation_kl` written down in a few lines of autograd, with all relations in memory at once.
 
-    Slow and large: it is what tests and ``benchmarks.relation_loss`` compare ``relation_kl`` with.
+    Slow and large: it is what tests and `benchmarks.relation_loss` compare `relation_kl` with.
     """
     tokens = mask.bool()
     dtype = arithmetic(teacher, student)
@@ -125,17 +125,17 @@ def relations_loss(
 ) -> Tensor:
     """Weighted sum of relation losses, Σ α_XY L_XY.
 
-    MiniLMv2 itself has weight 1 on each of ``qq``, ``kk`` and ``vv``.
+    MiniLMv2 itself has weight 1 on each of `qq`, `kk` and `vv`.
 
     Args:
-        teacher: queries, keys and values ``[B, T, Ht]`` of the teacher's layer (an ``encoder.Projections``).
-        student: those of the student's layer, ``[B, T, Hs]``.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: queries, keys and values `[B, T, Ht]` of the teacher's layer (an `encoder.Projections`).
+        student: those of the student's layer, `[B, T, Hs]`.
+        mask: `[B, T]`, non-zero where there is a token.
         relation_heads: a divisor of both widths.
-        weights: of each relation, by its name in ``PAIRS``; what is absent or has weight 0 is not computed.
+        weights: of each relation, by its name in `PAIRS`; what is absent or has weight 0 is not computed.
 
     Raises:
-        UserError: the weights cannot be used (see ``check_weights``), or ``relation_heads`` does not divide a
+        UserError: the weights cannot be used (see `check_weights`), or `relation_heads` does not divide a
             width.
     """
     check_weights(weights)
@@ -167,11 +167,11 @@ def check_weights(weights: Mapping[str, float]) -> None:
 def common_relation_heads(asked: int, *widths: int) -> int:
     """The largest number of relation heads, not above the one asked for, that divides every width.
 
-    ``common_relation_heads(48, 768, 384)`` is 48; with the student's layer pruned to 10 heads of 32, a width
+    `common_relation_heads(48, 768, 384)` is 48; with the student's layer pruned to 10 heads of 32, a width
     of 320, it is 32.
 
     Raises:
-        UserError: ``asked`` is below 1.
+        UserError: `asked` is below 1.
     """
     if asked < 1:
         raise UserError(f"relation_heads: expected at least 1, given {asked}")
@@ -185,19 +185,19 @@ def preset(layers: int, hidden: int, family: str) -> tuple[int, int]:
 
     | teacher                    | shape     | layer | heads | source                                     |
     |----------------------------|-----------|-------|-------|--------------------------------------------|
-    | BERT-base, RoBERTa-base    | 12 x 768  | 12    | 48    | MiniLMv2; bloomberg/minilmv2.bb ``run.sh`` |
+    | BERT-base, RoBERTa-base    | 12 x 768  | 12    | 48    | MiniLMv2; bloomberg/minilmv2.bb `run.sh` |
     | BERT-large                 | 24 x 1024 | 21    | 64    | MiniLMv2                                   |
     | RoBERTa-large, XLM-R-large | 24 x 1024 | 19    | 64    | MiniLMv2; PaddleNLP: 64 for large teachers |
     | any other                  |           | last  | below | none: compare layers before relying on it  |
 
     Any other teacher is read at its last layer (DistilBERT: 6). Its relation heads are the largest divisor of
     its width not above 48, or not above 64 from a width of 1024 on. A student whose width it does not divide
-    needs ``common_relation_heads`` of both widths.
+    needs `common_relation_heads` of both widths.
 
     Args:
         layers: layers of the teacher.
         hidden: width of the teacher.
-        family: as ``encoder.family`` names it; XLM-R belongs to ``roberta``.
+        family: as `encoder.family` names it; XLM-R belongs to `roberta`.
     """
     layer = _TEACHER_LAYERS.get((family, layers, hidden), layers)
     return layer, common_relation_heads(48 if hidden < 1024 else 64, hidden)
@@ -212,7 +212,7 @@ def _check_relation_heads(relation_heads: int, teacher_width: int, student_width
 
 
 def _log_relation(rows: Tensor, keys: Tensor | None, tokens: Tensor, relation_heads: int, dtype: torch.dtype) -> Tensor:
-    """Logarithm of a relation ``[B, A, T, T]``; padding columns have probability 0."""
+    """Logarithm of a relation `[B, A, T, T]`; padding columns have probability 0."""
     queries = _split(rows, relation_heads, dtype)
     columns = queries if keys is None else _split(keys, relation_heads, dtype)
     scores = (queries * queries.shape[-1] ** -0.5) @ columns.transpose(-1, -2)
@@ -222,6 +222,6 @@ def _log_relation(rows: Tensor, keys: Tensor | None, tokens: Tensor, relation_he
 
 
 def _split(projection: Tensor, relation_heads: int, dtype: torch.dtype) -> Tensor:
-    """``[B, T, H]`` to ``[B, A, T, D]``."""
+    """`[B, T, H]` to `[B, A, T, D]`."""
     batch, tokens, width = projection.shape
     return projection.to(dtype).view(batch, tokens, relation_heads, width // relation_heads).transpose(1, 2)

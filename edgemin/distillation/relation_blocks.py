@@ -1,6 +1,6 @@
 """The relation loss over blocks that fit the cache, its gradient formed while a block is hot.
 
-What is computed, and why, is said in ``relation``, whose ``plain_relation_kl`` is the same in a few lines of
+What is computed, and why, is said in `relation`, whose `plain_relation_kl` is the same in a few lines of
 autograd. That form passes about ten tensors B x A x T x T through memory. Here a block is some relations, or some
 rows of them, in three buffers that stay in the cache. With s the scores times log2(e), E = 2^s, and Z the sum of
 a row of E, the passes over a block are
@@ -43,17 +43,17 @@ _SAFE_SCORE = 60.0
 
 
 class Projected(NamedTuple):
-    """What gives one side's relation: rows ``[B, T, H]``, and keys where they are not the same."""
+    """What gives one side's relation: rows `[B, T, H]`, and keys where they are not the same."""
 
     rows: Tensor
     keys: Tensor | None
 
 
 def blocked_relation_kl(teacher: Projected, student: Projected, tokens: Tensor, relation_heads: int) -> Tensor:
-    """``relation.relation_kl`` of arguments it has checked, with its mask as booleans ``[B, T]``.
+    """`relation.relation_kl` of arguments it has checked, with its mask as booleans `[B, T]`.
 
-    A sequence costs what its tokens cost, padding nothing. It can be differentiated once: ``create_graph=True`` is
-    refused with a ``RuntimeError``.
+    A sequence costs what its tokens cost, padding nothing. It can be differentiated once: `create_graph=True` is
+    refused with a `RuntimeError`.
     """
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in student)
     with torch.autocast(tokens.device.type, enabled=False):
@@ -84,7 +84,7 @@ class _BlockedKL(torch.autograd.Function):
 
 
 class _Side(NamedTuple):
-    """What the relations of one side are made of, both ``[R, D, N]``; one tensor twice for self-relations."""
+    """What the relations of one side are made of, both `[R, D, N]`; one tensor twice for self-relations."""
 
     rows: Tensor
     keys: Tensor
@@ -106,7 +106,7 @@ class _Stack(NamedTuple):
         return _Side(rows, rows if projected.keys is None else self._split(projected.keys, dtype))
 
     def _split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``[B, T, H]`` to ``[R, D, N]``, scaled such that products of two are scores in powers of two."""
+        """`[B, T, H]` to `[R, D, N]`, scaled such that products of two are scores in powers of two."""
         size, length = x.shape[-1] // self.heads, self.weights.shape[1]
         taken = x.flatten(0, 1).index_select(0, self.positions).to(dtype)
         heads = taken.view(-1, length, self.heads, size).permute(0, 2, 3, 1)
@@ -114,7 +114,7 @@ class _Stack(NamedTuple):
         return heads.contiguous().mul_(_unit(size)).view(-1, size, length)
 
     def add_joined(self, gradient: Tensor, total: Tensor) -> None:
-        """Add the gradient in what ``_split`` gave to the one in its argument."""
+        """Add the gradient in what `_split` gave to the one in its argument."""
         _, size, length = gradient.shape
         heads = gradient.view(-1, self.heads, size, length).permute(0, 3, 1, 2)
         joined = (heads * (math.log(2) * _unit(size))).reshape(-1, self.heads * size)
@@ -244,7 +244,7 @@ def _block_shape(relations: int, length: int, numbers: int) -> tuple[int, int]:
 
 
 def _evenly(total: int, most: int, multiple: int) -> int:
-    """The size of equal parts of a total, of at most ``most``, in multiples where that does not exceed it."""
+    """The size of equal parts of a total, of at most `most`, in multiples where that does not exceed it."""
     parts = -(-total // most)
     size = -(-total // parts)
     return min(-(-size // multiple) * multiple, most)

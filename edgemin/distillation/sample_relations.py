@@ -1,4 +1,4 @@
-"""How the examples of a batch are related, each by one vector: what :mod:`edgemin.distillation.mlkd` learns second.
+"""How the examples of a batch are related, each by one vector: what [`mlkd`][edgemin.distillation.mlkd] learns second.
 
 Shapes: B batch, H hidden size, Ht and Hs those of teacher and student.
 """
@@ -17,8 +17,8 @@ def sample_relation(teacher: Tensor, student: Tensor) -> Tensor:
     """L_SS: KL of the teacher's relation of the examples of a batch from the student's, averaged over examples.
 
     Args:
-        teacher: one vector per example, ``[B, Ht]``; gets no gradient.
-        student: ``[B, Hs]``.
+        teacher: one vector per example, `[B, Ht]`; gets no gradient.
+        student: `[B, Hs]`.
 
     Returns:
         A scalar in nats; 0 for equal relations, and for a batch of one.
@@ -39,9 +39,9 @@ def contrastive_relation(teacher: Tensor, student: Tensor, labels: Tensor, tempe
     Computed in float32 also under autocast; with a float64 argument in float64.
 
     Args:
-        teacher: one vector per example, ``[B, H]``; gets no gradient.
-        student: ``[B, H]``, projected to the teacher's width.
-        labels: ``[B]``, class indices.
+        teacher: one vector per example, `[B, H]`; gets no gradient.
+        student: `[B, H]`, projected to the teacher's width.
+        labels: `[B]`, class indices.
         temperature: τ, above 0.
 
     Returns:

@@ -10,8 +10,8 @@ S_a = Q_a K_aᵀ / √d before the softmax, logits z, learnt matrices W_e and W_
 
 A mean of squares is over sequences and, inside one, over its tokens and their dimensions, or over heads, rows and
 columns. The published code differs in four points that are not followed here: it means over padding too (scores of
--100 and less, as masked ones are, become 0 on both sides); one ``nn.Linear`` with a bias is W_e and W_h at once; its
-L_pred ends in ``.mean()``, which divides by the number of classes as well; and where the output is a score it trains
+-100 and less, as masked ones are, become 0 on both sides); one `nn.Linear` with a bias is W_e and W_h at once; its
+L_pred ends in `.mean()`, which divides by the number of classes as well; and where the output is a score it trains
 on the labels in place of the teacher's outputs.
 
 Shapes: B batch, T tokens, H hidden size, A attention heads, C classes.
@@ -45,13 +45,13 @@ def score_mse(
     """Mean squared error of the attention scores of one pair of layers, averaged over sequences.
 
     Inside a sequence the mean is over heads and over those rows and columns that are no padding. Arithmetic as in
-    ``hidden_mse``.
+    `hidden_mse`.
 
     Args:
-        teacher: raw queries, keys and values ``[B, T, Ht]`` of the teacher's layer (an ``encoder.Projections``); they
+        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer (an `encoder.Projections`); they
             get no gradient, and the values are not used.
-        student: those of the student's layer, ``[B, T, Hs]``.
-        mask: ``[B, T]``, non-zero where there is a token.
+        student: those of the student's layer, `[B, T, Hs]`.
+        mask: `[B, T]`, non-zero where there is a token.
         heads: A, attention heads, equally many on both sides; each side's scores have the scale of its own head size.
 
     Returns:
@@ -78,11 +78,11 @@ def prediction_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) 
     """L_pred, averaged over examples: soft cross-entropy, or squared error where there is one output, a score.
 
     The cross-entropy comes times t², which keeps the size of its gradient as the temperature changes (and is 1 in the
-    paper). Its least value is t² times the entropy of the teacher's distribution. Arithmetic as in ``hidden_mse``.
+    paper). Its least value is t² times the entropy of the teacher's distribution. Arithmetic as in `hidden_mse`.
 
     Args:
-        teacher: logits ``[B, C]``; get no gradient.
-        student: logits ``[B, C]``.
+        teacher: logits `[B, C]`; get no gradient.
+        student: logits `[B, C]`.
         temperature: t, above 0.
 
     Returns:
@@ -100,26 +100,27 @@ def prediction_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) 
 class TinyBERT(TwoFits):
     r"""TinyBERT (Jiao et al. 2019, arXiv 1909.10351): first what happens inside, then the predictions.
 
-    .. math:: L_1 = w_E L_{embd} + w_H L_{hidn} + w_A L_{attn}, \qquad L_2 = L_{pred}
+    $$ L_1 = w_E L_{embd} + w_H L_{hidn} + w_A L_{attn}, \qquad L_2 = L_{pred} $$
 
-    with the terms of :mod:`edgemin.distillation.tinybert`, each summed over the matched layers. The first fit trains
-    the encoder by :math:`L_1`, the second encoder and head by :math:`L_2`; no label is looked at. With a corpus (the
-    paper's general distillation) there is the first alone. The paper trains on 20 times the data, augmented by BERT and
-    GloVe; nothing is augmented here.
+    with the terms of [`tinybert`][edgemin.distillation.tinybert], each summed over the matched layers. The first fit
+    trains the encoder by $L_1$, the second encoder and head by $L_2$; no label is looked at. With a corpus (the paper's
+    general distillation) there is the first alone. The paper trains on 20 times the data, augmented by BERT and GloVe;
+    nothing is augmented here.
 
     Args:
-        layer_map: {student layer: teacher layer}, counted from 1; ``None`` spreads them evenly, the last to the last.
+        layer_map: {student layer: teacher layer}, counted from 1; `None` spreads them evenly, the last to the last.
         embedding_weight: of what the embeddings give.
         hidden_weight: of the hidden states after the matched layers.
         attention_weight: of the attention scores before the softmax, head by head: the layers need equally many heads,
             and scores that follow from the projections alone, so not ModernBERT's.
-        projection: ``learned`` maps the student's embeddings and hidden states to the teacher's width by two learnt
+        projection: `learned` maps the student's embeddings and hidden states to the teacher's width by two learnt
             matrices, which are dropped at the end. The published code has one map for both, with a bias, and learns it
-            where widths are equal too. ``none`` compares them as they are, which needs equal widths.
+            where widths are equal too. `none` compares them as they are, which needs equal widths.
         temperature: of the predictions.
-        prediction_share: see :class:`edgemin.training.two_fits.TwoFits`, as for
+        prediction_share: see [`TwoFits`][edgemin.training.two_fits.TwoFits], as for
         prediction_learning_rate: this.
-        settings: see :class:`edgemin.training.distillation.Distillation`; ``learning_rate`` is that of the first fit.
+        settings: see [`Distillation`][edgemin.training.distillation.Distillation]; `learning_rate` is that of the first
+            fit.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class TinyBERT(TwoFits):
         )
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``embedding``, ``hidden`` and ``attention``; then ``prediction``."""
+        """`embedding`, `hidden` and `attention`; then `prediction`."""
         (teacher,) = teachers
         if self.phase == 1:
             assert student.logits is not None and teacher.logits is not None

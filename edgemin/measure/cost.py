@@ -16,13 +16,13 @@ def static_cost(model: PreTrainedModel, artifact: Path, length: int = 128) -> di
     """Everything about a model's cost that follows from its architecture and its files.
 
     Args:
-        model: The encoder as loaded from ``artifact``.
+        model: The encoder as loaded from `artifact`.
         artifact: Its directory.
         length: Tokens of the sentence whose operations are counted.
 
     Returns:
-        ``params``, ``params_visible``, ``size_bytes``, ``macs`` and ``flops``: the first half of ``cost`` in
-        run.json. ``edgemin.measure.runtime.measure`` returns the other half under the same names as there.
+        `params`, `params_visible`, `size_bytes`, `macs` and `flops`: the first half of `cost` in
+        run.json. `edgemin.measure.runtime.measure` returns the other half under the same names as there.
 
     Raises:
         UserError: The artifact is not complete.

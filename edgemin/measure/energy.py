@@ -19,7 +19,7 @@ class Energy(NamedTuple):
 
 @dataclass(frozen=True)
 class Domain:
-    """One RAPL energy counter in microjoules that starts again from 0 after ``range_uj``."""
+    """One RAPL energy counter in microjoules that starts again from 0 after `range_uj`."""
 
     path: Path
     range_uj: int
@@ -64,7 +64,7 @@ class EnergyMeter:
     """Measures stretches of this process's work.
 
     With RAPL a stretch's energy is what all packages used, idle cores and other processes included. Without,
-    it is an estimate: the CPU time of this process, all threads, times ``watts``.
+    it is an estimate: the CPU time of this process, all threads, times `watts`.
 
     Args:
         watts: Power of one busy core in the estimate.
@@ -87,7 +87,7 @@ class EnergyMeter:
         """Ends the stretch.
 
         Returns:
-            Joules used and seconds passed since ``start``.
+            Joules used and seconds passed since `start`.
         """
         seconds = time.perf_counter() - self._wall
         if not self.domains:

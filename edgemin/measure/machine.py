@@ -39,10 +39,10 @@ def host() -> dict[str, Any]:
     """Describes the machine as far as speed depends on it; no names of hosts, users or networks.
 
     Returns:
-        ``id`` (16 hex digits over everything below but Python's version, memory rounded to GiB: equal
-        machines have equal ids, and a measurement is only reused under the same one), ``cpu``, ``cores``
-        (physical) and ``threads`` (logical) this process may use, ``flags`` that matter, ``memory_bytes``,
-        ``os``, ``python``.
+        `id` (16 hex digits over everything below but Python's version, memory rounded to GiB: equal
+        machines have equal ids, and a measurement is only reused under the same one), `cpu`, `cores`
+        (physical) and `threads` (logical) this process may use, `flags` that matter, `memory_bytes`,
+        `os`, `python`.
     """
     cpu, flags = _processor()
     memory_bytes = int(psutil.virtual_memory().total)
@@ -115,23 +115,23 @@ def machine_lock(
 ) -> Iterator[Callable[[], bool]]:
     """Holds the machine for training (shared with other training) or for measuring (alone, if it can be had).
 
-    A reader-writer lock of files under ``flock``, because that is what every need here asks for: the kernel
-    releases it when its holder dies, even by ``kill -9``, and knows who holds it; and it needs no more than the
+    A reader-writer lock of files under `flock`, because that is what every need here asks for: the kernel
+    releases it when its holder dies, even by `kill -9`, and knows who holds it; and it needs no more than the
     right to open the files for reading, so that another user's process takes the same lock (SQLite-based locks
-    such as ``filelock.ReadWriteLock`` create a file that only its owner may open).
+    such as `filelock.ReadWriteLock` create a file that only its owner may open).
 
-    Plain ``flock`` lets new readers pass a waiting writer for ever. Therefore everyone first takes the *gate*
+    Plain `flock` lets new readers pass a waiting writer for ever. Therefore everyone first takes the *gate*
     alone, then the lock itself, and then lets the gate go: a measurement waits for the training that ran when it
-    came, and training that comes later queues behind it. Nobody does so for longer than ``wait_minutes``: training
+    came, and training that comes later queues behind it. Nobody does so for longer than `wait_minutes`: training
     then passes the gate (a measurement that runs is waited for, one that waits is not), and a measurement goes on
     beside whatever runs. It says so to the others by a third file, *beside*, which a measurement that has the
-    machine looks at. The machine is what shares one ``/tmp``: containers with a ``/tmp`` of their own do not see
+    machine looks at. The machine is what shares one `/tmp`: containers with a `/tmp` of their own do not see
     one another.
 
     Args:
         kind: "training" or "measuring".
         waiting: Called once with a line to show if the lock is not free at once.
-        directory: Where the files lie; ``LOCK_DIRECTORY`` by default.
+        directory: Where the files lie; `LOCK_DIRECTORY` by default.
         wait_minutes: How long a measurement waits for the machine, and training for one that waits.
 
     Yields:
@@ -185,7 +185,7 @@ class _Once:
 
 
 class _Lock:
-    """One file under ``flock``."""
+    """One file under `flock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -245,7 +245,7 @@ def _is_free(path: Path) -> bool:
 
 
 def _holders(path: Path, table: Path = Path("/proc/locks")) -> list[int]:
-    """The processes that hold a file under ``flock``, where the system says so (Linux), but for this one."""
+    """The processes that hold a file under `flock`, where the system says so (Linux), but for this one."""
     try:
         inode, lines = path.stat().st_ino, table.read_text().splitlines()
     except OSError:

@@ -17,7 +17,7 @@ def resident_bytes() -> int:
 def peak_bytes() -> int:
     """The largest resident set of this program so far.
 
-    On Linux not ``getrusage``'s, which starts from the peak of the process that started this one.
+    On Linux not `getrusage`'s, which starts from the peak of the process that started this one.
     """
     status = Path("/proc/self/status")
     if status.is_file():

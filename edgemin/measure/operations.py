@@ -12,12 +12,12 @@ def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int
     With n tokens, hidden size H, inner attention width W = heads x head size (H unless pruned), intermediate
     size I and n_k = min(n, window) keys per query (n where attention is global), one layer takes
 
-    .. math:: 4 n H W + 2 n n_k W + 2 n H I \quad (3 n H I \text{ if the feed-forward is gated}),
+    $$ 4 n H W + 2 n n_k W + 2 n H I \quad (3 n H I \text{ if the feed-forward is gated}), $$
 
     which is the familiar 4nH^2 + 2n^2H + 2nHI of an unpruned encoder. A MobileBERT layer works in a bottleneck of
     width M between feature maps of width H, with F feed-forward networks one after the other, and takes
 
-    .. math:: k n H M + n (3 M + V) W + 2 n^2 W + 2 F n M I + n M H
+    $$ k n H M + n (3 M + V) W + 2 n^2 W + 2 F n M I + n M H $$
 
     for its k bottlenecks (2 where query and key have one of their own, else 1), query, key, value and output
     projections (value reads V = H features, or M where it reads the bottleneck), attention, the networks and the
@@ -29,11 +29,11 @@ def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int
     ones, so quantization changes nothing here.
 
     Args:
-        structure: As made by ``edgemin.encoder.structure``.
+        structure: As made by `edgemin.encoder.structure`.
         length: Tokens n of the sentence.
 
     Returns:
-        ``macs``, and ``flops`` = 2 ``macs``.
+        `macs`, and `flops` = 2 `macs`.
     """
     assert length >= 1, length
     hidden = structure["hidden"]

@@ -20,7 +20,7 @@ _LAST_WORDS = 300  # characters
 
 
 class WorkerProcess:
-    """``python -m edgemin.measure.worker`` as a context manager: the process is gone when the block is left.
+    """`python -m edgemin.measure.worker` as a context manager: the process is gone when the block is left.
 
     Args:
         name: Of the variant, for messages.

@@ -63,7 +63,7 @@ def schedule(names: Sequence[str], lengths: Sequence[int], rounds: int, runs: in
 
 
 def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` of the values, from the first on at equal distances."""
+    """At most `count` of the values, from the first on at equal distances."""
     count = min(count, len(values))
     return [values[index * len(values) // count] for index in range(count)]
 

@@ -21,7 +21,7 @@ from edgemin.measure.process import WorkerProcess
 from edgemin.measure.rounds import Timing, evenly_spaced, schedule, spread, summary
 
 LOADER = "edgemin.artifact.load"
-BESIDE = "measured_beside_other_work"  #: in a result: its times and energy are not those of a quiet machine
+BESIDE = "measured_beside_other_work"  # in a result: its times and energy are not those of a quiet machine
 
 Progress = Callable[[int, int, str], None]
 
@@ -41,7 +41,7 @@ class Measure:
             what servers' and laptops' processors are specified for. The result is marked as an estimate.
         wait_minutes: How long to wait for a machine on which EdgeMIN trains or measures; then it is measured beside
             that, flagged, and not kept for later jobs.
-        max_spread: Largest spread of a variant's rounds (see ``edgemin.measure.rounds.spread``) that still
+        max_spread: Largest spread of a variant's rounds (see `edgemin.measure.rounds.spread`) that still
             counts as stable: the median over five rounds that lie within 0.25 is good to about 5 %.
 
     Raises:
@@ -99,11 +99,11 @@ def measure(
         lock_directory: Of the machine's lock, if not the usual one.
 
     Returns:
-        For each name the measured half of ``cost`` in run.json: ``latency_ms`` and ``throughput_per_s``, each
-        with ``padded`` and, if there are sentences, ``task`` (whose ``length`` is their mean);
-        ``peak_memory_bytes``, ``runtime_memory_bytes``, ``model_memory_bytes`` (the steady resident set less
-        what it was before the artifact was loaded); ``energy_mj`` per padded inference, ``power_w`` and
-        ``energy_source``; ``threads``; and, where the machine was not to be had alone, ``BESIDE``: true.
+        For each name the measured half of `cost` in run.json: `latency_ms` and `throughput_per_s`, each with `padded`
+        and, if there are sentences, `task` (whose `length` is their mean); `peak_memory_bytes`, `runtime_memory_bytes`,
+        `model_memory_bytes` (the steady resident set less what it was before the artifact was loaded); `energy_mj` per
+        padded inference, `power_w` and `energy_source`; `threads`; and, where the machine was not to be had alone,
+        `BESIDE`: true.
 
     Raises:
         UserError: A process ended before it had answered; one line with its last words.

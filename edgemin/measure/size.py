@@ -15,7 +15,7 @@ def size_bytes(artifact: Path) -> int:
         artifact: The directory of one saved encoder.
 
     Returns:
-        The bytes of ``model.safetensors``, ``config.json`` and ``structure.json`` together. Tables show MiB
+        The bytes of `model.safetensors`, `config.json` and `structure.json` together. Tables show MiB
         (2^20).
 
     Raises:

@@ -1,11 +1,10 @@
-"""The process one variant is measured in, ``python -m edgemin.measure.worker``, driven by ``runtime``.
+"""The process one variant is measured in, `python -m edgemin.measure.worker`, driven by `runtime`.
 
-It speaks JSON, one object per line, over its standard input and output. The first line it reads is the
-set-up, whose keys are the arguments of :class:`Variant`; it loads the artifact, warms up and answers
-``{"threads": n, "energy_source": "estimate"}``. Each further line asks for timed inferences,
-``{"form": "padded", "items": [0, 0]}``, answered with ``latency_ms`` of each and with the ``joules`` and
-``seconds`` of all, until ``{"form": null}`` asks for the memory it took and ends it. End of input ends it
-too, so that it never outlives the process that asked.
+It speaks JSON, one object per line, over its standard input and output. The first line it reads is the set-up, whose
+keys are the arguments of [`Variant`][edgemin.measure.worker.Variant]; it loads the artifact, warms up and answers
+`{"threads": n, "energy_source": "estimate"}`. Each further line asks for timed inferences, `{"form": "padded", "items":
+[0, 0]}`, answered with `latency_ms` of each and with the `joules` and `seconds` of all, until `{"form": null}` asks for
+the memory it took and ends it. End of input ends it too, so that it never outlives the process that asked.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 With a_h(x) the output of head h for example x, all tokens of it (its "context": what it hands to the output
 projection), and L(x) the loss of that example alone:
 
-- ``gradient_norm`` (EdgeMIN, equation 2): I_h = E_x ‖∂L(x) / ∂a_h(x)‖₂, one norm over tokens and dimensions.
+- `gradient_norm` (EdgeMIN, equation 2): I_h = E_x ‖∂L(x) / ∂a_h(x)‖₂, one norm over tokens and dimensions.
   It says how steep the loss is at the head's output, not what removing the head costs: with W_V multiplied
   and W_O divided by c the model is the same, and I_h is divided by c. Layers are not brought to one scale.
-- ``taylor`` (Michel et al. 2019, arXiv 1905.10650): I_h = E_x |a_h(x)ᵀ ∂L(x) / ∂a_h(x)|, then divided by the
+- `taylor` (Michel et al. 2019, arXiv 1905.10650): I_h = E_x |a_h(x)ᵀ ∂L(x) / ∂a_h(x)|, then divided by the
   l2 norm of its layer. The first-order estimate of what removing the head costs; no rescaling changes it.
-- ``magnitude``: I_h = √(‖W_V,h‖² + ‖W_O,h‖²), rows of W_V and columns of W_O. Needs no data.
-- ``random``: the control that every other criterion has to beat.
+- `magnitude`: I_h = √(‖W_V,h‖² + ‖W_O,h‖²), rows of W_V and columns of W_O. Needs no data.
+- `random`: the control that every other criterion has to beat.
 
 Norm and absolute value are taken per example, and the loss is a sum over examples, never a mean: so an
 example's gradient is its own and the batch size changes nothing. Published codes take them per token (Michel
@@ -40,12 +40,12 @@ def gradient_norm(gradient: Tensor, mask: Tensor, heads: int) -> Tensor:
     """Norm of each example's gradient at each head's output, over tokens and dimensions together.
 
     Args:
-        gradient: ``[B, T, A*D]``, of each example's own loss.
-        mask: ``[B, T]``, non-zero where there is a token.
+        gradient: `[B, T, A*D]`, of each example's own loss.
+        mask: `[B, T]`, non-zero where there is a token.
         heads: A.
 
     Returns:
-        ``[B, A]``, at least float32.
+        `[B, A]`, at least float32.
     """
     return _by_head(gradient, mask, heads).square().sum((1, 3)).sqrt()
 
@@ -56,13 +56,13 @@ def taylor(context: Tensor, gradient: Tensor, mask: Tensor, heads: int) -> Tenso
     The product is summed over tokens and dimensions before the absolute value is taken.
 
     Args:
-        context: ``[B, T, A*D]``, head outputs.
-        gradient: ``[B, T, A*D]``, of each example's own loss.
-        mask: ``[B, T]``, non-zero where there is a token.
+        context: `[B, T, A*D]`, head outputs.
+        gradient: `[B, T, A*D]`, of each example's own loss.
+        mask: `[B, T]`, non-zero where there is a token.
         heads: A.
 
     Returns:
-        ``[B, A]``, at least float32.
+        `[B, A]`, at least float32.
     """
     return (_by_head(context, mask, heads) * _by_head(gradient, mask, heads)).sum((1, 3)).abs()
 
@@ -71,25 +71,25 @@ def magnitude(value: Tensor, output: Tensor, heads: int) -> Tensor:
     """Norm of the weights that are a head's alone in W_V and W_O.
 
     Args:
-        value: ``[A*D, H]``, weight of the value projection.
-        output: ``[H, A*D]``, weight of the output projection.
+        value: `[A*D, H]`, weight of the value projection.
+        output: `[H, A*D]`, weight of the output projection.
         heads: A.
 
     Returns:
-        ``[A]``, float64, on CPU.
+        `[A]`, float64, on CPU.
     """
     own = torch.cat([value.detach(), output.detach().T], dim=1).cpu().double()  # [A*D, 2 H]
     return own.reshape(heads, -1).square().sum(1).sqrt()
 
 
 def random(heads: Sequence[int], seed: int) -> list[Tensor]:
-    """Uniform numbers in [0, 1), ``[A_l]`` per layer, float64, on CPU: independent of the model's device."""
+    """Uniform numbers in [0, 1), `[A_l]` per layer, float64, on CPU: independent of the model's device."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(count, generator=generator, dtype=torch.float64) for count in heads]
 
 
 class ImportanceAccumulator:
-    """Mean over examples of ``gradient_norm`` or ``taylor``, batch after batch, also during training.
+    """Mean over examples of `gradient_norm` or `taylor`, batch after batch, also during training.
 
     Example:
         >>> accumulator = ImportanceAccumulator("taylor")
@@ -100,7 +100,7 @@ class ImportanceAccumulator:
     """
 
     def __init__(self, criterion: str) -> None:
-        """Start at no example; ``criterion`` is ``gradient_norm`` or ``taylor``, the two that need data.
+        """Start at no example; `criterion` is `gradient_norm` or `taylor`, the two that need data.
 
         Raises:
             UserError: another criterion.
@@ -123,12 +123,12 @@ class ImportanceAccumulator:
         """Add the examples of one batch.
 
         Args:
-            contexts: head outputs ``[B, T, A_l*D]`` of every layer, as ``encoder.head_contexts`` has them.
-            gradients: of what was differentiated; after ``backward()``, ``[c.grad for c in contexts]``.
-            mask: ``[B, T]``, non-zero where there is a token.
+            contexts: head outputs `[B, T, A_l*D]` of every layer, as `encoder.head_contexts` has them.
+            gradients: of what was differentiated; after `backward()`, `[c.grad for c in contexts]`.
+            mask: `[B, T]`, non-zero where there is a token.
             heads: A_l of every layer.
             loss_weight: what an example's own loss was multiplied by in what was differentiated, a number or
-                ``[B]``: 1 for a sum, 1 / B for a mean, times a loss scale, over the number of accumulated
+                `[B]`: 1 for a sum, 1 / B for a mean, times a loss scale, over the number of accumulated
                 batches. It is divided out.
         """
         assert len(contexts) == len(gradients) == len(heads)
@@ -147,13 +147,13 @@ class ImportanceAccumulator:
         self.add(total.split(list(heads)), len(mask))
 
     def add(self, sums: Sequence[Tensor], examples: int) -> None:
-        """Add what was summed elsewhere: ``[A_l]`` per layer, over so many examples."""
+        """Add what was summed elsewhere: `[A_l]` per layer, over so many examples."""
         before = self._sums or [torch.zeros_like(part) for part in sums]
         self._sums = [done + new for done, new in zip(before, sums, strict=True)]
         self.examples += examples
 
     def importance(self) -> list[Tensor]:
-        """Importance of every head so far: ``[A_l]`` per layer, float64, on CPU; ``taylor`` normalized."""
+        """Importance of every head so far: `[A_l]` per layer, float64, on CPU; `taylor` normalized."""
         assert self.examples, "no example was seen"
         means = [total / self.examples for total in self._sums]
         if self.criterion == "taylor":
@@ -165,7 +165,7 @@ class ImportanceAccumulator:
         return {"criterion": self.criterion, "examples": self.examples, "sums": list(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave; it must be of the same criterion."""
+        """Go on from what `state_dict` gave; it must be of the same criterion."""
         assert state["criterion"] == self.criterion
         self.examples = state["examples"]
         self._sums = list(state["sums"])
@@ -178,21 +178,21 @@ def head_importance(
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Importance of every head of a model by one of ``CRITERIA``, over a fixed set of examples.
+    """Importance of every head of a model by one of `CRITERIA`, over a fixed set of examples.
 
     The model runs without dropout, gets no parameter gradients, and is left in the mode it was in.
-    ``magnitude`` and ``random`` look at no batch.
+    `magnitude` and `random` look at no batch.
 
     Args:
-        model: a sequence classifier that ``encoder`` knows.
-        batches: inputs and ``labels``, in batches of any size; only the examples in them matter.
-        criterion: one of ``CRITERIA``.
-        loss_fn: from logits ``[B, C]`` and labels ``[B]`` to the loss of each example ``[B]``; if not given,
+        model: a sequence classifier that `encoder` knows.
+        batches: inputs and `labels`, in batches of any size; only the examples in them matter.
+        criterion: one of `CRITERIA`.
+        loss_fn: from logits `[B, C]` and labels `[B]` to the loss of each example `[B]`; if not given,
             cross-entropy, or the squared error for floating-point labels.
-        seed: of ``random``.
+        seed: of `random`.
 
     Returns:
-        ``[A_l]`` per layer, float64, on CPU; more is more important.
+        `[A_l]` per layer, float64, on CPU; more is more important.
 
     Raises:
         UserError: an unknown criterion.
@@ -216,7 +216,7 @@ def head_importance(
 
 
 def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The task loss of each example ``[B]``: squared error for floating-point labels, else cross-entropy."""
+    """The task loss of each example `[B]`: squared error for floating-point labels, else cross-entropy."""
     if labels.is_floating_point():
         return F.mse_loss(logits.squeeze(-1), labels, reduction="none")
     return F.cross_entropy(logits, labels, reduction="none")
@@ -246,7 +246,7 @@ def _layer_magnitude(layer: Layer) -> Tensor:
 
 
 def _by_head(tensor: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """``[B, T, A*D]`` to ``[B, T, A, D]``, at least float32, 0 on padding."""
+    """`[B, T, A*D]` to `[B, T, A, D]`, at least float32, 0 on padding."""
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     batch, tokens, width = wide.shape
     return wide.masked_fill(~mask.bool()[..., None], 0.0).reshape(batch, tokens, heads, width // heads)

@@ -20,12 +20,12 @@ _ROUNDING = 1e-9
 
 
 def removal_count(count: int, ratio: float) -> int:
-    """``int(ratio x count)`` as on paper: ``floor(ratio * count + 1e-9)``.
+    """`int(ratio x count)` as on paper: `floor(ratio * count + 1e-9)`.
 
-    0.2 of 144 is 28, and 0.29 of 100 is 29, which plain ``int`` makes 28.
+    0.2 of 144 is 28, and 0.29 of 100 is 29, which plain `int` makes 28.
 
     Raises:
-        UserError: ``ratio`` is not in [0, 1).
+        UserError: `ratio` is not in [0, 1).
     """
     assert count >= 0
     if not 0 <= ratio < 1:
@@ -34,13 +34,13 @@ def removal_count(count: int, ratio: float) -> int:
 
 
 def round_targets(count: int, ratio: float, rounds: int) -> list[int]:
-    """How many of ``count`` are gone after each round, in steps as equal as whole numbers allow.
+    """How many of `count` are gone after each round, in steps as equal as whole numbers allow.
 
-    The last is exactly ``removal_count(count, ratio)``: ``round_targets(144, 0.2, 4)`` is
-    ``[7, 14, 21, 28]``. With more rounds than removals some rounds remove nothing.
+    The last is exactly `removal_count(count, ratio)`: `round_targets(144, 0.2, 4)` is `[7, 14, 21, 28]`. With more
+    rounds than removals some rounds remove nothing.
 
     Raises:
-        UserError: ``ratio`` is not in [0, 1), or ``rounds`` is below 1.
+        UserError: `ratio` is not in [0, 1), or `rounds` is below 1.
     """
     if rounds < 1:
         raise UserError(f"rounds: expected at least 1, given {rounds}")
@@ -60,31 +60,31 @@ def select_heads(
 ) -> list[list[int]]:
     """The heads to remove now, least important first.
 
-    With scope ``layer`` each layer loses ``int(ratio x heads)`` of the heads it had at the start; with
-    ``global`` the whole encoder loses ``int(ratio x all heads)``, wherever importance is lowest, and a layer
-    down to ``minimum`` heads loses no more: the next candidates of other layers go instead. Equal importance:
+    With scope `layer` each layer loses `int(ratio x heads)` of the heads it had at the start; with
+    `global` the whole encoder loses `int(ratio x all heads)`, wherever importance is lowest, and a layer
+    down to `minimum` heads loses no more: the next candidates of other layers go instead. Equal importance:
     the lower layer goes first, then the lower head. Ratio 0 removes nothing, and a ratio near 1 leaves
-    ``minimum`` heads a layer or is refused.
+    `minimum` heads a layer or is refused.
 
     In rounds, give the counts at the start, and after each round the importance of the heads that are left:
-    each call removes what is missing to ``round_targets``. With importance that never changes, any number of
+    each call removes what is missing to `round_targets`. With importance that never changes, any number of
     rounds removes the same heads.
 
     Args:
-        importance: one ``[A_l]`` per layer, of the heads that are there now.
+        importance: one `[A_l]` per layer, of the heads that are there now.
         ratio: share of the heads at the start to be gone after the last round, in [0, 1).
-        scope: ``global`` or ``layer``.
+        scope: `global` or `layer`.
         minimum: heads that each layer keeps.
         initial: heads of each layer at the start; as many as there are now if not given.
         completed_rounds: rounds done before this one.
         rounds: rounds in all.
 
     Returns:
-        For each layer the heads to remove, ascending, indices into its ``importance``.
+        For each layer the heads to remove, ascending, indices into its `importance`.
 
     Raises:
         UserError: ratio, scope, minimum or rounds out of range, an importance that is not a finite number, or
-            a ratio that cannot be reached with ``minimum`` heads left in each layer.
+            a ratio that cannot be reached with `minimum` heads left in each layer.
     """
     if scope not in SCOPES:
         raise UserError(f"scope: expected one of {', '.join(SCOPES)}, given {scope!r}")
@@ -113,7 +113,7 @@ def select_heads(
 
 
 def _lowest(scores: list[list[float]], group: range, wanted: int, spare: list[int]) -> list[list[int]]:
-    """The ``wanted`` lowest heads of a group of layers, but of no layer more than it can spare."""
+    """The `wanted` lowest heads of a group of layers, but of no layer more than it can spare."""
     candidates = [(score, layer, head) for layer in group for head, score in enumerate(scores[layer])]
     chosen: dict[int, list[int]] = {layer: [] for layer in group}
     for _, place, head in sorted(candidates):

@@ -26,22 +26,21 @@ Criterion = Literal["gradient_norm", "taylor", "magnitude", "random"]
 class HeadPruning(Stage):
     """Remove the least important attention heads, then fine-tune; once, or in several prune-then-finetune rounds.
 
-    Interacts with its neighbours: a later distillation re-splits the narrower layers into fewer relation heads where
-    it must, and
-    says so. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than that.
+    Interacts with its neighbours: a later distillation re-splits the narrower layers into fewer relation heads where it
+    must, and says so. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than
+    that.
 
     Args:
-        criterion: how heads are ranked; see :mod:`edgemin.pruning.importance`. ``random`` is the control.
+        criterion: how heads are ranked; see [`importance`][edgemin.pruning.importance]. `random` is the control.
         ratio: share of the heads at the start to remove, in [0, 1); the count is int(ratio x heads). 0 removes nothing.
-        scope: ``layer`` removes that share of every layer, ``global`` ranks all heads together and keeps at least one
+        scope: `layer` removes that share of every layer, `global` ranks all heads together and keeps at least one
             per layer.
-        importance: ``calibration`` ranks on a fixed set of training examples (deterministic, no dropout);
-            ``training`` accumulates
-            the ranking during a brief fine-tuning, as the EdgeMIN paper has it.
-        calibration_examples: how many training examples rank the heads (``importance=calibration``).
-        training_steps: optimizer steps of that brief fine-tuning (``importance=training``).
+        importance: `calibration` ranks on a fixed set of training examples (deterministic, no dropout); `training`
+            accumulates the ranking during a brief fine-tuning, as the EdgeMIN paper has it.
+        calibration_examples: how many training examples rank the heads (`importance=calibration`).
+        training_steps: optimizer steps of that brief fine-tuning (`importance=training`).
         rounds: prune-then-finetune rounds; the ratio is reached in equal steps.
-        settings: the fine-tuning after each round, see :class:`edgemin.training.fit.Fit`; 0 epochs only prunes.
+        settings: the fine-tuning after each round, see [`Fit`][edgemin.training.fit.Fit]; 0 epochs only prunes.
     """
 
     narrows: ClassVar[bool] = True
