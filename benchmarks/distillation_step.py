@@ -6,8 +6,8 @@ Teacher 12 x 768, student 6 x 384 (random weights), 48 relation heads, Q-Q, K-K 
 the student in training mode with its dropout. A step ends with the student's gradients; an optimizer would add the
 same to all.
 
-- ours: ``edgemin.encoder.read`` of both sides up to the queries, keys and values of the last layer, attention fused,
-  then ``relations_loss``; in fp32, and in bf16 under autocast where the CPU has it (``precision=auto``).
+- ours: `edgemin.encoder.read` of both sides up to the queries, keys and values of the last layer, attention fused,
+  then `relations_loss`; in fp32, and in bf16 under autocast where the CPU has it (`precision=auto`).
 - published: eager attention, all attentions and hidden states put out, both models run to their end, the projections
   computed again from the hidden states below, then sequence by sequence over its unpadded length.
 - floor: the teacher's forward and the student's forward and backward, nothing read, no loss but a mean of the logits.
@@ -52,7 +52,7 @@ def models(layers: int, hidden: int, dropout: float) -> tuple[PreTrainedModel, P
 
 
 def ours(teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch, *, bf16: bool = False) -> Tensor:
-    """What ``distill=minilmv2`` computes in a step."""
+    """What `distill=minilmv2` computes in a step."""
     of, by = num_layers(teacher) - 1, num_layers(student) - 1
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         with torch.no_grad():

@@ -57,7 +57,7 @@ def grown_bytes(form: str, sequences: int, tokens: int, relations: int) -> int:
 
 
 def grown_in_a_process(threads: int, *arguments: str | int) -> int:
-    """``grown_bytes`` in a process of its own."""
+    """`grown_bytes` in a process of its own."""
     code = (
         "import torch; from benchmarks.relation_loss import grown_bytes; "
         f"torch.set_num_threads({threads}); print(grown_bytes(*{arguments!r}))"

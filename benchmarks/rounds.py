@@ -85,6 +85,6 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def shape(text: str) -> tuple[int, int]:
-    """``8x128``: 8 sequences of 128 tokens."""
+    """`8x128`: 8 sequences of 128 tokens."""
     sequences, _, tokens = text.partition("x")
     return int(sequences), int(tokens)

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-#: What every run has: no clock decides anything, nothing is timed or sent.
+# What every run has: no clock decides anything, nothing is timed or sent.
 EVERYWHERE = ("trainer=cpu", "trainer.threads=1", "measure=none", "logger=csv")
-#: All stages and orders on models that train in seconds.
+# All stages and orders on models that train in seconds.
 TINY = (
     *("task=toy", "task.max_train_examples=96", "task.max_evaluation_examples=40"),
     *("teacher=shape", "teacher.tokenizer=toy", "teacher.layers=2", "teacher.hidden=32", "teacher.heads=4"),
@@ -62,7 +62,7 @@ def scenarios(glue: str | None, teacher: str | None) -> dict[str, list[str]]:
 
 
 def run(checkout: Path, words: list[str], out: Path) -> None:
-    """Run one command with the code of a checkout; it prints into ``out``."""
+    """Run one command with the code of a checkout; it prints into `out`."""
     out.mkdir(parents=True)
     command = [sys.executable, "-m", "edgemin.train", *words, *EVERYWHERE, f"paths.outputs={out}"]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}

@@ -25,7 +25,7 @@ from edgemin.training.stage import Stage
 
 FIT: dict[str, Any] = {"learning_rate": 1e-3, "warmup": 0.3}
 QKV = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
-KILLED_AT = 21  #: batches, of 50
+KILLED_AT = 21  # batches, of 50
 
 
 def finetune(**settings: Any) -> Finetune:
@@ -85,7 +85,7 @@ def data(folder: Path) -> DataModule:
 
 
 def run(name: str, folder: Path, *deaths: pl.Callback, seconds: float = 1e9) -> Ended:
-    """One case, in as many processes as there are; where ``folder`` holds its checkpoint, from there on."""
+    """One case, in as many processes as there are; where `folder` holds its checkpoint, from there on."""
     stage, ended = CASES[name](folder), Ended()
     teachers = [tiny.model(layers=4, hidden=64, seed=5) for _ in stage.teacher_names]
     work = folder / name

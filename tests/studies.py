@@ -26,7 +26,7 @@ from edgemin.study.settings import conf_directory
 
 Settings = dict[str, Any]
 
-#: A study whose every stage takes a few steps on a few dozen sentences.
+# A study whose every stage takes a few steps on a few dozen sentences.
 TINY = (
     "task=toy",
     "task.max_train_examples=96",
@@ -78,7 +78,7 @@ def _chosen(choices: tuple[str, ...]) -> DictConfig:
 
 
 def settings(*overrides: str, tiny: bool = True) -> Settings:
-    """The resolved configuration as `edgemin.train` hands it on; :data:`TINY` comes first unless told otherwise.
+    """The resolved configuration as `edgemin.train` hands it on; `TINY` comes first unless told otherwise.
 
     Composing takes Hydra longest: each choice of files is composed once, single values are set in a copy, as Hydra does
     in its last step.
@@ -110,7 +110,7 @@ def run(
 
     Args:
         run_dir: of the job; made.
-        overrides: after :data:`TINY`.
+        overrides: after `TINY`.
         store: where results are kept; beside the job where not given.
         transfer: settings of the other tasks to score on.
         number: of the job.

@@ -85,7 +85,7 @@ def test_loading_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None
     assert torch.equal(torch.rand(4), expected)
 
 
-# An artifact is a checkpoint too: ``teacher.source=<artifact> teacher.stages=[]``
+# An artifact is a checkpoint too: `teacher.source=<artifact> teacher.stages=[]`
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -52,7 +52,7 @@ def fit(progress: NodeProgress, root: Path, model: Model | None = None, **settin
 
 
 def seconds_pass(each: float) -> Any:
-    """A clock that moves on by ``each`` second whenever it is read."""
+    """A clock that moves on by `each` second whenever it is read."""
     now = 0.0
 
     def clock() -> float:

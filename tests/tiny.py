@@ -25,7 +25,7 @@ from edgemin.training.stage import Stage
 
 CONF = Path(__file__).parents[1] / "conf"
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "mobilebert")
-CUTTABLE = FAMILIES[:-1]  #: also across FFN units and hidden size
+CUTTABLE = FAMILIES[:-1]  # also across FFN units and hidden size
 AnyStage = TypeVar("AnyStage", bound=Stage)
 TRAINER = {"accelerator": "cpu", "precision": 32}
 

@@ -32,11 +32,11 @@ class Case:
 
     Attributes:
         name: of the test.
-        command: overrides, after those of a tiny study; ``{here}`` is the directory in which the files are made.
-        line: what is printed after ``error: ``, its beginning at least; ``...`` stands for anything.
-        files: what is made before, by name; see ``making.make``.
-        flags: of the command line, ``-m`` for a sweep.
-        damage: is done to a store in which ``stages=[finetune] finetune.steps=1`` was run.
+        command: overrides, after those of a tiny study; `{here}` is the directory in which the files are made.
+        line: what is printed after `error: `, its beginning at least; `...` stands for anything.
+        files: what is made before, by name; see `making.make`.
+        flags: of the command line, `-m` for a sweep.
+        damage: is done to a store in which `stages=[finetune] finetune.steps=1` was run.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Case:
     damage: Callable[[Path], object] | None = None
 
 
-#: A teacher that is read from ``{here}/m``.
+# A teacher that is read from `{here}/m`.
 CHECKPOINT = (
     "teacher.source={here}/m",
     "teacher.tokenizer=null",
@@ -79,7 +79,7 @@ def artifact(name: str, change: Mapping[str, Content], line: str) -> Case:
     return Case(f"artifact: {name}", CHECKPOINT, f"teacher.source: ...{line}", {"m": saved, **change})
 
 
-#: A task of two sentences each, as CSV.
+# A task of two sentences each, as CSV.
 DATA: Mapping[str, Content] = {
     "d/train.csv": "text,label\none,x\ntwo,y\n",
     "d/validation.csv": "text,label\none,x\ntwo,y\n",

@@ -20,7 +20,7 @@ from edgemin.quantization import model as quantization
 from edgemin.quantization.ranges import Calibration
 from edgemin.quantization.weights import Spec
 
-#: What a file is made of: its text, its bytes, or whatever makes it (it is given the path).
+# What a file is made of: its text, its bytes, or whatever makes it (it is given the path).
 Content = str | bytes | Callable[[Path], object]
 
 LABELS = ["negative", "positive"]
@@ -28,7 +28,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def make(files: Mapping[str, Content], directory: Path) -> None:
-    """Make files in their order, each after those before it; a name that ends in ``/`` is an empty directory."""
+    """Make files in their order, each after those before it; a name that ends in `/` is an empty directory."""
     for name, content in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path
 
 
 def pickled(content: Any) -> Callable[[Path], None]:
-    """Written by ``torch.save``."""
+    """Written by `torch.save`."""
     return lambda path: torch.save(content, path)
 
 
@@ -105,7 +105,7 @@ def link(target: str) -> Callable[[Path], None]:
 
 
 def sharded(edit: Callable[[dict[str, Any]], object] = lambda index: None) -> Callable[[Path], None]:
-    """Split a ``model.safetensors`` in two with an index, and do something to the index."""
+    """Split a `model.safetensors` in two with an index, and do something to the index."""
 
     def change(path: Path) -> None:
         names = sorted(content := load_file(path))
@@ -123,7 +123,7 @@ def sharded(edit: Callable[[dict[str, Any]], object] = lambda index: None) -> Ca
 
 
 def words(rename: Callable[[str], str | None]) -> Callable[[Path], None]:
-    """Rename the words (special tokens apart) of a ``tokenizer.json``; ``None`` leaves a word out."""
+    """Rename the words (special tokens apart) of a `tokenizer.json`; `None` leaves a word out."""
 
     def edit(content: dict[str, Any]) -> None:
         vocabulary = content["model"]["vocab"]

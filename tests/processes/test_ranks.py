@@ -230,7 +230,7 @@ SHORT = ("stages=[finetune,distill]", "measure=none")
 
 
 def train(cwd: Path, *overrides: str, two: bool = True, flags: tuple[str, ...] = ()) -> Any:
-    """The command line in two processes, or in one; temporary files in ``cwd/tmp``."""
+    """The command line in two processes, or in one; temporary files in `cwd/tmp`."""
     (cwd / "tmp").mkdir(parents=True, exist_ok=True)
     module = ("-m", "edgemin.train", *flags, *studies.TINY, *overrides)
     if two:

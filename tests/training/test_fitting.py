@@ -277,7 +277,7 @@ def holdout_data(folder: Path) -> DataModule:
 
 
 class Scores:
-    """Stands for ``evaluate``: gives scores, keeps the weights they were given for."""
+    """Stands for `evaluate`: gives scores, keeps the weights they were given for."""
 
     def __init__(self, scores: list[float]) -> None:
         self.scores = iter(scores)
