@@ -31,11 +31,12 @@ def save(
     tokenizer: PreTrainedTokenizerBase | None,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write one encoder into an existing empty directory.
+    """Write one encoder, with everything that is needed to load it again.
 
     Args:
-        directory: where to; [`Store.commit`][edgemin.store.artifacts.Store.commit] makes it permanent.
-        model: any encoder that [`encoder`][edgemin.encoder] knows, uneven or quantized ones included.
+        directory: an existing empty directory; [`Store.commit`][edgemin.store.artifacts.Store.commit] makes it
+            permanent.
+        model: any encoder that [`encoder`][edgemin.encoder] knows, pruned or quantized ones included.
         tokenizer: `None` for an architecture without data (`task=none`).
         provenance: how it came to be: resolved config, parents, seed, versions.
     """

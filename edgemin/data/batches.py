@@ -44,7 +44,8 @@ class TrainBatches:
     Batch k depends on the arguments and k alone, so a fit resumed with `start=k` sees the very batches an
     unbroken one does.
 
-    A batch is that of `Encoded.batch` and `index`, the positions of its examples in the split, int64 [B].
+    A batch is what [`Encoded.batch`][edgemin.data.encoding.Encoded.batch] returns and `index`, the positions of its
+    examples in the split, int64 [B].
 
     Args:
         encoded: What to draw from.
@@ -53,8 +54,9 @@ class TrainBatches:
         epochs: Passes over the data, also fractions; give this or `steps`.
         steps: Batches in all, over as many epochs as that takes.
         start: The first step to yield; `len()` stays the whole fit.
-        rank: This process, of
-        world: so many; each takes its rows of every batch (see `own_rows`), so their number changes nothing.
+        rank: The number of this process, from 0.
+        world: How many processes train together. Each takes its rows of every batch (see `own_rows`), so their number
+            does not change the batches.
         rows: Which examples of the split to draw from; `None`: all.
     """
 

@@ -26,7 +26,7 @@ from edgemin.errors import UserError
 from edgemin.progress import live_line
 
 SHORTEST = 8
-BROKEN = (OSError, HTTPError)  # the second of whichever httpx the Hub's client is built on
+BROKEN = (OSError, HTTPError)  # HTTPError: of the HTTP library that the Hub's client is built on
 FORMATS: dict[str, tuple[type[datasets.DatasetBuilder], dict[str, Any]]] = {  # by suffix
     ".txt": (Text, {}),
     ".jsonl": (Json, {}),
@@ -47,7 +47,7 @@ def refusal(key: str, expected: str, given: object) -> UserError:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents without labels, to learn from on no task in particular.
+    """Documents without labels, for distillation that depends on no task.
 
     A local directory is read whole, the directories below it included, in the order of the names; where files are
     called after the split (`train.txt`, `train-00000-of-00005.parquet`) only these. A directory with the Hub's
@@ -85,7 +85,7 @@ class Corpus:
             raise refusal("corpus_length", f"a whole number of at least {SHORTEST}", self.length)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the documents: never a path.
+        """What decides the documents, for the key of a result; never a path.
 
         Returns:
             Of local files their format and the SHA-256 of each in reading order; of a Hub data set its id, the commit
@@ -163,7 +163,7 @@ def _laid_out(corpus: Corpus, directory: Path) -> datasets.DatasetBuilder:
 
 
 def _cache() -> str:
-    """Where nothing is ever prepared: what `datasets` prepared from a directory of that name before may be stale."""
+    """A cache of its own, in which nothing is ever prepared: in the usual one `datasets` may find stale tables."""
     return str(Path(datasets.config.HF_DATASETS_CACHE) / "streamed")
 
 
@@ -194,7 +194,7 @@ def _suffix(file: Path) -> str:
     if suffix != ".gz":
         return suffix
     inner = Path(file.stem).suffix.lower()
-    return "" if inner == ".parquet" else inner  # is compressed in itself, and read from its end
+    return "" if inner == ".parquet" else inner  # parquet is read from its end, which a compressed stream forbids
 
 
 def _digest(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Rows made into examples: texts present, labels matched by name."""
+"""From rows to examples: every text is there, every label is matched to its class by name."""
 
 from __future__ import annotations
 

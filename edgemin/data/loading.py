@@ -29,7 +29,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one split, column by column; `class_names` of columns whose integers stand for names."""
+    """The rows of one split, column by column; `class_names` has those columns whose integers stand for names."""
 
     columns: Mapping[str, Sequence[Any]]
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def read_file(path: Path) -> Table:
 
 
 def _csv(path: Path) -> Table:
-    # The default limit of 128 KiB a cell guards against hostile streams; long documents are no such thing.
+    # The default limit, 128 KiB a cell, is a guard against hostile streams, and long documents exceed it.
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -235,7 +235,7 @@ def _cache_directory(path: str) -> str | None:
 
 @contextmanager
 def _quiet_unless_terminal() -> Iterator[None]:
-    """Progress bars and notes on retries are for someone who is watching."""
+    """Hide the progress bars and notes of `datasets` where no terminal shows them."""
     if sys.stderr.isatty():
         yield
         return

@@ -28,9 +28,9 @@ class DataModule:
     Args:
         splits: The checked examples; `None` for a stage that must not depend on the task.
         tokenizer: The tokenizer of the model that reads them.
-        cache: Where token ids are kept (see `edgemin.data.encode`).
-        of_teachers: The same splits in the tokens of each teacher of a stage; where a teacher reads the same tokens
-            this very module; empty if all do.
+        cache: Where token ids are kept (see [`encode`][edgemin.data.encoding.encode]).
+        of_teachers: For each teacher of a stage, the same splits in its tokens (this module itself where the tokens are
+            the same); empty if all teachers read the same tokens.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class DataModule:
 
     @property
     def splits(self) -> Splits:
-        """The checked examples."""
+        """The task's examples, read and checked, before they are tokenized."""
         assert self._splits is not None, "a stage that does not need the task asked for its data"
         return self._splits
 
@@ -68,17 +68,17 @@ class DataModule:
 
     @cached_property
     def train(self) -> Encoded:
-        """What is trained on."""
+        """The tokenized training examples, without the hold-out."""
         return self._encode(self.splits.train)
 
     @cached_property
     def holdout(self) -> Encoded | None:
-        """What early stopping and searches look at."""
+        """The tokenized hold-out, which early stopping and searches look at; `None` if there is none."""
         return None if self.splits.holdout is None else self._encode(self.splits.holdout)
 
     @cached_property
     def evaluation(self) -> dict[str, Encoded]:
-        """What is reported, by split."""
+        """The tokenized evaluation splits, which are reported and select nothing, by name."""
         return {split: self._encode(examples) for split, examples in self.splits.evaluation.items()}
 
     def calibration(self, examples: int, batch_size: int, seed: int) -> list[dict[str, Tensor]]:
@@ -94,7 +94,7 @@ class DataModule:
         return [self.train.batch(drawn[i : i + batch_size]) for i in range(0, len(drawn), batch_size)]
 
     def drawn(self, examples: int, seed: int) -> NDArray[np.int64]:
-        """Positions of so many training examples, drawn without replacement; all and a warning where they are fewer."""
+        """Positions of training examples drawn without replacement; all, with a warning, if there are too few."""
         train = self.train
         if examples > len(train):
             log.warning("calibration: %d examples asked for, all %d of train used", examples, len(train))

@@ -33,7 +33,7 @@ class CorpusBatches:
     The sequences of `shuffle_window` batches are shuffled by a permutation drawn from (seed, window). Batch k depends
     on the arguments and k alone. So that a fit can be resumed with `start=k` without reading everything again,
     `state_dict` keeps the place in the corpus where the current window begins; without it the corpus is read from
-    its beginning. A thread reads the next window while one is learnt from.
+    its beginning. A thread reads the next window while the current one is trained on.
 
     Args:
         corpus: The documents.
@@ -43,8 +43,9 @@ class CorpusBatches:
         steps: Batches in all, over as many epochs as that takes.
         shuffle_window: Batches whose sequences are shuffled among each other; they are held in memory.
         start: The first step to yield; `len()` stays the whole fit.
-        rank: This process, of
-        world: so many; each takes its rows of every batch (see `own_rows`), so their number changes nothing.
+        rank: The number of this process, from 0.
+        world: How many processes train together. Each takes its rows of every batch (see `own_rows`), so their number
+            does not change the batches.
 
     Attributes:
         skipped: Documents without text among those read so far, in all epochs.
@@ -105,14 +106,14 @@ class CorpusBatches:
     def state_dict(self) -> dict[str, Any]:
         """Where to read on from: the beginnings of the current window and of the one before it.
 
-        Two, because whoever trains may have drawn a batch ahead of the one that was last learnt from. Plain values
+        Two, because the training loop may have drawn one batch more than it has trained on. Plain values
         and, of the tokens between two windows, int32 tensors.
         """
         marks = [{"window": mark.window, "place": mark.place} for mark in self._marks]
         return {"sequences": self.batch_size * self.shuffle_window, "length": self.corpus.length, "marks": marks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the places that `state_dict` kept, of batches with the same arguments but for start and processes."""
+        """Go on from what `state_dict` kept; only `start`, `rank` and `world` may differ from the arguments then."""
         assert state["sequences"] == self.batch_size * self.shuffle_window, "kept with other windows"
         assert state["length"] == self.corpus.length, "kept with sequences of another length"
         self._marks = [_Mark(mark["window"], mark["place"]) for mark in state["marks"]]
@@ -135,7 +136,7 @@ class CorpusBatches:
         return _Window(mark, sequences, tokens.skipped)
 
     def _batches(self, window: int, sequences: NDArray[np.int32]) -> Iterator[dict[str, Tensor]]:
-        """The batches of a window that are wanted."""
+        """The batches of a window from `start` on and before the last step."""
         order = np.random.default_rng((self.seed, window)).permutation(len(sequences))
         before = window * self.shuffle_window
         for step in range(max(self.start, before), min(self.steps, before + self.shuffle_window)):

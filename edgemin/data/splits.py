@@ -1,4 +1,4 @@
-"""All examples of a task: read, checked, hold-out and subsets drawn."""
+"""All examples of a task: read and checked, with its subsets and hold-out drawn."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Splits:
         return hashlib.sha256("\0".join((examples.fingerprint, *self.labels)).encode()).hexdigest()
 
     def content(self) -> dict[str, Any]:
-        """What of the task a stage that is trained on it depends on, for its key."""
+        """What a stage that trains on this task depends on, for its key."""
         return {
             "train": self.fingerprint("train"),
             "holdout": self.fingerprint("holdout") if self.holdout is not None else None,
@@ -60,8 +60,8 @@ def load(task: Task) -> Splits:
     """Read a task's data and check all of it before anything is trained.
 
     Subsets are drawn first, then the hold-out from the subset of train; both are stratified by class and
-    depend on the data and `task.seed` alone. The last few tasks are kept while their files stay as they are, as a
-    sweep asks for them once for the plan and once for each job; what there was to warn of is said every time.
+    depend on the data and `task.seed` alone. A sweep asks for a task once for the plan and once for each job: the last
+    few tasks are therefore kept in memory while their files do not change. Warnings are repeated every time.
 
     Args:
         task: Any task but `none`.

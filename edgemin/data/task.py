@@ -1,4 +1,4 @@
-"""What a task is: where its data lies, which columns hold what, and which part of it is used."""
+"""The definition of a task: where its data lies, what its columns hold, and which part of it is used."""
 
 from __future__ import annotations
 
@@ -59,9 +59,8 @@ class Task:
 
     Attributes:
         name: How tables call it. `toy` is generated; `none` has no data at all (architecture only).
-        path: Hub id, or a local directory of the same layout, or own data: a directory that holds
-            `<split>.csv` (`.tsv`, `.jsonl`, `.json`, `.parquet`) or one such file with a column
-            `split`.
+        path: Hub id, or a local directory of the same layout, or own data: a directory that holds `<split>.csv`
+            (`.tsv`, `.jsonl`, `.json`, `.parquet`) or one such file with a column `split`.
         subset: The configuration inside a Hub data set.
         text_columns: One column, or two for pairs of texts.
         label_column: The column of labels.

@@ -1,4 +1,4 @@
-"""A corpus as one endless stream of tokens, from a place that can be kept and gone back to."""
+"""A corpus as one endless stream of tokens, whose position can be saved and restored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = (1.0, 4.0, 16.0)  # after that a broken stream is given up
 _ROWS = 64
-_CHARACTERS = 1 << 18  # tokenized at once; few, as the tokens of a place are kept with it
+_CHARACTERS = 1 << 18  # tokenized at once; few, as tokens not yet taken are part of `state_dict`
 _DAMAGED = (ValueError, EOFError, zlib.error, pa.ArrowException)
 
 
@@ -48,10 +48,10 @@ class Tokens:
         self._backend = _backend(tokenizer)
         self._separator = tokenizer.sep_token_id
         self._rows = corpus.open()
-        self._shard = self._batch = 0  # the file that is read, and how many batches of it were
-        self._batches: Iterator[Mapping[str, list[Any]]] | None = None  # the rest of them
+        self._shard = self._batch = 0  # the file that is being read, and how many batches of it were read
+        self._batches: Iterator[Mapping[str, list[Any]]] | None = None  # the batches of that file still to come
         self._left_over = np.empty(0, dtype=np.int32)
-        self._epoch = self._documents = self._blank = 0  # the last two of this epoch
+        self._epoch = self._documents = self._blank = 0  # documents and blank ones: counted in this epoch
         self.skipped = 0
 
     def take(self, count: int) -> NDArray[np.int32]:
@@ -70,7 +70,7 @@ class Tokens:
         return tokens[:count]
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: plain values, and the tokens that were read and not yet taken."""
+        """The position in the stream: plain values, and the tokens that were read and not yet taken."""
         return {
             "epoch": self._epoch,
             "documents": self._documents,
@@ -82,14 +82,14 @@ class Tokens:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place of the same corpus and tokenizer."""
+        """Go to a position that `state_dict` gave for the same corpus and tokenizer."""
         self._epoch, self._documents, self._blank = state["epoch"], state["documents"], state["blank"]
         self.skipped = state["skipped"]
         self._left_over = state["left_over"].numpy()
         self._shard, self._batch, self._batches = state["shard"], state["batch"], None
 
     def _read(self) -> NDArray[np.int32]:
-        """The tokens of the next documents; none at the end of an epoch, perhaps."""
+        """The tokens of the next documents; may be empty at the end of an epoch."""
         texts: list[str] = []
         characters, ended = 0, False
         while characters < _CHARACTERS and not ended:
@@ -162,7 +162,7 @@ class Tokens:
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> tokenizers.Tokenizer:
-    """A copy of the Rust tokenizer that gives all tokens of a text."""
+    """A copy of the Rust tokenizer that neither pads nor truncates."""
     if not tokenizer.is_fast:
         raise UserError("source: expected a checkpoint with a fast tokenizer (tokenizer.json), given a slow one")
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:

@@ -151,9 +151,9 @@ class DistilbertDistillation(Distillation):
 
     Args:
         temperature: τ of the soft targets, above 0.
-        soft_weight: of the soft targets; `auto` is 5 on a task and 0 on a corpus.
-        cosine_weight: of the cosine distance.
-        hard_weight: of the task loss; on a corpus of the masked words.
+        soft_weight: weight of the soft targets; `auto` is 5 on a task and 0 on a corpus.
+        cosine_weight: weight of the cosine distance.
+        hard_weight: weight of the task loss; on a corpus, of the loss on masked words.
         settings: see [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
@@ -191,16 +191,16 @@ class DistilbertDistillation(Distillation):
 
     @property
     def trains_head(self) -> bool:
-        """On a task, by soft targets or labels."""
+        """Soft targets and labels train the classification head; a corpus has neither."""
         return super().trains_head or (self.soft_weight > 0 and self.settings.trains)
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Where its answers are learnt."""
+        """Only where the student learns the teacher's answers (`soft_weight` above 0)."""
         return self.soft_weight > 0
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Hidden sizes must be equal."""
+        """Refuse unequal hidden sizes where hidden states are compared."""
         (teacher,) = teachers
         self._check_widths(model.hidden, teacher.hidden)
 
@@ -234,16 +234,16 @@ class DistilbertDistillation(Distillation):
         return {**batch, "input_ids": masked, "masked_words": targets}
 
     def asks_student(self) -> Asks:
-        """Its last hidden states, its answers where the teacher's are to be learnt."""
+        """Reads the last hidden states, and the logits where soft targets are learnt."""
         states = (self._last[0],) if self.cosine_weight > 0 or self.word_weight > 0 else ()
         return Asks(hidden=states, logits=self.soft_weight > 0)
 
     def asks_teacher(self) -> Asks:
-        """Its last hidden states, its answers."""
+        """Reads the last hidden states where they are compared, and the logits where soft targets are learnt."""
         return Asks(hidden=(self._last[1],) if self.cosine_weight > 0 else (), logits=self.soft_weight > 0)
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`soft`: the answers; `cosine`: the hidden states; `word`: the masked words."""
+        """The terms with a weight above 0: `soft` (answers), `cosine` (hidden states) and `word` (masked words)."""
         (teacher,) = teachers
         mine, theirs = self._last
         found = {}

@@ -1,4 +1,4 @@
-"""Soft targets: the student learns what its teachers answer."""
+"""Soft targets: the student learns the class probabilities that its teachers give."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ class LogitsDistillation(Distillation):
 
     @property
     def trains_head(self) -> bool:
-        """Always: teachers and labels both speak to the outputs."""
+        """Both terms, soft targets and labels, train the classification head."""
         return self.settings.trains
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Its answers are all that is learnt."""
+        """The student learns nothing but the teachers' answers, so an untrained head would teach noise."""
         return True
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """The same outputs on both sides."""
+        """Check that student and teachers have equally many outputs."""
         check_outputs(student["labels"], [teacher["labels"] for teacher in teachers])
 
     def asks_student(self) -> Asks:
-        """What it answers."""
+        """Reads the student's logits."""
         return Asks(logits=True)
 
     def asks_teacher(self) -> Asks:
-        """What it answers."""
+        """Reads each teacher's logits."""
         return Asks(logits=True)
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`soft`: the answers."""
+        """One term, `soft`: the distance of the student's answers from the teachers'."""
         answers = [teacher.logits for teacher in teachers if teacher.logits is not None]
         assert student.logits is not None and len(answers) == len(teachers)
         return {"soft": self.alpha * output_loss(answers, student.logits, self.temperature)}

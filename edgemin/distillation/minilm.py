@@ -1,12 +1,13 @@
 """Deep self-attention distillation: MiniLM (Wang et al. 2020, arXiv 2002.10957).
 
-Of one layer of each side, the last in the paper, with A attention heads, queries Q_a, keys K_a, values V_a and head
-size d (each side's own), the student learns
+One layer of the student learns from one layer of the teacher; in the paper both are the last. With A attention heads,
+queries Q_a, keys K_a, values V_a and head size d (each side's own), what is learnt is
 
     the attention distributions  A_a  = softmax(Q_a K_aᵀ / √d)
     the value relations          VR_a = softmax(V_a V_aᵀ / √d)
 
-    L = L_AT + L_VR,   L_AT = 1 / (A |x|) · Σ_a Σ_t KL(A_a,t of the teacher ‖ A_a,t of the student),   L_VR likewise
+    L_AT = 1 / (A |x|) · Σ_a Σ_t KL(A_a,t of the teacher ‖ A_a,t of the student),   L_VR likewise
+    L    = L_AT + L_VR
 
 Heads are matched one by one, so both layers need equally many; their sizes may differ. Only tokens that are no padding,
 |x| of them, are rows or columns. MiniLMv2 ([`relation`][edgemin.distillation.relation]) re-splits the heads instead.
@@ -45,10 +46,10 @@ class MiniLM(Distillation):
     Args:
         teacher_layer: which teacher layer is read, counted from 1; `None` is the last.
         student_layer: which student layer learns, counted from 1; `None` is the last.
-        attention_weight: of the attention distributions.
-        value_weight: of the value relations.
-        task_weight: see [`Distillation`][edgemin.training.distillation.Distillation], as for all other settings.
-        settings: see there.
+        attention_weight: weight of the attention distributions.
+        value_weight: weight of the value relations.
+        task_weight: weight of the task loss; see [`Distillation`][edgemin.training.distillation.Distillation].
+        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class MiniLM(Distillation):
         self._heads = 0
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Layers must exist, have equally many heads and attention that the projections give."""
+        """Refuse layers that do not exist, unequal head counts, and attention that does not follow from projections."""
         (teacher,) = teachers
         self.pair(model.layers, teacher.layers)
         self._check_family(model.family, teacher.family)
@@ -79,7 +80,7 @@ class MiniLM(Distillation):
             self._check_heads(model.heads, teacher.heads)
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """One layer of each."""
+        """Choose the layer of each side and check their head counts."""
         (teacher,) = teachers
         self._check_family(student["family"], teacher["family"])
         mine, theirs = self._pair = self.pair(len(student["layers"]), len(teacher["layers"]))
@@ -98,15 +99,15 @@ class MiniLM(Distillation):
         return mine, theirs
 
     def asks_student(self) -> Asks:
-        """The one layer."""
+        """Reads queries, keys and values of the layer that learns."""
         return Asks(projections=self._pair[:1])
 
     def asks_teacher(self) -> Asks:
-        """The one layer."""
+        """Reads queries, keys and values of the layer that is learnt from."""
         return Asks(projections=self._pair[1:])
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`attention`: the distributions; `value`: the relations."""
+        """Two terms: `attention` (distributions) and `value` (value relations), each where its weight is above 0."""
         (teacher,) = teachers
         sides = teacher.projections[self._pair[1]], student.projections[self._pair[0]]
         mask, found = batch["attention_mask"], {}

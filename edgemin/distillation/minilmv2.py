@@ -1,4 +1,4 @@
-"""MiniLMv2: the student learns the teacher's self-attention relations."""
+"""MiniLMv2: the student learns how the teacher's queries, keys and values relate the tokens of a sentence."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class MiniLMv2(Distillation):
         layer_map: several pairs instead of one: `layer_to_layer` matches student layer l with teacher layer
             ceil(l L_T / L_S) (equation 1 of the EdgeMIN paper), a mapping says {student layer: teacher layer}.
         relations: weight of each of the nine relations, query side first: `{qq: 1, kk: 1, vv: 1}`.
-        task_weight: see [`Distillation`][edgemin.training.distillation.Distillation], as for all other settings.
-        settings: see there.
+        task_weight: weight of the task loss; see [`Distillation`][edgemin.training.distillation.Distillation].
+        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MiniLMv2(Distillation):
         self._heads: dict[int, int] = {}
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Layers must exist and relation heads divide both widths."""
+        """Refuse layers that do not exist, and relation heads that do not divide both widths."""
         (teacher,) = teachers
         self.pairs(model.layers, teacher)
         asked = self.relation_heads
@@ -91,7 +91,7 @@ class MiniLMv2(Distillation):
         return found
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match layers, choose the relation heads of each pair."""
+        """Match the layers and choose the relation heads of each pair."""
         (teacher,) = teachers
         shape = Shape(teacher["family"], len(teacher["layers"]), teacher["hidden"], teacher["layers"][0]["heads"])
         self._pairs = self.pairs(len(student["layers"]), shape)
@@ -108,15 +108,15 @@ class MiniLMv2(Distillation):
                 )
 
     def asks_student(self) -> Asks:
-        """The matched layers."""
+        """Reads queries, keys and values of the matched student layers."""
         return Asks(projections=tuple(self._pairs))
 
     def asks_teacher(self) -> Asks:
-        """The matched layers."""
+        """Reads queries, keys and values of the matched teacher layers."""
         return Asks(projections=tuple(sorted(set(self._pairs.values()))))
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Relation loss, mean over the matched pairs."""
+        """One term, `relation`: the mean over the matched pairs of layers."""
         (teacher,) = teachers
         losses = [
             relations_loss(

@@ -74,7 +74,7 @@ def attention_relation(
     student_heads: int,
     relation_heads: int,
 ) -> Tensor:
-    """L_MHA of one pair of layers: KL of the relations of what attention puts out, averaged over sequences.
+    """L_MHA of one pair of layers: KL of the relations of attention's outputs, averaged over sequences.
 
     Args:
         teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer; get no gradient.
@@ -96,7 +96,7 @@ _INSIDE, _PREDICTION = ("embedding", "attention", "hidden"), ("sample", "contras
 
 
 class _Heads(NamedTuple):
-    """Of one pair of layers."""
+    """The numbers of heads of one pair of matched layers."""
 
     student: int
     teacher: int
@@ -109,9 +109,9 @@ class MLKD(TwoFits):
     $$ L_1 = w_E L_{EMB} + w_A L_{MHA} + w_H L_{FFN}, \qquad L_2 = w_S L_{SS} + w_C L_{SC} + w_K L_{KD} $$
 
     with the terms of [`mlkd`][edgemin.distillation.mlkd]. The first fit trains the encoder by $L_1$: relations of
-    tokens in the embeddings and in what attention puts out, and hidden states. The second trains encoder and head by
-    $L_2$: relations of the examples of a batch, a contrast of them by label, and soft targets. With a corpus
-    there is the first alone. The student may have any number of attention heads.
+    tokens in the embeddings and in the outputs of attention, and hidden states. The second trains encoder and head by
+    $L_2$: relations of the examples of a batch, a contrast of them by label, and soft targets. With a corpus there is
+    only the first. The student may have any number of attention heads.
 
     Note:
         The paper's text was not at hand. That relations are distilled at several levels and heads are free is in its
@@ -124,22 +124,23 @@ class MLKD(TwoFits):
 
     Args:
         layer_map: {student layer: teacher layer}, counted from 1; `None` spreads them evenly, the last to the last.
-        relation_heads: into how many parts the outputs of all attention heads of a layer are re-split; `None` is the
-            student's number of heads, or the next below that divides both widths.
-        embedding_weight: of the relations of tokens in the embeddings.
-        attention_weight: of the relations of what attention puts out; it must follow from the projections alone, so
-            not ModernBERT's.
-        hidden_weight: of the hidden states, mapped to the teacher's width by a learnt matrix that is dropped at the
-            end.
-        sample_weight: of the relations of examples, by their [CLS] after the last layer.
-        contrastive_weight: of the contrast of examples by label; left out for regression, which has no classes.
-        contrastive_temperature: of its similarities, which are cosines.
-        soft_weight: of the teacher's answers.
-        temperature: of the teacher's answers.
-        prediction_share: see [`TwoFits`][edgemin.training.two_fits.TwoFits], as for
-        prediction_learning_rate: this.
-        settings: see [`Distillation`][edgemin.training.distillation.Distillation]; `learning_rate` is that of the first
-            fit.
+        relation_heads: number of parts into which the outputs of all attention heads of a layer are re-split; `None` is
+            the student's number of heads, or the next below that divides both widths.
+        embedding_weight: weight of the relations of tokens in the embeddings.
+        attention_weight: weight of the relations of attention's outputs; not for ModernBERT, whose attention does not
+            follow from the projections alone.
+        hidden_weight: weight of the hidden states, mapped to the teacher's width by a learnt matrix that is dropped at
+            the end.
+        sample_weight: weight of the relations of examples, by their [CLS] after the last layer.
+        contrastive_weight: weight of the contrast of examples by label; left out for regression, which has no classes.
+        contrastive_temperature: temperature of the contrast's similarities, which are cosines.
+        soft_weight: weight of the teacher's answers.
+        temperature: τ of the teacher's answers.
+        prediction_share: share of the steps that the second fit gets; see
+            [`TwoFits`][edgemin.training.two_fits.TwoFits].
+        prediction_learning_rate: learning rate of the second fit.
+        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation];
+            `learning_rate` is that of the first fit.
     """
 
     def __init__(
@@ -194,16 +195,16 @@ class MLKD(TwoFits):
 
     @property
     def trains_head(self) -> bool:
-        """Where the teacher's answers are learnt."""
+        """Only where the student learns the teacher's answers (`soft_weight` above 0)."""
         return super().trains_head and self.weights["soft"] > 0
 
     @property
     def leaves_head_stale(self) -> bool:
-        """Where it trains anything else alone."""
+        """Where the encoder is trained but not the head that reads it."""
         return self.trains and not self.trains_head
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Layers must exist, relation heads divide both widths, families fit."""
+        """Refuse missing layers, relation heads that do not divide both widths, and families that do not fit."""
         (teacher,) = teachers
         matched_layers(self.layer_map, model.layers, teacher.layers)
         if self.weights["attention"]:
@@ -218,7 +219,7 @@ class MLKD(TwoFits):
     # -- training ----------------------------------------------------------------------------------
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match layers, choose the relation heads of each pair, make the projection."""
+        """Match the layers, choose the relation heads of each pair and make the projection of hidden states."""
         (teacher,) = teachers
         self._last = (len(student["layers"]), len(teacher["layers"]))
         self._pairs = matched_layers(self.layer_map, *self._last)
@@ -250,11 +251,11 @@ class MLKD(TwoFits):
         return _Heads(student["heads"], teacher["heads"], found)
 
     def asks_student(self) -> Asks:
-        """Inside first, then the last [CLS] and the answers."""
+        """Reads the matched layers in the first fit, the last layer's [CLS] and the logits in the second."""
         return self._asks(tuple(self._pairs), self._last[0])
 
     def asks_teacher(self) -> Asks:
-        """As of the student, of the matched layers."""
+        """Reads the same of the teacher's matched layers."""
         return self._asks(tuple(sorted(set(self._pairs.values()))), self._last[1])
 
     def _asks(self, layers: tuple[int, ...], last: int) -> Asks:
@@ -269,7 +270,7 @@ class MLKD(TwoFits):
         )
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`embedding`, `attention` and `hidden`; then `sample`, `contrastive` and `soft`."""
+        """`embedding`, `attention` and `hidden` in the first fit, `sample`, `contrastive` and `soft` in the second."""
         (teacher,) = teachers
         if self.phase == 1:
             found = self._between_examples(student, teacher, batch["labels"])

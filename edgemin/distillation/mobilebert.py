@@ -1,7 +1,7 @@
 """Layer-wise knowledge transfer: MobileBERT (Sun et al. 2020, arXiv 2004.02984).
 
-Of a student's layer and the teacher's layer it is matched with, H_t the feature map at token t (the layer's output, N
-units), a_t,a the attention distribution of head a in row t:
+Each student layer learns from the teacher layer it is matched with. With H_t the feature map at token t (the layer's
+output, N units) and a_t,a the attention distribution of head a in row t:
 
     L_FMT = 1 / (T N) · Σ_t Σ_n (H_t,n of the teacher - H_t,n of the student)²
     L_AT  = 1 / (T A) · Σ_t Σ_a KL(a_t,a of the teacher ‖ a_t,a of the student)
@@ -15,8 +15,8 @@ units are taken off, and these two:
     L_var  = 1 / T · Σ_t |var(H_t) of the teacher - var(H_t) of the student|               times 5
 
 Here all are means over sequences and, inside one, over tokens that are no padding. The published code differs in three
-points that are not followed: it means over padding too, it gives the cross-entropy for the KL (as much, less a
-constant), and it compares each student layer's mean and variance with those of all teacher layers at once.
+points that are not followed: it averages over padding too, it takes the cross-entropy in place of the KL (equal but
+for a constant), and it compares each student layer's mean and variance with those of all teacher layers at once.
 
 Shapes: B batch, T tokens, H hidden size (N above).
 """
@@ -110,16 +110,16 @@ class MobileBERT(Distillation):
 
     Args:
         layer_map: {student layer: teacher layer}, counted from 1; `None` spreads them evenly, the last to the last.
-        feature_weight: of the feature maps.
+        feature_weight: weight of the feature maps.
         normalize: whether each token's mean and variance are taken off a feature map before.
-        mean_weight: of the means.
-        variance_weight: of the variances.
-        attention_weight: of the attention distributions, which must follow from the projections alone, so not
-            ModernBERT's.
-        progressive: layer after layer; else all matched layers at once, in one fit.
-        task_weight: see [`Distillation`][edgemin.training.distillation.Distillation], as for all other settings.
-        settings: see there. `patience` is of the fit with the task loss alone, where there is progress to it: before
-            there is nothing to score.
+        mean_weight: weight of the means.
+        variance_weight: weight of the variances.
+        attention_weight: weight of the attention distributions; not for ModernBERT, whose attention does not follow
+            from the projections alone.
+        progressive: train layer after layer; otherwise all matched layers at once, in one fit.
+        task_weight: weight of the task loss; see [`Distillation`][edgemin.training.distillation.Distillation].
+        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
+            `patience` applies to the last fit, with the task loss, alone: before it there is nothing to score.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class MobileBERT(Distillation):
     # -- what planning asks ------------------------------------------------------------------------
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Layers must exist; hidden sizes, heads and families fit what is compared."""
+        """Refuse layers that do not exist, and hidden sizes, heads or families that cannot be compared."""
         (teacher,) = teachers
         matched_layers(self.layer_map, model.layers, teacher.layers)
         self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
@@ -177,7 +177,7 @@ class MobileBERT(Distillation):
     # -- training ----------------------------------------------------------------------------------
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match layers, the lowest first."""
+        """Match the layers, the lowest first."""
         (teacher,) = teachers
         self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
         pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
@@ -189,9 +189,9 @@ class MobileBERT(Distillation):
             self.notes.append(f"{self.settings.steps} steps are too few for a fit of each layer: none of {untrained}")
 
     def phases(self) -> list[Fit]:
-        """One fit; or one for each matched layer, and where there is a task loss one more.
+        """One fit; or, progressively, one for each matched layer and, with a task loss, one more.
 
-        In planning, which does not match layers, as many as there are at least: more than one.
+        Before layers are matched, as in planning, their number is not known: then two stand for "more than one".
         """
         if not self.progressive:
             return [self.settings]
@@ -202,11 +202,11 @@ class MobileBERT(Distillation):
         return alone + fits[len(self._pairs) :]
 
     def planned_steps(self, examples: int, model: Shape) -> int:
-        """One budget, which its fits divide."""
+        """The steps of all its fits together: they divide one budget."""
         return self.settings.optimizer_steps(examples)
 
     def _layers(self) -> tuple[int, ...]:
-        """The student's layers that learn in this phase."""
+        """The student's layers that learn in this fit."""
         found = tuple(self._pairs)
         return found[self.phase : self.phase + 1] if self._is_one_layers else found
 
@@ -215,7 +215,7 @@ class MobileBERT(Distillation):
         return self.progressive and self.phase < len(self._pairs)
 
     def setup(self, stage: str) -> None:
-        """Before every fit, a resumed one too, and before its optimizer: freeze all but what learns in it."""
+        """Freeze all but what learns in this fit, before its optimizer is made; also when a fit is resumed."""
         super().setup(stage)
         self.task_weight = 0.0 if self._is_one_layers else self._joint_task_weight
         self.model.requires_grad_(not self._is_one_layers)
@@ -227,11 +227,11 @@ class MobileBERT(Distillation):
                     parameter.requires_grad_(True)
 
     def asks_student(self) -> Asks:
-        """The layers of this phase."""
+        """Reads the student layers that learn in this fit."""
         return self._asks(self._layers())
 
     def asks_teacher(self) -> Asks:
-        """Those they are matched with."""
+        """Reads the teacher layers that they are matched with."""
         return self._asks(tuple(sorted({self._pairs[layer] for layer in self._layers()})))
 
     def _asks(self, layers: tuple[int, ...]) -> Asks:
@@ -239,7 +239,7 @@ class MobileBERT(Distillation):
         return Asks(projections=layers if self.weights["attention"] else (), hidden=layers if maps else ())
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`feature`, `mean`, `variance` and `attention`, each summed over the layers of this phase."""
+        """`feature`, `mean`, `variance` and `attention`, each summed over the layers of this fit."""
         (teacher,) = teachers
         mask = batch["attention_mask"]
         found: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight}
@@ -258,7 +258,7 @@ class MobileBERT(Distillation):
         return {name: self.weights[name] * torch.stack(terms).sum() for name, terms in found.items()}
 
     def finish(self) -> PreTrainedModel:
-        """The student, nothing frozen."""
+        """Return the student with all its parameters trainable again."""
         return super().finish().requires_grad_(True)
 
 

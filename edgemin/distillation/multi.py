@@ -1,4 +1,4 @@
-"""Several distillation methods at once: any weighted sum."""
+"""Several distillation methods trained together, as a weighted sum of their losses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ class Multi(MethodSum):
     """The weighted sum of several methods, from one reading of the teacher and one of the student.
 
     Args:
-        methods: see [`MethodSum`][edgemin.training.method_sum.MethodSum]; at least one.
-        task_weight: likewise.
+        methods: settings of each method by its name, at least one; see
+            [`MethodSum`][edgemin.training.method_sum.MethodSum].
+        task_weight: weight of the task loss beside them.
         settings: see [`Distillation`][edgemin.training.distillation.Distillation].
     """
 

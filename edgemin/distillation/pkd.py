@@ -122,22 +122,22 @@ class PatientDistillation(Distillation):
 
     @property
     def trains_head(self) -> bool:
-        """Always: teacher and labels share the loss on answers."""
+        """Both terms of the loss on answers, soft targets and labels, train the classification head."""
         return self.settings.trains
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Where its answers are learnt."""
+        """Only where the student learns the teacher's answers (`alpha` above 0)."""
         return self.alpha > 0
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Layers must exist, hidden sizes be equal."""
+        """Refuse layers that do not exist, and unequal hidden sizes where [CLS] states are compared."""
         (teacher,) = teachers
         self.pairs(model.layers, teacher.layers)
         self._check_widths(model.hidden, teacher.hidden)
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match layers."""
+        """Check outputs and widths, and match the layers."""
         (teacher,) = teachers
         if self.alpha > 0:
             check_outputs(student["labels"], [teacher["labels"]])
@@ -157,15 +157,15 @@ class PatientDistillation(Distillation):
         return matched_layers(self.layer_map, student_layers, teacher_layers)
 
     def asks_student(self) -> Asks:
-        """Its answers where the teacher's are to be learnt, the states of its matched layers."""
+        """Reads the hidden states of the matched layers, and the logits where soft targets are learnt."""
         return Asks(hidden=tuple(self._pairs), logits=self.alpha > 0)
 
     def asks_teacher(self) -> Asks:
-        """As of the student."""
+        """Reads the same of the teacher's matched layers."""
         return Asks(hidden=tuple(sorted(set(self._pairs.values()))), logits=self.alpha > 0)
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`soft`: the answers; `patience`: the [CLS] states."""
+        """Two terms: `soft` (answers) and `patience` ([CLS] states), each where its weight is above 0."""
         (teacher,) = teachers
         found = {}
         if self.alpha > 0:

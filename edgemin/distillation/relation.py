@@ -43,10 +43,9 @@ def relation_kl(
 ) -> Tensor:
     """KL divergence of the teacher's relation from the student's (equation above), averaged over sequences.
 
-    The teacher is the target, Σ p_teacher (ln p_teacher - ln p_student), and gets no gradient.
-    Inside a sequence the mean is over relation heads and rows that are no padding, so neither padding nor the
-    length of the neighbours in the batch changes the loss. A sequence without any token adds nothing and is
-    not counted.
+    The teacher is the target, Σ p_teacher (ln p_teacher - ln p_student), and gets no gradient. Inside a sequence the
+    mean is over relation heads and rows that are no padding, so neither padding nor the length of the neighbours in the
+    batch changes the loss. A sequence without any token adds nothing and is not counted.
 
     Scores and softmax are computed in float32 also under autocast and for 16-bit projections, because the
     diagonal of a self-relation leaves float16's range and bfloat16's precision; with a float64 argument they
@@ -77,7 +76,7 @@ def attention_kl(teacher: Projections, student: Projections, mask: Tensor, heads
     """L_AT of MiniLM: KL of the teacher's attention distributions from the student's, averaged over sequences.
 
     Args:
-        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer (an `encoder.Projections`).
+        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer.
         student: those of the student's layer, `[B, T, Hs]`.
         mask: `[B, T]`, non-zero where there is a token.
         heads: attention heads, equally many on both sides.
@@ -103,7 +102,7 @@ def plain_relation_kl(
 ) -> Tensor:
     """`relation_kl` written down in a few lines of autograd, with all relations in memory at once.
 
-    Slow and large: it is what tests and `benchmarks.relation_loss` compare `relation_kl` with.
+    Slow and large: tests and `benchmarks/relation_loss.py` compare `relation_kl` with it.
     """
     tokens = mask.bool()
     dtype = arithmetic(teacher, student)
@@ -128,7 +127,7 @@ def relations_loss(
     MiniLMv2 itself has weight 1 on each of `qq`, `kk` and `vv`.
 
     Args:
-        teacher: queries, keys and values `[B, T, Ht]` of the teacher's layer (an `encoder.Projections`).
+        teacher: queries, keys and values `[B, T, Ht]` of the teacher's layer.
         student: those of the student's layer, `[B, T, Hs]`.
         mask: `[B, T]`, non-zero where there is a token.
         relation_heads: a divisor of both widths.
@@ -185,7 +184,7 @@ def preset(layers: int, hidden: int, family: str) -> tuple[int, int]:
 
     | teacher                    | shape     | layer | heads | source                                     |
     |----------------------------|-----------|-------|-------|--------------------------------------------|
-    | BERT-base, RoBERTa-base    | 12 x 768  | 12    | 48    | MiniLMv2; bloomberg/minilmv2.bb `run.sh` |
+    | BERT-base, RoBERTa-base    | 12 x 768  | 12    | 48    | MiniLMv2; bloomberg/minilmv2.bb `run.sh`   |
     | BERT-large                 | 24 x 1024 | 21    | 64    | MiniLMv2                                   |
     | RoBERTa-large, XLM-R-large | 24 x 1024 | 19    | 64    | MiniLMv2; PaddleNLP: 64 for large teachers |
     | any other                  |           | last  | below | none: compare layers before relying on it  |
@@ -197,7 +196,7 @@ def preset(layers: int, hidden: int, family: str) -> tuple[int, int]:
     Args:
         layers: layers of the teacher.
         hidden: width of the teacher.
-        family: as `encoder.family` names it; XLM-R belongs to `roberta`.
+        family: as [`family`][edgemin.encoder.families.family] names it; XLM-R belongs to `roberta`.
     """
     layer = _TEACHER_LAYERS.get((family, layers, hidden), layers)
     return layer, common_relation_heads(48 if hidden < 1024 else 64, hidden)

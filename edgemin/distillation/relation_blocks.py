@@ -1,9 +1,9 @@
 """The relation loss over blocks that fit the cache, its gradient formed while a block is hot.
 
-What is computed, and why, is said in `relation`, whose `plain_relation_kl` is the same in a few lines of
-autograd. That form passes about ten tensors B x A x T x T through memory. Here a block is some relations, or some
-rows of them, in three buffers that stay in the cache. With s the scores times log2(e), E = 2^s, and Z the sum of
-a row of E, the passes over a block are
+What is computed, and why, is said in [`relation`][edgemin.distillation.relation], whose `plain_relation_kl` is the
+same in a few lines of autograd. That form passes about ten tensors B x A x T x T through memory. Here a block is some
+relations, or some rows of them, in three buffers that stay in the cache. With s the scores times log2(e), E = 2^s, and
+Z the sum of a row of E, the passes over a block are
 
     s_T, s_S               two matrix products
     D = s_T - s_S
@@ -50,7 +50,7 @@ class Projected(NamedTuple):
 
 
 def blocked_relation_kl(teacher: Projected, student: Projected, tokens: Tensor, relation_heads: int) -> Tensor:
-    """`relation.relation_kl` of arguments it has checked, with its mask as booleans `[B, T]`.
+    """`relation_kl` for arguments that it has checked; its mask is given as booleans, `[B, T]`.
 
     A sequence costs what its tokens cost, padding nothing. It can be differentiated once: `create_graph=True` is
     refused with a `RuntimeError`.
@@ -114,7 +114,7 @@ class _Stack(NamedTuple):
         return heads.contiguous().mul_(_unit(size)).view(-1, size, length)
 
     def add_joined(self, gradient: Tensor, total: Tensor) -> None:
-        """Add the gradient in what `_split` gave to the one in its argument."""
+        """Add `gradient`, that of what `_split` returned, to `total`, that of its argument."""
         _, size, length = gradient.shape
         heads = gradient.view(-1, self.heads, size, length).permute(0, 3, 1, 2)
         joined = (heads * (math.log(2) * _unit(size))).reshape(-1, self.heads * size)

@@ -1,4 +1,4 @@
-"""How the examples of a batch are related, each by one vector: what [`mlkd`][edgemin.distillation.mlkd] learns second.
+"""Relations of the examples of a batch, each one vector: what [`mlkd`][edgemin.distillation.mlkd] learns second.
 
 Shapes: B batch, H hidden size, Ht and Hs those of teacher and student.
 """

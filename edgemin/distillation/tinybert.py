@@ -1,4 +1,4 @@
-"""Transformer distillation: TinyBERT (Jiao et al. 2019, arXiv 1909.10351).
+"""TinyBERT: first the inside of the encoder is learnt, then its answers (Jiao et al. 2019, arXiv 1909.10351).
 
 With matched layers l -> g(l), hidden states H, embeddings E = H after no layer, attention scores
 S_a = Q_a K_aᵀ / √d before the softmax, logits z, learnt matrices W_e and W_h and a temperature t:
@@ -9,7 +9,7 @@ S_a = Q_a K_aᵀ / √d before the softmax, logits z, learnt matrices W_e and W_
     L_pred = CE(z_T / t, z_S / t) = -Σ_c softmax(z_T / t)_c · ln softmax(z_S / t)_c
 
 A mean of squares is over sequences and, inside one, over its tokens and their dimensions, or over heads, rows and
-columns. The published code differs in four points that are not followed here: it means over padding too (scores of
+columns. The published code differs in four points that are not followed here: it averages over padding too (scores of
 -100 and less, as masked ones are, become 0 on both sides); one `nn.Linear` with a bias is W_e and W_h at once; its
 L_pred ends in `.mean()`, which divides by the number of classes as well; and where the output is a score it trains
 on the labels in place of the teacher's outputs.
@@ -48,8 +48,8 @@ def score_mse(
     `hidden_mse`.
 
     Args:
-        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer (an `encoder.Projections`); they
-            get no gradient, and the values are not used.
+        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer ; they get no gradient, and the
+            values are not used.
         student: those of the student's layer, `[B, T, Hs]`.
         mask: `[B, T]`, non-zero where there is a token.
         heads: A, attention heads, equally many on both sides; each side's scores have the scale of its own head size.
@@ -109,18 +109,19 @@ class TinyBERT(TwoFits):
 
     Args:
         layer_map: {student layer: teacher layer}, counted from 1; `None` spreads them evenly, the last to the last.
-        embedding_weight: of what the embeddings give.
-        hidden_weight: of the hidden states after the matched layers.
-        attention_weight: of the attention scores before the softmax, head by head: the layers need equally many heads,
-            and scores that follow from the projections alone, so not ModernBERT's.
+        embedding_weight: weight of the embeddings' output.
+        hidden_weight: weight of the hidden states after the matched layers.
+        attention_weight: weight of the attention scores before the softmax, head by head: the layers need equally many
+            heads, and scores that follow from the projections alone, so not ModernBERT's.
         projection: `learned` maps the student's embeddings and hidden states to the teacher's width by two learnt
             matrices, which are dropped at the end. The published code has one map for both, with a bias, and learns it
             where widths are equal too. `none` compares them as they are, which needs equal widths.
-        temperature: of the predictions.
-        prediction_share: see [`TwoFits`][edgemin.training.two_fits.TwoFits], as for
-        prediction_learning_rate: this.
-        settings: see [`Distillation`][edgemin.training.distillation.Distillation]; `learning_rate` is that of the first
-            fit.
+        temperature: t of the predictions.
+        prediction_share: share of the steps that the second fit gets; see
+            [`TwoFits`][edgemin.training.two_fits.TwoFits].
+        prediction_learning_rate: learning rate of the second fit.
+        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation];
+            `learning_rate` is that of the first fit.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class TinyBERT(TwoFits):
     # -- what planning asks ------------------------------------------------------------------------
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Layers must exist; heads, widths and families fit what is compared."""
+        """Refuse layers that do not exist, and heads, widths or families that cannot be compared."""
         (teacher,) = teachers
         matched_layers(self.layer_map, model.layers, teacher.layers)
         self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
@@ -171,7 +172,7 @@ class TinyBERT(TwoFits):
     # -- training ----------------------------------------------------------------------------------
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match layers, make the projections."""
+        """Match the layers and make the projections to the teacher's width."""
         (teacher,) = teachers
         self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
         self._pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
@@ -187,11 +188,11 @@ class TinyBERT(TwoFits):
             check_outputs(student["labels"], [teacher["labels"]])
 
     def asks_student(self) -> Asks:
-        """Inside first, then the answers."""
+        """Reads the matched layers in the first fit, the logits in the second."""
         return self._asks(tuple(self._pairs))
 
     def asks_teacher(self) -> Asks:
-        """As of the student, of the matched layers."""
+        """Reads the same of the teacher's matched layers."""
         return self._asks(tuple(sorted(set(self._pairs.values()))))
 
     def _asks(self, layers: tuple[int, ...]) -> Asks:
@@ -204,7 +205,7 @@ class TinyBERT(TwoFits):
         )
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`embedding`, `hidden` and `attention`; then `prediction`."""
+        """`embedding`, `hidden` and `attention` in the first fit, `prediction` in the second."""
         (teacher,) = teachers
         if self.phase == 1:
             assert student.logits is not None and teacher.logits is not None

@@ -22,7 +22,7 @@ def static_cost(model: PreTrainedModel, artifact: Path, length: int = 128) -> di
 
     Returns:
         `params`, `params_visible`, `size_bytes`, `macs` and `flops`: the first half of `cost` in
-        run.json. `edgemin.measure.runtime.measure` returns the other half under the same names as there.
+        run.json. [`measure`][edgemin.measure.runtime.measure] returns the other half under the same names as there.
 
     Raises:
         UserError: The artifact is not complete.

@@ -11,7 +11,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class Energy(NamedTuple):
-    """What a stretch of work took."""
+    """The energy and the time that a stretch of work took."""
 
     joules: float
     seconds: float
@@ -25,7 +25,7 @@ class Domain:
     range_uj: int
 
     def read_uj(self) -> int:
-        """Reads the counter."""
+        """Reads the counter's present value in microjoules."""
         return int((self.path / "energy_uj").read_text())
 
     def used_uj(self, before: int, after: int) -> int:
@@ -78,13 +78,13 @@ class EnergyMeter:
         self.start()
 
     def start(self) -> None:
-        """Begins a stretch."""
+        """Begins a stretch: reads the clocks and counters that `stop` compares with."""
         self._readings = [domain.read_uj() for domain in self.domains]
         self._cpu = time.process_time()
         self._wall = time.perf_counter()
 
     def stop(self) -> Energy:
-        """Ends the stretch.
+        """Ends the stretch that `start` began.
 
         Returns:
             Joules used and seconds passed since `start`.

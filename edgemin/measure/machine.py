@@ -36,7 +36,7 @@ _held = threading.local()
 
 
 def host() -> dict[str, Any]:
-    """Describes the machine as far as speed depends on it; no names of hosts, users or networks.
+    """Describes the machine as far as speed depends on it, without names of hosts, users or networks.
 
     Returns:
         `id` (16 hex digits over everything below but Python's version, memory rounded to GiB: equal
@@ -152,7 +152,7 @@ def machine_lock(
             alone = passed and machine.acquire(fcntl.LOCK_EX, tell, deadline)
             if not alone:
                 beside.acquire(fcntl.LOCK_SH)
-                machine.acquire(fcntl.LOCK_SH, deadline=0)  # keeps the next measurement waiting, where it can be had
+                machine.acquire(fcntl.LOCK_SH, deadline=0)  # where it is free: keeps the next measurement waiting
         gate.release()
         _held.kind = kind
         yield lambda: alone and _is_free(beside.path)
@@ -163,7 +163,7 @@ def machine_lock(
 
 
 class _Once:
-    """Says what is waited for, whose it is, and what helps: one line, the first time it is asked to."""
+    """Tells the user once, in one line, what is waited for, who holds it and what helps."""
 
     def __init__(self, say: Callable[[str], None] | None, kind: str, wait_minutes: float) -> None:
         self.say, self.kind, self.minutes = say, kind, wait_minutes
@@ -185,7 +185,7 @@ class _Once:
 
 
 class _Lock:
-    """One file under `flock`."""
+    """A lock on one file by the system call `flock`, for several readers or one writer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -194,7 +194,7 @@ class _Lock:
     def acquire(
         self, operation: int, wait: Callable[[Path], None] | None = None, deadline: float | None = None
     ) -> bool:
-        """Takes it, until a deadline on the monotonic clock if there is one; says whether it was had."""
+        """Takes the lock, waiting until a deadline on the monotonic clock if there is one; says whether it got it."""
         while True:
             self.descriptor = _open(self.path)
             if not _flock(self.descriptor, operation, lambda: wait and wait(self.path), deadline):
@@ -206,7 +206,7 @@ class _Lock:
 
     def release(self) -> None:
         if self.descriptor is not None:
-            # Said aloud, because a forked child may hold the descriptor open.
+            # Unlocked explicitly: closing alone would not do it while a forked child holds the descriptor open.
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             os.close(self.descriptor)
             self.descriptor = None

@@ -1,4 +1,4 @@
-"""The memory of the process that asks."""
+"""The memory that the calling process uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def resident_bytes() -> int:
 def peak_bytes() -> int:
     """The largest resident set of this program so far.
 
-    On Linux not `getrusage`'s, which starts from the peak of the process that started this one.
+    On Linux this is not the value of `getrusage`, which starts from the peak of the parent process.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -29,7 +29,7 @@ def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int
     ones, so quantization changes nothing here.
 
     Args:
-        structure: As made by `edgemin.encoder.structure`.
+        structure: As [`structure`][edgemin.encoder.building.structure] returns it.
         length: Tokens n of the sentence.
 
     Returns:

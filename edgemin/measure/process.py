@@ -1,4 +1,4 @@
-"""The parent's side of one measuring process."""
+"""The process that asks for measurements, and how it talks to a process that measures."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class WorkerProcess:
     """`python -m edgemin.measure.worker` as a context manager: the process is gone when the block is left.
 
     Args:
-        name: Of the variant, for messages.
-        threads: Put into the environment, where OpenMP and MKL look for them before Python runs.
+        name: The variant's name, for messages.
+        threads: Number of threads, put into the environment, where OpenMP and MKL look for it before Python runs.
     """
 
     def __init__(self, name: str, threads: int) -> None:
@@ -59,14 +59,14 @@ class WorkerProcess:
         self._stderr.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Sends one line."""
+        """Sends a message as one line of JSON, without waiting for an answer."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # the process has ended: whoever waits for the answer is told so
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends one line and waits for its answer.
+        """Sends a message and waits for its answer.
 
         Raises:
             UserError: The process has ended instead.
@@ -75,7 +75,7 @@ class WorkerProcess:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """Waits for a line.
+        """Waits for one answer of the process.
 
         Raises:
             UserError: The process has ended instead.

@@ -1,4 +1,4 @@
-"""Who is timed when, and what the times of all rounds say together."""
+"""The order in which variants are timed, and the summary of the times of all rounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Turn(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """What came of a turn: the latency of each item, and energy and time of all."""
+    """The result of a turn: the latency of each item, and energy and time of all items together."""
 
     turn: Turn
     latency_ms: list[float]
@@ -34,8 +34,8 @@ def schedule(names: Sequence[str], lengths: Sequence[int], rounds: int, runs: in
     """Plans the turns of all variants.
 
     In every round each variant has one turn on the padded input and one on its share of the sentences. The
-    order is reversed from one round to the next and rotated after every two, so that nobody is always first
-    or always follows the same neighbour. The sentences are dealt out by length like cards: all rounds get
+    order is reversed from one round to the next and rotated after every two, so that no variant is always first
+    or always follows the same one. The sentences are dealt out by length like cards: all rounds get
     about the same lengths, so that their medians can be compared. Within a turn they come in random order,
     the same for every variant.
 

@@ -1,8 +1,7 @@
 """Latency, memory and energy of several artifacts, measured side by side.
 
-Every artifact lives in a process of its own, because what else lives in a process changes the numbers; they
-take turns in rounds, because machines drift within minutes, so that only ratios of interleaved times can be
-trusted.
+Every artifact is measured in a process of its own, because whatever else a process holds changes the numbers. The
+processes take turns in rounds, because machines drift within minutes: only ratios of interleaved times can be trusted.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ class Measure:
         runs: Timed inferences of each variant on the padded input, over all rounds.
         rounds: Turns that each variant gets.
         sentences: At most so many of the task's sentences, evenly spaced, each timed once by each variant.
-        threads: Of each inference; null: all physical cores this process may use.
+        threads: Threads of each inference; `None`: all physical cores that this process may use.
         watts: Power of one busy core where the processor's own counters (RAPL) cannot be read; 5 is about
             what servers' and laptops' processors are specified for. The result is marked as an estimate.
         wait_minutes: How long to wait for a machine on which EdgeMIN trains or measures; then it is measured beside
             that, flagged, and not kept for later jobs.
-        max_spread: Largest spread of a variant's rounds (see `edgemin.measure.rounds.spread`) that still
-            counts as stable: the median over five rounds that lie within 0.25 is good to about 5 %.
+        max_spread: Largest spread of a variant's rounds (see [`spread`][edgemin.measure.rounds.spread])
+            that still counts as stable: the median over five rounds that lie within 0.25 is good to about 5 %.
 
     Raises:
         UserError: A value out of range.
@@ -73,7 +72,7 @@ class Measure:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What of it decides the numbers, for their key."""
+        """The settings that decide the numbers, for the key they are kept under."""
         return {name: value for name, value in vars(self).items() if name != "wait_minutes"}
 
 
@@ -87,12 +86,12 @@ def measure(
     loader: str = LOADER,
     lock_directory: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measures artifacts against one another, alone on the machine if it can: it takes the machine's lock itself.
+    """Measures artifacts against one another, alone on the machine if possible; it takes the machine's lock itself.
 
     Args:
         artifacts: Directories by the names their results are returned under.
         sentences: Token ids of the task's sentences, the same for all; none if there is no task.
-        settings: How.
+        settings: How often, on which inputs and with how many threads.
         progress: Called after each turn with (turns done, turns in all, name of the variant).
         waiting: Called once with a line if something else uses the machine.
         loader: "module.function" that turns a directory into (model, tokenizer).
@@ -102,7 +101,7 @@ def measure(
         For each name the measured half of `cost` in run.json: `latency_ms` and `throughput_per_s`, each with `padded`
         and, if there are sentences, `task` (whose `length` is their mean); `peak_memory_bytes`, `runtime_memory_bytes`,
         `model_memory_bytes` (the steady resident set less what it was before the artifact was loaded); `energy_mj` per
-        padded inference, `power_w` and `energy_source`; `threads`; and, where the machine was not to be had alone,
+        padded inference, `power_w` and `energy_source`; `threads`; and, where other work ran beside the measurement,
         `BESIDE`: true.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How many bytes of an artifact the runtime loads."""
+"""The size of an artifact: the bytes of the files that a runtime loads."""
 
 from __future__ import annotations
 

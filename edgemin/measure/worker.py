@@ -1,4 +1,4 @@
-"""The process one variant is measured in, `python -m edgemin.measure.worker`, driven by `runtime`.
+"""The process in which one variant is measured: `python -m edgemin.measure.worker`, started by `runtime`.
 
 It speaks JSON, one object per line, over its standard input and output. The first line it reads is the set-up, whose
 keys are the arguments of [`Variant`][edgemin.measure.worker.Variant]; it loads the artifact, warms up and answers
@@ -38,7 +38,7 @@ class Variant:
     Args:
         artifact: What the loader is given.
         loader: "module.function" that returns (model, tokenizer).
-        threads: For every parallel region of torch.
+        threads: Threads of torch's parallel operations.
         warmup: Untimed inferences on each form of input.
         length: Tokens of the padded input.
         sentences: Token ids of the task's sentences; may be empty.
@@ -74,7 +74,7 @@ class Variant:
                 self.infer(inputs[run % len(inputs)])
 
     def infer(self, batch: Mapping[str, Tensor]) -> None:
-        """One inference."""
+        """Runs the model once on one input and discards the logits."""
         with torch.inference_mode():
             taps.logits(self.model, batch)
 
@@ -156,7 +156,7 @@ def _private_output() -> TextIO:
 
 
 def main() -> None:
-    """Serves the process that started this one."""
+    """Measures what the process that started this one asks for, until it asks for the memory."""
     answers = _private_output()
 
     def answer(message: dict[str, Any]) -> None:

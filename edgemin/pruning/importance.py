@@ -123,7 +123,8 @@ class ImportanceAccumulator:
         """Add the examples of one batch.
 
         Args:
-            contexts: head outputs `[B, T, A_l*D]` of every layer, as `encoder.head_contexts` has them.
+            contexts: head outputs `[B, T, A_l*D]` of every layer, as
+                [`head_contexts`][edgemin.encoder.taps.head_contexts] yields them.
             gradients: of what was differentiated; after `backward()`, `[c.grad for c in contexts]`.
             mask: `[B, T]`, non-zero where there is a token.
             heads: A_l of every layer.
@@ -161,7 +162,7 @@ class ImportanceAccumulator:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """All there is to go on from here after a break."""
+        """Everything that a resumed run needs to go on from here."""
         return {"criterion": self.criterion, "examples": self.examples, "sums": list(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from edgemin.errors import UserError
 SCOPES = ("global", "layer")
 
 _ROUNDING = 1e-9
-"""Above what float64 loses in a product (0.29 * 100 is 28.999999999999996), below what a person means."""
+"""More than float64 loses in a product (0.29 * 100 is 28.999999999999996), less than any ratio that someone writes."""
 
 
 def removal_count(count: int, ratio: float) -> int:
@@ -60,11 +60,10 @@ def select_heads(
 ) -> list[list[int]]:
     """The heads to remove now, least important first.
 
-    With scope `layer` each layer loses `int(ratio x heads)` of the heads it had at the start; with
-    `global` the whole encoder loses `int(ratio x all heads)`, wherever importance is lowest, and a layer
-    down to `minimum` heads loses no more: the next candidates of other layers go instead. Equal importance:
-    the lower layer goes first, then the lower head. Ratio 0 removes nothing, and a ratio near 1 leaves
-    `minimum` heads a layer or is refused.
+    With scope `layer` each layer loses `int(ratio x heads)` of the heads it had at the start; with `global` the whole
+    encoder loses `int(ratio x all heads)`, wherever importance is lowest. A layer that is down to `minimum` heads loses
+    no more: the next candidates of other layers go instead. Among heads of equal importance the lower layer goes first,
+    then the lower head. Ratio 0 removes nothing, and a ratio near 1 leaves `minimum` heads a layer or is refused.
 
     In rounds, give the counts at the start, and after each round the importance of the heads that are left:
     each call removes what is missing to `round_targets`. With importance that never changes, any number of
@@ -113,7 +112,7 @@ def select_heads(
 
 
 def _lowest(scores: list[list[float]], group: range, wanted: int, spare: list[int]) -> list[list[int]]:
-    """The `wanted` lowest heads of a group of layers, but of no layer more than it can spare."""
+    """The `wanted` least important heads of a group of layers, from each layer at most as many as it can spare."""
     candidates = [(score, layer, head) for layer in group for head, score in enumerate(scores[layer])]
     chosen: dict[int, list[int]] = {layer: [] for layer in group}
     for _, place, head in sorted(candidates):

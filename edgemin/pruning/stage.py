@@ -26,9 +26,8 @@ Criterion = Literal["gradient_norm", "taylor", "magnitude", "random"]
 class HeadPruning(Stage):
     """Remove the least important attention heads, then fine-tune; once, or in several prune-then-finetune rounds.
 
-    Interacts with its neighbours: a later distillation re-splits the narrower layers into fewer relation heads where it
-    must, and says so. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than
-    that.
+    A later relation distillation re-splits the narrower layers into fewer relation heads where it must, and says so in
+    a note. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than that.
 
     Args:
         criterion: how heads are ranked; see [`importance`][edgemin.pruning.importance]. `random` is the control.
@@ -86,7 +85,7 @@ class HeadPruning(Stage):
         self._batch: Mapping[str, Tensor] = {}
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """A global ratio must leave one head in every layer."""
+        """Refuse a global ratio that does not leave one head in every layer."""
         count = model.layers * model.heads
         if self.scope == "global" and not model.pruned and removal_count(count, self.ratio) > count - model.layers:
             raise UserError(
@@ -95,17 +94,17 @@ class HeadPruning(Stage):
 
     @property
     def needs_task(self) -> bool:
-        """Random or magnitude ranking without recovery needs no data."""
+        """Whether it reads the task's data: not for random or magnitude ranking without fine-tuning."""
         return self.criterion in ("gradient_norm", "taylor") or self.recovery.trains
 
     @property
     def trains_head(self) -> bool:
-        """Recovery is fine-tuning, and so is ranking during training."""
+        """Whether it trains the classification head: fine-tuning does, and so does ranking during training."""
         return self.recovery.trains or self.importance == "training"
 
     @property
     def reads_head(self) -> bool:
-        """The gradient of the task loss comes through the head."""
+        """Whether its ranking depends on the head: the gradient of the task loss comes through it."""
         return self.criterion in ("gradient_norm", "taylor") and self.importance == "calibration"
 
     def prepare(
@@ -126,12 +125,12 @@ class HeadPruning(Stage):
             )
 
     def phases(self) -> list[Fit]:
-        """Per round: the ranking fit where asked for, then recovery."""
+        """For each round the ranking fit, with `importance=training`, and the fine-tuning."""
         one_round = [self.ranking, self.recovery] if self.importance == "training" else [self.recovery]
         return one_round * self.rounds
 
     def begin(self, phase: int) -> None:
-        """Start ranking, or cut."""
+        """Before a ranking fit, start collecting importance; before a fine-tuning, remove heads."""
         ranking_phases = self.importance == "training"
         if ranking_phases and phase % 2 == 0:
             self._accumulator = ImportanceAccumulator(self.criterion)
@@ -164,7 +163,7 @@ class HeadPruning(Stage):
         self.removed.append(removed)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The task loss; while ranking, what the heads put out is captured on the way."""
+        """The task loss; in a ranking fit the outputs of the heads are captured on the way."""
         if self._accumulator is not None:
             self._batch = batch
             self._capture = taps.head_contexts(self.model)
@@ -196,13 +195,13 @@ class HeadPruning(Stage):
         self._capture, self._contexts, self._batch = None, [], {}
 
     def finish(self) -> PreTrainedModel:
-        """The smaller encoder."""
+        """Note how many heads are gone and return the smaller encoder."""
         gone = sum(len(layer) for one_round in self.removed for layer in one_round)
         self.notes.append(f"removed {gone} of {sum(self.initial)} heads; left per layer: {parts.heads(self.model)}")
         return self.model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also what was removed, and how far the ranking is."""
+        """Save which heads were removed, and the importance collected so far."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["edgemin"] |= {
             "removed": self.removed,
@@ -210,7 +209,7 @@ class HeadPruning(Stage):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `on_save_checkpoint` saved; the checkpoint's structure restores the smaller model."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint["edgemin"]
         self.removed = saved["removed"]
