@@ -39,7 +39,7 @@ Batch = Mapping[str, Tensor]
 
 
 def models(layers: int, hidden: int, dropout: float) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """One BERT twice, with fused and with eager attention."""
+    """The same random BERT twice, with fused and with eager attention."""
     config = shapes.configure(
         "bert", layers=layers, hidden=hidden, heads=12, intermediate=4 * hidden, vocabulary=VOCABULARY
     )
@@ -62,7 +62,7 @@ def ours(teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch, *, bf
 
 
 def published(teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch) -> Tensor:
-    """The same loss, written as the equation is read."""
+    """The same loss in the form in which published codes write it: sequence by sequence, all attentions put out."""
     put_out = {"output_attentions": True, "output_hidden_states": True}
     with torch.no_grad():
         target = _projections(teacher, teacher(**batch, **put_out))
@@ -89,7 +89,7 @@ def _relation(heads: Tensor) -> Tensor:
 
 
 def floor(teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch) -> Tensor:
-    """The two models and nothing else."""
+    """Both models run and nothing is read of them; the mean of the student's logits stands for the loss."""
     with torch.no_grad():
         teacher(**batch)
     logits: Tensor = student(**batch).logits
@@ -97,7 +97,7 @@ def floor(teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch) -> T
 
 
 def step(loss: Callable[[], Tensor], student: nn.Module) -> Tensor:
-    """Forward and backward, from no gradients on."""
+    """One forward and backward pass, starting without gradients."""
     student.zero_grad()
     value = loss()
     value.backward()
@@ -142,7 +142,7 @@ def check_equal(teachers: tuple[PreTrainedModel, ...], students: tuple[PreTraine
 
 
 def main() -> None:
-    """Print the tables."""
+    """Time the training steps and print the tables of times and memory."""
     options = parser(str(__doc__).splitlines()[0], rounds=3)
     options.add_argument("--dropout", type=float, default=0.1, help="of the student, in hidden states and attention")
     given = options.parse_args()

@@ -69,7 +69,7 @@ def grown_in_a_process(threads: int, *arguments: str | int) -> int:
 
 
 def main() -> None:
-    """Print the table."""
+    """Time the loss and print the table of times and memory."""
     options = parser(str(__doc__).splitlines()[0], rounds=5).parse_args()
     torch.set_num_threads(options.threads)
     print(machine(), end="\n\n")

@@ -93,7 +93,7 @@ def nodes(out: Path, names: Mapping[str, str]) -> list[Node]:
 
 
 def rows(out: Path, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What the tables say of each row, but for what was timed."""
+    """The fields of each row that the tables print, except those that were timed."""
     return {
         f"job {job}: {row['model']}/{_renamed('/'.join(row['stages']), names)}": {
             "control": row["control"],
@@ -140,7 +140,7 @@ def differences(old: Path, new: Path, names: Mapping[str, str]) -> tuple[str, li
 
 
 def _fields(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """What a nested mapping holds, by its place."""
+    """The values of a nested mapping, each with the keys that lead to it."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _fields(inner, f"{place}, {key}")
@@ -161,7 +161,7 @@ def checkout(revision: str, directory: Path) -> Path:
 
 
 def main() -> None:
-    """The command line."""
+    """Run all scenarios with both commits, print the differences and end with exit code 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", required=True, help="a commit")
     parser.add_argument("--new", default="HEAD", help="another commit")

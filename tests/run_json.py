@@ -242,7 +242,7 @@ def sensitivity(layers: int = 12, factor: float = 1.0, budget: float | None = 14
 
 
 def save(directory: Path, data: dict[str, Any]) -> Path:
-    """Writes it where a job would."""
+    """Write a run.json into the directory that a job would use."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.json").write_text(json.dumps(data), encoding="utf-8")
     return directory

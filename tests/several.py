@@ -61,7 +61,7 @@ CASES: dict[str, Callable[[Path], Stage]] = {
 
 @dataclass
 class Ended:
-    """What a run came to: every step's terms, and the weights at the end."""
+    """The result of a run: the loss terms of every step, and the weights at the end."""
 
     terms: list[dict[str, float]] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -152,7 +152,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 def kept(folder: Path) -> dict[str, Ended]:
-    """What the processes came to."""
+    """The results that all processes kept."""
     return {name: Ended(**found) for name, found in torch.load(folder / "ended.pt").items()}
 
 

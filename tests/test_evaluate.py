@@ -130,7 +130,7 @@ def test_small_or_shifted_predictions_correlate_as_others_do() -> None:
 
 
 def counts(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
-    """By class (rows) and prediction."""
+    """The confusion matrix: a row for each class, a column for each prediction."""
     found = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(found, (truth, guess), 1)
     return found

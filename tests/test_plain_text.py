@@ -1,4 +1,4 @@
-"""Texts that others chose, made harmless."""
+"""Control characters in texts that others chose are written out."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
 ) -> None:
     matplotlib.figure.Figure().savefig(tmp_path / "pareto.png")
     (tmp_path / "pareto.svg").write_text("<svg/>")
-    tracker = WandbTracker(tags=["house", "x" * 80])
+    tracker = WandbTracker(tags=["short", "x" * 80])
     for job in ("prune.ratio=0.1", "prune.ratio=0.2," + "y" * 200):
         run_dir = tmp_path / job[:15]
         tracker.start(run_dir, "study", job, {"seed": 1, "prune": {"ratio": 0.1}}, tags=["toy"])

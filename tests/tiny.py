@@ -31,7 +31,7 @@ TRAINER = {"accelerator": "cpu", "precision": 32}
 
 
 class KilledError(Exception):
-    """Stands for kill -9."""
+    """Ends a fit in a test as kill -9 would: nothing catches it."""
 
 
 class Kill(pl.Callback):
@@ -116,7 +116,7 @@ def fit(
 
 
 def logits(of: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Without dropout or gradients."""
+    """The logits of a batch, without dropout or gradients."""
     of.eval()
     with torch.no_grad():
         return taps.logits(of, batch)

@@ -74,7 +74,7 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
 
 
 def removed(path: Path) -> None:
-    """Take a file away."""
+    """Delete the file at this path."""
     path.unlink()
 
 
@@ -95,12 +95,12 @@ def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path
 
 
 def pickled(content: Any) -> Callable[[Path], None]:
-    """Written by `torch.save`."""
+    """A file that `torch.save` wrote, which is a pickle."""
     return lambda path: torch.save(content, path)
 
 
 def link(target: str) -> Callable[[Path], None]:
-    """A symbolic link."""
+    """A symbolic link to this place."""
     return lambda path: path.symlink_to(target)
 
 

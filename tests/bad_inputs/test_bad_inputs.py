@@ -29,7 +29,7 @@ def held(store: Path) -> set[str]:
 
 
 def pattern(line: str, here: Path) -> re.Pattern[str]:
-    """`...` stands for anything."""
+    """A regular expression for an expected line, in which `...` stands for any text."""
     return re.compile(".*".join(re.escape(part) for part in line.replace("{here}", str(here)).split("...")))
 
 
@@ -62,7 +62,7 @@ def test_names_are_distinct_and_there_are_many() -> None:
 
 
 def test_whole_files_are_accepted(command: Command, tmp_path: Path) -> None:
-    """What the cases begin with is no bad input itself."""
+    """The whole files that the cases damage are accepted when nothing is changed."""
     make({"m": checkpoint, "m/model.safetensors": sharded()}, tmp_path)
     assert command(*(word.replace("{here}", str(tmp_path)) for word in CHECKPOINT), "plan=true").code == 0
     make({"a": saved, **DATA}, tmp_path)

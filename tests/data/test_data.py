@@ -1,4 +1,4 @@
-"""Tasks are read, checked, tokenized and batched as they say."""
+"""Tasks are read, checked, tokenized and batched as their yaml files say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all distillation shares: kept teacher outputs, teachers with tokens of their own, sums of methods, refusals."""
+"""What all distillation methods share: kept teacher outputs, teachers with another tokenizer, sums of methods, refusals."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ Side = tuple[Tensor, Tensor, Tensor]
 
 
 def side(seed: int, width: int, dtype: torch.dtype = torch.float64) -> Side:
-    """Queries, keys and values."""
+    """Random queries, keys and values of one side."""
     generator = torch.Generator().manual_seed(seed)
     query, key, value = (torch.randn(4, 7, width, generator=generator, dtype=torch.float64) for _ in range(3))
     return query.to(dtype), key.to(dtype), value.to(dtype)

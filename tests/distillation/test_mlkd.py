@@ -222,7 +222,7 @@ def distillation(**settings: Any) -> MLKD:
 
 
 def inside(of: PreTrainedModel, batch: dict[str, Tensor]) -> taps.Reading:
-    """Everything; projections counted from 0."""
+    """All hidden states, logits and projections of a model; projections count layers from 0."""
     layers = len(building.structure(of)["layers"])
     with torch.no_grad():
         return taps.read(of, batch, projections=range(layers), hidden=range(layers + 1), logits=True)

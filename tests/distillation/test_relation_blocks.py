@@ -142,7 +142,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers of any tensor that an operation gives."""
+    """Records the size of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -124,7 +124,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_inside_and_no_gradient_of_it
 
 
 def every_loss(teacher: Any, student: Any, mask: Tensor) -> list[Tensor]:
-    """Of queries, keys and values; the first are hidden states too."""
+    """Both losses between layers, on the same tensors: queries serve as hidden states too."""
     return [hidden_mse(teacher[0], student[0], mask), score_mse(teacher, student, mask, HEADS)]
 
 
@@ -234,7 +234,7 @@ def test_the_first_loss_is_the_sum_over_the_layers_of_what_both_sides_hold(
 
 
 def inside(of: PreTrainedModel, batch: dict[str, Tensor]) -> taps.Reading:
-    """Everything; projections counted from 0."""
+    """All hidden states, logits and projections of a model; projections count layers from 0."""
     layers = len(building.structure(of)["layers"])
     with torch.no_grad():
         return taps.read(of, batch, projections=range(layers), hidden=range(layers + 1), logits=True)

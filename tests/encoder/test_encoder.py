@@ -1,4 +1,4 @@
-"""The encoder's surgery, taps and structure, on tiny models of every family."""
+"""Slicing, reading and rebuilding tiny models of every family."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def greedy(scores: list[list[float]], count: int, minimum: int) -> list[list[int
 
 
 def drawn(seed: int) -> tuple[list[Tensor], float, int]:
-    """Uneven layers; scores from few values, so that many tie."""
+    """Random layers of different sizes whose scores take few values, so that many are equal."""
     source = random.Random(seed)
     scores = [
         torch.tensor(

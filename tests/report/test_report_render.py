@@ -21,7 +21,7 @@ NASTY = r"50% & more_less #1 ~ ^ {x} \ $5 | <b> [link](x)"
 
 
 class Screen(io.StringIO):
-    """A terminal."""
+    """A text stream that says it is a terminal."""
 
     encoding = "utf-8"
 

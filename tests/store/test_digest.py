@@ -22,7 +22,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fresh(*modules: str) -> str:
-    """Without what an earlier call remembers."""
+    """The digest of modules, computed without the cache of an earlier call."""
     return digest.code_digest.__wrapped__(*modules)
 
 

@@ -1,4 +1,4 @@
-"""The store: all or nothing, checked, locked, resumable, and plain about a full disk."""
+"""The store: files whole or not at all, checked, locked, resumable; a full disk is one clear line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def filled(store: Store, key: str = KEY) -> Path:
 
 
 def left(store: Store) -> list[str]:
-    """What lies in the store beside its own folders."""
+    """The names in the store that are not its own folders."""
     own = {".work", ".locks", ".results", ".tokens"}
     return sorted(path.name for path in store.root.iterdir() if path.name not in own)
 

@@ -31,7 +31,7 @@ def name(path: Path) -> str:
 
 
 def nodes(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What names a class, by key."""
+    """The configuration nodes with a `_target_`, by their keys."""
     return {key: value for key, value in settings.items() if isinstance(value, dict) and "_target_" in value}
 
 
@@ -41,7 +41,7 @@ def stage_names(settings: dict[str, Any]) -> set[str]:
 
 
 def own_stages(settings: dict[str, Any]) -> dict[str, list[str]]:
-    """The path of its own of every model of a study."""
+    """The stages of every model of a study that has a path of its own."""
     models = [key for key, node in nodes(settings).items() if node["_target_"] == "edgemin.study.roots.Root"]
     return {key: settings[key].get("stages", []) for key in models}
 

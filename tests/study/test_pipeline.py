@@ -525,7 +525,7 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
 
 
 class Killed(BaseException):
-    """Stands in for a signal: nothing in the pipeline catches it."""
+    """Ends a run in a test as a signal would: nothing in the pipeline catches it."""
 
 
 SHORT = ("trainer.checkpoint_seconds=0", "finetune.steps=4", "distill.steps=3", "prune.steps=3")

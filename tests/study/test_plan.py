@@ -39,7 +39,7 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint without a head."""
+    """A checkpoint of a bare encoder, without a classification head."""
     return studies.checkpoint(tmp_path_factory.mktemp("base"))
 
 

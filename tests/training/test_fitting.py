@@ -61,7 +61,7 @@ DEATHS = [
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], fitting.Fitted]:
-    """Every stage without a break, once."""
+    """What a stage ends with when nothing breaks its fit; each is run once."""
     done: dict[str, fitting.Fitted] = {}
 
     def run(name: str) -> fitting.Fitted:
