@@ -1,4 +1,4 @@
-"""What all distillation methods share: kept teacher outputs, teachers with another tokenizer, sums of methods, refusals."""
+"""What distillation methods share: kept teacher outputs, teachers with another tokenizer, sums of methods, refusals."""
 
 from __future__ import annotations
 
