@@ -6,7 +6,7 @@ Teacher 12 x 768, student 6 x 384 (random weights), 48 relation heads, Q-Q, K-K 
 the student in training mode with its dropout. A step ends with the student's gradients; an optimizer would add the
 same to all.
 
-- ours: `edgemin.encoder.read` of both sides up to the queries, keys and values of the last layer, attention fused,
+- ours: `edgemin.encoder.taps.read` of both sides up to the queries, keys and values of the last layer, attention fused,
   then `relations_loss`; in fp32, and in bf16 under autocast where the CPU has it (`precision=auto`).
 - published: eager attention, all attentions and hidden states put out, both models run to their end, the projections
   computed again from the hidden states below, then sequence by sequence over its unpadded length.

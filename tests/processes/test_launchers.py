@@ -17,7 +17,7 @@ import pytest
 import studies
 from commands import Command
 
-HOUSE = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 NINE = ("task=sst2,mnli,qqp", "prune.ratio=0.25,0.5,0.75")
 LAUNCHERS = {
     "joblib": ("launcher=joblib", "hydra.launcher.n_jobs=2"),
@@ -36,7 +36,7 @@ def start(outputs: Path, *words: str) -> subprocess.Popen[str]:
     given = [*studies.TINY, "trainer.threads=1", f"paths.outputs={outputs}", *words]
     return subprocess.Popen(
         [sys.executable, "-m", "edgemin.train", "-m", *given, "hydra.sweep.dir=${paths.outputs}/sweep"],
-        cwd=HOUSE,
+        cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(outputs.parent), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
