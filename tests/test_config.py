@@ -1,4 +1,4 @@
-"""From a configuration node to an object: names, types and ranges are checked at the door, in one line each."""
+"""From a configuration node to an object: names, types and ranges are checked, each mistake is one line."""
 
 from __future__ import annotations
 
