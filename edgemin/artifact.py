@@ -21,7 +21,7 @@ from edgemin.encoder import config_file, quantized, structure_file
 from edgemin.errors import UserError
 
 WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
-#: What a runtime reads to run the model; the tokenizer is apart.
+# What a runtime reads to run the model; the tokenizer is apart.
 MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
 
 

@@ -15,10 +15,10 @@ from edgemin.training.stage import Stage, task_loss
 class Finetune(Stage):
     """Cross-entropy, or squared error for regression, on the task's training split.
 
-    Also the control of a distillation (``distill=none``): the same student, equally many further steps, no teacher.
+    Also the control of a distillation (`distill=none`): the same student, equally many further steps, no teacher.
 
     Args:
-        settings: see :class:`edgemin.training.fit.Fit`.
+        settings: see [`Fit`][edgemin.training.fit.Fit].
     """
 
     def __init__(self, **settings: Unpack[FitSettings]) -> None:
@@ -31,9 +31,9 @@ class Finetune(Stage):
         return self.settings.trains
 
     def phases(self) -> list[Fit]:
-        """One fit."""
+        """Fine-tuning is one fit."""
         return [self.settings]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The task loss."""
+        """The task loss of the batch: cross-entropy, or squared error for a regression."""
         return task_loss(taps.logits(self.model, batch), batch["labels"], regression=self.data.regression)

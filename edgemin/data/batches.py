@@ -19,7 +19,7 @@ BUCKET_BATCHES = 50
 class Batches(Protocol):
     """All batches of a fit, from any step on."""
 
-    start: int  #: the first step to yield
+    start: int  # the first step to yield
 
     def __len__(self) -> int:
         """The steps of the whole fit."""

@@ -1,4 +1,4 @@
-"""What an encoder looks like as plain numbers, and how to build one from them."""
+"""The structure of an encoder as plain numbers, and how to build an encoder from them."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from edgemin.errors import UserError
 def structure(model: PreTrainedModel) -> dict[str, Any]:
     """Every width of the model, read from its modules, as JSON-able numbers.
 
-    Only ``in_features``, ``out_features``, ``num_embeddings`` and ``embedding_dim`` are read, so that layers
+    Only `in_features`, `out_features`, `num_embeddings` and `embedding_dim` are read, so that layers
     without a float weight (torch's dynamic INT8) describe themselves too.
 
     Args:
         model: A sequence classification model of a known family.
 
     Returns:
-        ``family``; ``hidden`` (H); ``vocabulary``, ``positions``, ``token_types`` (rows of the embedding
-        tables, 0 where there is none); ``embedding`` (their width) and ``projection`` (whether a Linear
-        follows them); ``labels`` (C); ``head``, the ``[in, out]`` of the Linears of pooler and classifier in
-        order; and ``layers``, for each ``heads``, ``head_size``, ``ffn`` (units), ``gated`` (the FFN has two
-        input matrices), ``window`` (tokens a local layer sees, as the configuration's ``local_attention``
-        counts them; ``None`` where all are seen) and ``attention_norm`` (``False`` where ModernBERT's first
+        `family`; `hidden` (H); `vocabulary`, `positions`, `token_types` (rows of the embedding
+        tables, 0 where there is none); `embedding` (their width) and `projection` (whether a Linear
+        follows them); `labels` (C); `head`, the `[in, out]` of the Linears of pooler and classifier in
+        order; and `layers`, for each `heads`, `head_size`, `ffn` (units), `gated` (the FFN has two
+        input matrices), `window` (tokens a local layer sees, as the configuration's `local_attention`
+        counts them; `None` where all are seen) and `attention_norm` (`False` where ModernBERT's first
         layer has none).
 
-        MobileBERT's ``hidden`` is the width of the feature maps between its layers. It has ``trigram`` besides
-        (whether the projection reads each token with both its neighbours), and of each layer ``networks`` (how
-        many feed-forward networks are stacked, of ``ffn`` units each) and ``bottleneck``: ``None``, or ``size``
-        (the width inside the layer), ``shared`` (query and key read a bottleneck of their own, value the feature
-        map) and ``attention`` (all three read the one the residual goes through).
+        MobileBERT's `hidden` is the width of the feature maps between its layers. It has `trigram` besides
+        (whether the projection reads each token with both its neighbours), and of each layer `networks` (how
+        many feed-forward networks are stacked, of `ffn` units each) and `bottleneck`: `None`, or `size`
+        (the width inside the layer), `shared` (query and key read a bottleneck of their own, value the feature
+        map) and `attention` (all three read the one the residual goes through).
     """
     family = table(model)
     found = layers(model)
@@ -85,9 +85,9 @@ def build(config: PreTrainedConfig, structure: Mapping[str, Any] | None = None) 
 
     Args:
         config: The configuration of a known family; it is copied.
-        structure: What [structure][edgemin.encoder.structure] returned. Layers may differ from one another;
-            it wins over the configuration. ``None`` builds what the configuration says. Without its keys
-            ``projection`` and ``attention_norm``, those are as Hugging Face would have them.
+        structure: What [`structure`][edgemin.encoder.building.structure] returned. Layers may differ from one another;
+            it wins over the configuration. `None` builds what the configuration says. Without its keys
+            `projection` and `attention_norm`, those are as Hugging Face would have them.
 
     Returns:
         The model; a state dict of any model of this structure fits it strictly.
@@ -154,7 +154,7 @@ def attach_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bo
 
 
 def silence_padding(model: PreTrainedModel) -> None:
-    """Zero the padding token's embedding, in place, where its neighbour reads it: then padding changes nothing.
+    """Zero the padding token's embedding, in place, where the token next to it reads it: then padding changes nothing.
 
     MobileBERT reads trigrams. As Hugging Face runs it, the last token of a sentence has the padding token beside it
     in a padded batch, and zeros in one without padding; so its logits would depend on the lengths of the other
@@ -176,7 +176,7 @@ def max_tokens(model: PreTrainedModel) -> int:
 
 
 def sync_config(model: PreTrainedModel) -> None:
-    """Write into the configuration what it can say of the model; for uneven layers it has no words."""
+    """Write into the configuration what it can express of the model; uneven layers it cannot."""
     family, config, found = table(model), model.config, layers(model)
     config.hidden_size = hidden_size(model)
     config.num_hidden_layers = len(found)
@@ -198,7 +198,7 @@ def sync_config(model: PreTrainedModel) -> None:
 
 
 def _set_frame(config: PreTrainedConfig, family: Family, structure: Mapping[str, Any]) -> None:
-    """Configure all but the insides of the layers: those as small as can be, for they are replaced."""
+    """Configure all but the insides of the layers, which are made as small as possible because they are replaced."""
     config.hidden_size = structure["hidden"]
     config.vocab_size = structure["vocabulary"]
     config.num_hidden_layers = len(structure["layers"])

@@ -1,4 +1,4 @@
-"""A checkpoint's ``config.json``: types as transformers declares them, and the ranges in which a model can be built."""
+"""A checkpoint's `config.json`: types as transformers declares them, and the ranges in which a model can be built."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgemin.encoder.families import FAMILIES, LARGEST, table
 from edgemin.errors import UserError
 from edgemin.store.json_file import read_object
 
-Rule = tuple[str, bool, str]  #: a key, whether its value is one that was expected, what that is
+Rule = tuple[str, bool, str]  # a key, whether its value is one that was expected, what that is
 _LARGEST_NAMES = {
     "num_hidden_layers": "layers",
     "hidden_size": "hidden",
@@ -33,7 +33,7 @@ _ACTIVATIONS = ("hidden_act", "activation", "hidden_activation")
 
 
 def read_config(path: Path) -> PreTrainedConfig:
-    """Read a ``config.json``.
+    """Read a `config.json`.
 
     Raises:
         UserError: it cannot be read, its architecture is unknown, or a field is of the wrong type or out of range: the
@@ -61,9 +61,9 @@ def build_empty(config: PreTrainedConfig, structure: Mapping[str, Any] | None, p
     """The model of a configuration that was read from a file, without weights (on the meta device).
 
     Args:
-        config: what :func:`read_config` gave.
+        config: what [`read_config`][edgemin.encoder.config_file.read_config] gave.
         structure: of an EdgeMIN artifact, what wins over the configuration.
-        path: of the ``config.json``, for the message.
+        path: of the `config.json`, for the message.
 
     Raises:
         UserError: none can be built, or it is too large for this machine.
@@ -110,7 +110,7 @@ def _refusal(key: str, path: Path, expected: str, given: Any) -> UserError:
 
 
 def _names(content: Mapping[str, Any]) -> Iterator[Rule]:
-    """Of names, which transformers does not look at."""
+    """Rules for names, which transformers does not check."""
     names = content.get("architectures")
     texts = names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
     yield "architectures", texts, "a list of names"
@@ -159,7 +159,7 @@ def _attention(config: PreTrainedConfig) -> Iterator[Rule]:
 
 
 def _wrong_type(found: str, content: Mapping[str, Any], path: Path) -> UserError:
-    """What transformers says of a field: in which words depends on how many types it may have."""
+    """The error for a field of a wrong type, from transformers' message, which has two forms."""
     field = re.search(r"[Ff]ield '([^']*)'", found)
     types = re.findall(r"expected (\w+), got", found)
     if field is None or not types:

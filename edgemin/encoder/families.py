@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin.errors import UserError
 
-#: Beyond any encoder there is; more of either is a slip of the pen that would take minutes or all memory to build.
+# Larger than any encoder; more of either is a typing error that would take minutes or all memory to build.
 LARGEST = {
     "layers": 1_000,
     "hidden": 65_536,

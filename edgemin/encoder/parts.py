@@ -37,27 +37,27 @@ class Layer:
 
     @property
     def output(self) -> nn.Module:
-        """The Linear after attention."""
+        """The Linear that projects the heads' outputs back to the layer's width."""
         return self.part(self.family.output)
 
     @property
     def width(self) -> int:
-        """What attention adds to: the hidden size H, or that of a bottleneck."""
+        """The width that attention adds its output to: the hidden size H, or that of a bottleneck."""
         return cast(int, self.output.out_features)
 
     @property
     def inner(self) -> int:
-        """Attention width A*D."""
+        """The width inside attention, A*D: all heads side by side."""
         return cast(int, self.output.in_features)
 
     @property
     def head_size(self) -> int:
-        """Head size D."""
+        """The size D of one attention head."""
         return cast(int, getattr(self.part(self.family.attention), self.family.head_size))
 
     @property
     def heads(self) -> int:
-        """Number of heads A."""
+        """The number A of attention heads in the layer."""
         return self.inner // self.head_size
 
     @property
@@ -73,7 +73,7 @@ class Layer:
 
     @property
     def bottleneck(self) -> dict[str, Any] | None:
-        """MobileBERT's bottleneck in front of the layer, as [structure][edgemin.encoder.structure] describes it."""
+        """The bottleneck in front of a MobileBERT layer; see [`structure`][edgemin.encoder.building.structure]."""
         found = getattr(self.module, self.family.bottleneck, None) if self.family.bottleneck is not None else None
         if found is None:
             return None
@@ -145,9 +145,9 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 class Matrix(NamedTuple):
-    """A weight matrix: of a Linear ``[out, in]``, or of an embedding table ``[entries, features]``."""
+    """A weight matrix: of a Linear `[out, in]`, or of an embedding table `[entries, features]`."""
 
-    place: str  #: ``embeddings``, the number of a layer from ``1``, ``head``, or ``classifier`` for the final Linear
+    place: str  # `embeddings`, the number of a layer from `1`, `head`, or `classifier` for the final Linear
     is_table: bool
     rows: int
     columns: int
@@ -215,20 +215,20 @@ def parameters_by_depth(model: PreTrainedModel) -> list[list[nn.Parameter]]:
 def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
     """Parameter-name prefixes of the classification head, pooler and dense layer included.
 
-    Made for ``name.startswith(head_prefixes(model))``.
+    Made for `name.startswith(head_prefixes(model))`.
     """
     return table(model).head_prefixes
 
 
 def in_layers(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
-    """Those of a file's tensors that belong to layers, with or without the base model's name in front."""
+    """The names of a file's tensors that belong to layers, with or without the base model's name in front."""
     layers = table(model).layers
     short = layers.partition(".")[2]
     return [name for name in names if name.startswith((f"{layers}.", f"{short}."))]
 
 
 def classifier_prefix(model: PreTrainedModel) -> str:
-    """Name of the final Linear, e.g. ``classifier`` or ``classifier.out_proj``."""
+    """Name of the final Linear, e.g. `classifier` or `classifier.out_proj`."""
     return table(model).classifier
 
 

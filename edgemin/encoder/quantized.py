@@ -17,9 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin.encoder import building
 
-#: The kinds of quantized layers, by the name that structure.json has.
+# The kinds of quantized layers, by the name that structure.json has.
 Kind = Literal["integers", "torch_dynamic"]
-#: Gives batches of so many training examples.
+# Gives batches of so many training examples.
 Draw = Callable[[int], Sequence[Mapping[str, Tensor]]]
 
 
@@ -28,7 +28,7 @@ class Known(NamedTuple):
 
     Attributes:
         module: the provider's; its code is part of the key of whatever is computed with such a model.
-        weight: how the tensor of a layer's integers is called in a file, below the layer's own name.
+        weight: the name, below the layer's own, of the tensor that holds its integers in a file.
         trainable: whether such a model can be trained and pruned.
     """
 
@@ -37,7 +37,7 @@ class Known(NamedTuple):
     trainable: bool
 
 
-#: All providers; no other module is ever imported for a file.
+# All providers; no other module is ever imported for a file.
 PROVIDERS: dict[Kind, Known] = {
     "integers": Known("edgemin.quantization.model", "weight_packed", trainable=True),
     "torch_dynamic": Known("edgemin.quantization.torch_layers", "weight_int8", trainable=False),
@@ -48,10 +48,10 @@ class Provider(Protocol):
     """What is asked of the layers of one kind."""
 
     def describe(self, model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Any]:
-        """How the layers of a model are quantized, as JSON; by path under ``layers``."""
+        """How the layers of a model are quantized, as JSON; by path under `layers`."""
 
     def place(self, model: nn.Module, described: Mapping[str, Any]) -> None:
-        """Put layers that wait for their weights where ``describe`` had them.
+        """Put layers without weights where `describe` found quantized ones.
 
         Raises:
             UserError: the description cannot be built.
@@ -61,7 +61,7 @@ class Provider(Protocol):
         """All that a file holds of one layer, by names below its own."""
 
     def unpack(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Give a layer what ``pack`` gave of another one.
+        """Give a layer what `pack` gave of another one.
 
         Raises:
             KeyError: a tensor is missing, or is one too many.
@@ -72,17 +72,17 @@ class Provider(Protocol):
         """Leave every layer as a file would bring it back."""
 
     def recalibrate(self, model: PreTrainedModel, layers: Mapping[str, Any], draw: Draw | None, who: str) -> list[str]:
-        """Choose again what an earlier stage's training or cuts have made stale; notes say what was.
+        """Choose again what an earlier stage's training or cuts have made stale, and return notes that say what was.
 
         Args:
             model: on the device to compute on.
             layers: its quantized layers by path.
-            draw: gives training examples; ``None`` where the stage sees none.
+            draw: gives training examples; `None` if the stage sees none.
             who: the stage, for the notes.
         """
 
     def summary(self, model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Bits and ranges for run.json; ``None`` where the stage's name says all."""
+        """Bits and ranges for run.json; `None` if the method has no choices."""
 
 
 _registered: dict[Kind, tuple[Provider, type[nn.Module]]] = {}
@@ -94,7 +94,7 @@ def register(name: Kind, provider: Provider, layer: type[nn.Module]) -> None:
 
 
 def _found(model: nn.Module) -> tuple[Kind, Provider, dict[str, nn.Module]] | None:
-    """The kind of a model's quantized layers, who knows them, and the layers by path. A model has one kind at most."""
+    """The kind of a model's quantized layers, their provider, and the layers by path. A model has at most one kind."""
     for name, (provider, layer) in _registered.items():
         if layers := {path: module for path, module in model.named_modules() if isinstance(module, layer)}:
             return name, provider, layers
@@ -102,13 +102,13 @@ def _found(model: nn.Module) -> tuple[Kind, Provider, dict[str, nn.Module]] | No
 
 
 def kind(structure: Mapping[str, Any] | None) -> Kind | None:
-    """The kind of quantized layers that a structure has; ``None`` for a float model."""
+    """The kind of quantized layers that a structure has; `None` for a float model."""
     quantized = (structure or {}).get("quantized")
     return None if quantized is None else cast(Kind, quantized["provider"])
 
 
 def kind_of(model: nn.Module) -> Kind | None:
-    """The kind of quantized layers that a live model has; ``None`` for a float model."""
+    """The kind of quantized layers that a live model has; `None` for a float model."""
     found = _found(model)
     return None if found is None else found[0]
 
@@ -130,9 +130,9 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def structure(model: PreTrainedModel) -> dict[str, Any]:
-    """As [`building.structure`][edgemin.encoder.building.structure], and under ``quantized`` which layers are, and how.
+    """As [`building.structure`][edgemin.encoder.building.structure], and under `quantized` which layers are, and how.
 
-    There ``provider`` names who knows the layers, ``layers`` has them by path; the rest is the provider's.
+    There `provider` is the name of the kind, and `layers` has the layers by path; the rest is the provider's.
     """
     described = building.structure(model)
     if (found := _found(model)) is not None:
@@ -142,7 +142,7 @@ def structure(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """As [`building.build`][edgemin.encoder.building.build], of what ``structure`` gave.
+    """As [`building.build`][edgemin.encoder.building.build], of what `structure` gave.
 
     Quantized layers wait to be filled.
 
@@ -169,7 +169,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """Give a built model what ``tensors`` gave of another one.
+    """Give a built model what `tensors` gave of another one.
 
     Raises:
         KeyError: names a tensor that is missing, or one too many.
@@ -209,13 +209,13 @@ def settle(model: nn.Module) -> None:
 
 
 def recalibrate(model: PreTrainedModel, draw: Draw | None, who: str) -> list[str]:
-    """Choose again what another stage than the one that quantized has made stale; see ``Provider.recalibrate``."""
+    """Choose again what another stage than the one that quantized has made stale; see `Provider.recalibrate`."""
     found = _found(model)
     return [] if found is None else found[1].recalibrate(model, found[2], draw, who)
 
 
 def summary(model: nn.Module) -> dict[str, Any] | None:
-    """What run.json says of a model's quantized layers; ``None`` for a float model."""
+    """What run.json says of a model's quantized layers; `None` for a float model."""
     found = _found(model)
     return None if found is None else found[1].summary(model, found[2])
 

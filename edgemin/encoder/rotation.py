@@ -42,8 +42,8 @@ _OUTLIER = 5 * 1.4826  # median absolute deviations
 def rotate_hidden(model: PreTrainedModel, keep: int) -> None:
     """Turn the residual stream, in place, so that its first coordinates are the ones to keep.
 
-    The hidden size stays; [slice_hidden][edgemin.encoder.slice_hidden] with ``range(keep)`` is made to follow, and
-    norms and biases are set for what it leaves. With ``keep`` the whole hidden size and equal scales in every norm
+    The hidden size stays; [`slice_hidden`][edgemin.encoder.slicing.slice_hidden] with `range(keep)` is made to follow,
+    and norms and biases are set for what it leaves. With `keep` the whole hidden size and equal scales in every norm
     whose output goes on as the stream, the model computes what it did. On the meta device nothing changes.
 
     Args:
@@ -82,12 +82,12 @@ def principal_basis(words: Tensor, keep: int, axes: Sequence[int] = ()) -> Tenso
     nothing behind would add that back; its mean over the units is the ones' share.
 
     Args:
-        words: ``[V, H]``.
+        words: `[V, H]`.
         keep: k.
         axes: Units that keep an axis, at most k - 1.
 
     Returns:
-        ``[H, H]``, float64. Of each u the entry of largest size is positive.
+        `[H, H]`, float64. Of each u the entry of largest size is positive.
     """
     words = words.detach().double()
     width = words.shape[1]

@@ -16,18 +16,18 @@ def configure(
     """A family's configuration with these widths, all else as Hugging Face has it.
 
     Args:
-        family: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert`` or ``mobilebert``.
+        family: `bert`, `electra`, `distilbert`, `roberta`, `modernbert` or `mobilebert`.
         layers: transformer layers.
         hidden: H. Of MobileBERT the width of the feature maps between layers; its bottlenecks, in which attention
             and feed-forward networks work, and its word embeddings are a quarter of it, as the published ones
             (512, 128, 128).
-        heads: attention heads of each layer; a divisor of ``hidden``, of MobileBERT of its quarter.
+        heads: attention heads of each layer; a divisor of `hidden`, of MobileBERT of its quarter.
         intermediate: FFN units of each layer; of MobileBERT of each of the four networks a layer stacks.
         vocabulary: rows of the word embedding.
         padding_id: the tokenizer's padding token.
 
     Raises:
-        UserError: an unknown family, a width below 1 or beyond ``families.LARGEST``, or heads that do not divide the
+        UserError: an unknown family, a width below 1 or beyond `families.LARGEST`, or heads that do not divide the
             width they share.
     """
     table = next((known for known in FAMILIES if known.name == family), None)

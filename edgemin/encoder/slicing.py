@@ -1,8 +1,8 @@
 """Physical removal of heads, FFN units, layers, vocabulary rows, hidden units and head dimensions, in place.
 
 Every change is a list of cuts, checked as a whole before the first is made, so that a refused slice leaves
-the model as it was. A cut goes through [slice_weight][edgemin.encoder.slice_weight]: a new kind of layer
-becomes sliceable by registering itself there. ``keep`` is taken in the order given.
+the model as it was. A cut goes through [`slice_weight`][edgemin.encoder.slicing.slice_weight]: a new kind of layer
+becomes sliceable by registering itself there. `keep` is taken in the order given.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def slice_weight(module: nn.Module, rows: Tensor | None, columns: Tensor | None)
     Args:
         module: A Linear (rows are its outputs, columns its inputs), an Embedding (rows are its entries,
             columns its features) or a LayerNorm (columns are its features).
-        rows: Indices to keep; ``None`` keeps all.
-        columns: Indices to keep; ``None`` keeps all.
+        rows: Indices to keep; `None` keeps all.
+        columns: Indices to keep; `None` keeps all.
 
     Raises:
         UserError: this kind of layer cannot be sliced.
@@ -101,7 +101,7 @@ def slice_heads(model: PreTrainedModel, layer: int, keep: Sequence[int]) -> None
 
 
 def slice_head_size(model: PreTrainedModel, keep: int) -> None:
-    """Keep the first dimensions of every head of every layer; the scores' scale follows, ``keep ** -0.5``.
+    """Keep the first dimensions of every head of every layer; the scores' scale follows, `keep ** -0.5`.
 
     Args:
         model: Changed in place.
@@ -175,7 +175,7 @@ def slice_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
 
 
 def slice_vocabulary(model: PreTrainedModel, keep: Sequence[int]) -> None:
-    """Keep these rows of the word embeddings: token ``keep[i]`` gets the id i, also in the configuration.
+    """Keep these rows of the word embeddings: token `keep[i]` gets the id i, also in the configuration.
 
     Args:
         model: Changed in place.
@@ -280,13 +280,13 @@ def _blocks(kept: Tensor, size: int) -> Tensor:
 
 
 def kept_entries(parameter: Tensor, dim: int, index: Tensor | None) -> nn.Parameter:
-    """A parameter of the entries at ``index`` of a dimension (``None``: of all), trained where the old one was."""
+    """A parameter of the entries at `index` of a dimension (`None`: of all), trained where the old one was."""
     found = parameter.detach() if index is None else parameter.detach().index_select(dim, index.to(parameter.device))
     return nn.Parameter(found, requires_grad=parameter.requires_grad)
 
 
 def _checked(keep: Sequence[int], count: int, what: str, *, first: int = 0) -> Tensor:
-    """The indices as a tensor; messages count from ``first``."""
+    """The indices as a tensor; messages count from `first`."""
     kept = [int(index) for index in keep]
     if not kept:
         raise UserError(f"keep: expected at least one of {count} {what}, given none")

@@ -1,4 +1,4 @@
-"""The residual stream of H units between the layers: what writes to it, what reads it, which norms it runs through."""
+"""The residual stream of H units between the layers: what writes to it, what reads it, which norms it passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 class Read(NamedTuple):
-    """A Linear that reads the stream, and the norm whose output it reads; ``None`` where it reads the stream bare."""
+    """A Linear that reads the stream, and the norm whose output it reads; `None` where it reads the stream bare."""
 
     linear: nn.Linear
     norm: nn.LayerNorm | None
@@ -24,12 +24,12 @@ class Read(NamedTuple):
 class Stream(NamedTuple):
     """Everything whose weights have the stream's units as rows or columns."""
 
-    tables: list[nn.Embedding]  #: embeddings, whose columns are the units; none where a projection follows them
-    writers: list[nn.Linear]  #: their rows are the units
-    reads: list[Read]  #: in the layers; their columns are the units
-    head: Read  #: the head's first Linear
-    carried: list[nn.LayerNorm]  #: norms whose output goes on as the stream itself
-    aside: list[nn.LayerNorm]  #: norms whose output is only read
+    tables: list[nn.Embedding]  # embeddings, whose columns are the units; none where a projection follows them
+    writers: list[nn.Linear]  # their rows are the units
+    reads: list[Read]  # in the layers; their columns are the units
+    head: Read  # the head's first Linear
+    carried: list[nn.LayerNorm]  # norms whose output goes on as the stream itself
+    aside: list[nn.LayerNorm]  # norms whose output is only read
 
 
 def stream(model: PreTrainedModel) -> Stream:
@@ -72,7 +72,7 @@ def stream(model: PreTrainedModel) -> Stream:
 
 
 def plain(module: nn.Module, kind: type[_Kind]) -> _Kind:
-    """A module that is exactly of this kind, so that its ``weight`` is all there is to it.
+    """A module that is exactly of this kind, so that its `weight` is all there is to it.
 
     Raises:
         UserError: it is not, as after quantization.
@@ -84,7 +84,7 @@ def plain(module: nn.Module, kind: type[_Kind]) -> _Kind:
 
 
 def _embeddings(model: PreTrainedModel) -> tuple[list[nn.Embedding], list[nn.Linear], nn.LayerNorm | None]:
-    """What first writes to the stream, and the norm that it begins with."""
+    """The modules that first write to the stream, and the norm at its beginning."""
     family = table(model)
     if has_projection(model):
         assert family.projection is not None

@@ -13,7 +13,7 @@ from edgemin.encoder.quantized import Kind
 from edgemin.errors import UserError
 from edgemin.store.json_file import read_object
 
-FORMAT = 2  #: of artifacts; 1 did not name the provider of quantized layers
+FORMAT = 2  # of artifacts; 1 did not name the provider of quantized layers
 Width = Annotated[int, Field(ge=1, le=max(LARGEST["hidden"], LARGEST["intermediate"]))]
 Rows = Annotated[int, Field(ge=0, le=LARGEST["vocabulary"])]
 
@@ -69,7 +69,7 @@ def written(structure: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_structure(path: Path) -> dict[str, Any]:
-    """Read a ``structure.json``: what ``written`` was given.
+    """Read a `structure.json`: what `written` was given.
 
     Raises:
         UserError: it cannot be read, is of another format, or the field that the message names is missing, unknown, of

@@ -1,4 +1,4 @@
-"""Running an encoder and reading what flows inside it, by forward hooks only: fused attention stays on.
+"""Run an encoder and read what flows inside it, by forward hooks only, so that fused attention stays on.
 
 Shapes: B batch, T tokens, A heads, D head size, C classes.
 """
@@ -25,9 +25,9 @@ class Projections(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One forward: the logits [B, C] (``None`` where nobody asked) and what was read on the way.
+    """One forward: the logits [B, C] (`None` where nobody asked) and what was read on the way.
 
-    ``projections`` are keyed by layer, counted from 0. ``hidden[0]`` is what the embeddings gave, ``hidden[l]`` the
+    `projections` are keyed by layer, counted from 0. `hidden[0]` is what the embeddings gave, `hidden[l]` the
     residual stream after l layers, each [B, T, H].
     """
 
@@ -37,7 +37,7 @@ class Reading(NamedTuple):
 
 
 class _Stop(Exception):
-    """Ends a forward whose remainder nobody needs."""
+    """Ends a forward when nothing that comes later is needed."""
 
 
 def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
@@ -45,7 +45,7 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         model: A sequence classification model of a known family.
-        batch: ``input_ids`` and, if any, ``attention_mask`` and ``token_type_ids``, each [B, T]. The last are
+        batch: `input_ids` and, if any, `attention_mask` and `token_type_ids`, each [B, T]. The last are
             passed on only to a model that tells token types apart. All else, labels included, is left out.
 
     Returns:
@@ -69,7 +69,7 @@ def read(
 
     Args:
         model: A sequence classification model of a known family.
-        batch: As for [logits][edgemin.encoder.logits].
+        batch: As for [`logits`][edgemin.encoder.taps.logits].
         projections: Layers whose queries, keys and values to read, counted from 0.
         hidden: Where to read the residual stream: 0 before the first layer, l after l layers.
         logits: Whether to run to the end.
@@ -95,7 +95,7 @@ def read(
 
 
 class _Taps:
-    """Hooks that keep what passes, and end the forward once the deepest was kept."""
+    """Hooks that keep what passes them and end the forward after the deepest one."""
 
     def __init__(self, stop_at: int | None) -> None:
         self.stop_at = stop_at
@@ -117,7 +117,7 @@ class _Taps:
             stack.enter_context(linear.register_forward_hook(keep(position)))
 
     def on_stream(self, stack: ExitStack, after: int, layer: nn.Module) -> None:
-        """What goes into the first layer, or comes out of a later one."""
+        """Watch the residual stream: the input of the first layer, or the output of a later one."""
 
         def hook(_module: nn.Module, *inside: Any) -> None:
             self.streams[after] = _first(inside[-1])
@@ -157,7 +157,7 @@ def head_contexts(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
     Yields:
         A list that each forward fills anew with L tensors [B, T, A*D] in layer order. After a backward their
-        ``grad`` holds the loss's gradient, frozen parameters or not.
+        `grad` holds the loss's gradient, frozen parameters or not.
     """
     contexts: list[Tensor] = []
 

@@ -1,11 +1,11 @@
 """Narrower encoders out of wide ones, by their weights alone: no data is seen, nothing is trained.
 
-What stays of a width is the ``first`` so many units, the most important ones by ``magnitude``, or, of the hidden size
-alone, the leading principal directions (``pca``, see [rotation][edgemin.encoder.rotation]; heads and FFN units go by
+What stays of a width is the `first` so many units, the most important ones by `magnitude`, or, of the hidden size
+alone, the leading principal directions (`pca`, see [`rotation`][edgemin.encoder.rotation]; heads and FFN units go by
 magnitude there).
 
 The importance of a part is how much it writes times how much it reads, in squared norms, biases included. So a dead
-part has none, and a model that computes the same with its parts scaled up here and down there ranks them the same:
+part has none, and parts are ranked the same in a model that computes the same with other scales inside:
 
 - head h: ‖W_O,h [W_V,h b_V,h]‖², the map from what it attends to to what it writes;
 - FFN unit u: ‖W_out,u‖² · (‖W_in,u‖² + b_in,u²), and times the like of its gate where it has one;
@@ -51,13 +51,13 @@ def truncate(
 ) -> None:
     """Cut every layer to these widths, in place: heads, then their size, then FFN units, then the hidden size.
 
-    Each choice is made on what the one before left. A width that is ``None``, or that a layer does not exceed, stays
+    Each choice is made on what the one before left. A width that is `None`, or that a layer does not exceed, stays
     as it is, to the last bit. On the meta device, where there are no weights to choose by, the first units are kept:
     the shapes are the same.
 
     Args:
         model: Changed in place.
-        how: ``first``, ``magnitude`` or ``pca``.
+        how: `first`, `magnitude` or `pca`.
         heads: A.
         head_size: D.
         ffn: FFN units.
@@ -91,7 +91,7 @@ def leading(importance: Tensor, keep: int) -> list[int]:
 
 
 def head_importance(layer: Layer) -> Tensor:
-    """``[A]``: ‖W_O,h [W_V,h b_V,h]‖² of each head."""
+    """`[A]`: ‖W_O,h [W_V,h b_V,h]‖² of each head."""
     value = _query_key_value(layer)[2].unflatten(0, (layer.heads, layer.head_size))  # [A, D, H + 1]
     output = _weight(layer.output).T.unflatten(0, (layer.heads, layer.head_size))  # [A, D, H]
     # ‖W_O W_V‖² = tr(W_Oᵀ W_O W_V W_Vᵀ), without the H x H product.
@@ -99,7 +99,7 @@ def head_importance(layer: Layer) -> Tensor:
 
 
 def dimension_importance(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Twice ``[A, D]``: of each head's dimensions in the scores, and in what the head writes."""
+    """Twice `[A, D]`: of each head's dimensions in the scores, and in what the head writes."""
     query, key, value = (part.square().sum(1) for part in _query_key_value(layer))
     output = _weight(layer.output).square().sum(0)
     shape = (layer.heads, layer.head_size)
@@ -107,7 +107,7 @@ def dimension_importance(layer: Layer) -> tuple[Tensor, Tensor]:
 
 
 def ffn_importance(layer: Layer) -> Tensor:
-    """``[F]``: what each FFN unit reads times what it writes, and times its gate's where it has one."""
+    """`[F]`: what each FFN unit reads times what it writes, and times its gate's where it has one."""
     read = _weight_and_bias(layer.part(layer.family.ffn_in)).square().sum(1)
     if layer.family.gated:
         read = read.unflatten(0, (2, layer.ffn)).prod(0)
@@ -115,7 +115,7 @@ def ffn_importance(layer: Layer) -> Tensor:
 
 
 def hidden_importance(model: PreTrainedModel) -> Tensor:
-    """``[H]``: what is written to each hidden unit times what is read of it, the norms' scales included."""
+    """`[H]`: what is written to each hidden unit times what is read of it, the norms' scales included."""
     found = stream(model)
     written = [_weight(linear_or_table).square().sum(0) for linear_or_table in found.tables]
     written += [_weight_and_bias(linear).square().sum(1) for linear in found.writers]
@@ -193,7 +193,7 @@ def _sort_head_dimensions(model: PreTrainedModel, keep: int) -> None:
 
 
 def _in_front(chosen: Sequence[int], count: int) -> Tensor:
-    """All indices below ``count``: the chosen ones in front, the others behind them, each in their order."""
+    """All indices below `count`: the chosen ones in front, the others behind them, each in their order."""
     others = sorted(set(range(count)) - set(chosen))
     return torch.tensor([*chosen, *others])
 
@@ -206,7 +206,7 @@ def _continued(pattern: Sequence[int | None], length: int) -> list[int | None]:
 
 
 def _query_key_value(layer: Layer) -> list[Tensor]:
-    """Weights and biases of query, key and value, each ``[A*D, H + 1]``, be they in one Linear or in three."""
+    """Weights and biases of query, key and value, each `[A*D, H + 1]`, be they in one Linear or in three."""
     found = [_weight_and_bias(linear) for linear in layer.projections]
     return found if layer.fused == 1 else list(found[0].chunk(3))
 
@@ -217,7 +217,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _weight_and_bias(module: nn.Module) -> Tensor:
-    """``[out, in + 1]``, or ``[out, in]`` without a bias."""
+    """`[out, in + 1]`, or `[out, in]` without a bias."""
     linear = plain(module, nn.Linear)
     parts = [linear.weight] if linear.bias is None else [linear.weight, linear.bias[:, None]]
     return torch.cat(parts, dim=1).detach().double()

@@ -1,1 +1,1 @@
-"""Quantized layers, and how their integers are kept on disk."""
+"""Quantization: layers of integers, their scales and ranges, and one file per method."""

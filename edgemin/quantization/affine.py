@@ -2,7 +2,7 @@ r"""Rounding to a grid of integers, with the gradients that let a model be train
 
 With scale s, the smallest and largest integer Q_lo and Q_hi of the grid, and v = x / s:
 
-.. math:: q = round(clamp(v, Q_{lo}, Q_{hi})), \qquad \hat x = s \, q
+$$ q = round(clamp(v, Q_{lo}, Q_{hi})), \qquad \hat x = s \, q $$
 
 Halves are rounded to even. Weights are symmetric: Q_lo = -2^(b-1), Q_hi = 2^(b-1) - 1. Activations have a zero point z:
 their grid of 0 .. 255 is that of Q_lo = -z, Q_hi = 255 - z, so one function serves both.
@@ -10,7 +10,7 @@ their grid of 0 .. 255 is that of Q_lo = -z, Q_hi = 255 - z, so one function ser
 Gradients are those of Learned Step Size Quantization (Esser et al. 2020, arXiv 1902.08153, equations 1 to 3): for x
 straight through inside the grid and 0 outside; for the scale
 
-.. math:: \frac{\partial \hat x}{\partial s} = q - v \text{ inside}, \; Q_{lo} \text{ below}, \; Q_{hi} \text{ above},
+$$ \frac{\partial \hat x}{\partial s} = q - v \text{ inside}, \; Q_{lo} \text{ below}, \; Q_{hi} \text{ above}, $$
 
 summed over all that share it and multiplied by 1 / sqrt(N Q_hi), N their number.
 """
@@ -22,9 +22,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-#: Activations are unsigned integers of 8 bits.
+# Activations are unsigned integers of 8 bits.
 LEVELS = 255
-#: No scale is smaller (a row of zeros has this one); 2 ** -20 is exact in half precision.
+# No scale is smaller (a row of zeros has this one); 2 ** -20 is exact in half precision.
 SMALLEST = 2.0**-20
 
 
@@ -38,13 +38,13 @@ def fake_quantize(values: Tensor, scale: Tensor, low: float, high: float, gradie
 
     Args:
         values: any shape.
-        scale: positive; its shape broadcasts to that of ``values``.
+        scale: positive; its shape broadcasts to that of `values`.
         low: Q_lo.
         high: Q_hi.
         gradient_scale: what the gradient of the scale is multiplied by.
 
     Returns:
-        Of the shape and dtype of ``values``; computed in at least float32.
+        Of the shape and dtype of `values`; computed in at least float32.
     """
     return cast(Tensor, _FakeQuantize.apply(values, scale, low, high, gradient_scale))  # type: ignore[no-untyped-call]
 
@@ -57,7 +57,7 @@ def integers(values: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
 def input_scale(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     r"""Scale and zero point of the 256 levels that cover [low, high] and 0, so that 0 is exact.
 
-    .. math:: s = (max(high, 0) - min(low, 0)) / 255, \qquad z = round(-min(low, 0) / s)
+    $$ s = (max(high, 0) - min(low, 0)) / 255, \qquad z = round(-min(low, 0) / s) $$
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = ((high - low) / LEVELS).clamp(min=SMALLEST)
@@ -65,7 +65,7 @@ def input_scale(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_tokens(values: Tensor) -> Tensor:
-    """Dynamic activations: each token's own range, over its features, ``[..., H]``; straight-through gradients.
+    """Dynamic activations: each token's own range, over its features, `[..., H]`; straight-through gradients.
 
     What is read of a token therefore does not depend on its neighbours in the batch.
     """

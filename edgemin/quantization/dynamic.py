@@ -1,4 +1,4 @@
-"""The EdgeMIN paper's quantization, kept as the reference."""
+"""The stage of torch's dynamic INT8, the EdgeMIN paper's quantization, kept as the reference."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from edgemin.training.stage import Shape, Stage
 
 
 class DynamicQuantization(Stage):
-    """Torch's dynamic INT8 of every Linear, as the EdgeMIN paper used it; see :mod:`edgemin.quantization.torch_layers`.
+    """Torch's dynamic INT8 of every Linear, as the EdgeMIN paper used it.
+
+    See [`torch_layers`][edgemin.quantization.torch_layers] for what it computes.
 
     Args:
-        bits: of the weights; torch's method knows 8 alone.
-        max_drop: see :class:`edgemin.quantization.settings.Quantization`.
+        bits: bits of the weights; torch's method has only 8.
+        max_drop: the quality gate; see [`Quantization`][edgemin.quantization.settings.Quantization].
     """
 
     quantizes: ClassVar[Kind | None] = "torch_dynamic"
@@ -35,19 +37,19 @@ class DynamicQuantization(Stage):
         self.max_drop = max_drop
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Torch replaces float layers only."""
+        """Refuse a model that is quantized already: torch replaces float layers only."""
         if model.quantized:
             raise UserError("_target_: expected a float model for torch's dynamic INT8, given one quantized before")
 
     def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The gate judges the result and does not change it."""
+        """Leave out `max_drop`: the gate judges the result and does not change it."""
         return {name: value for name, value in settings.items() if name != "max_drop"}
 
     @property
     def needs_task(self) -> bool:
-        """Activations are quantized as they come."""
+        """No data is needed: activations are quantized with the range they have at each call."""
         return False
 
     def finish(self) -> PreTrainedModel:
-        """The encoder with quantized Linears, on the CPU, where they run."""
+        """Return the encoder with quantized Linears, on the CPU, where they run."""
         return cast(PreTrainedModel, torch_layers.quantize(self.model))

@@ -1,9 +1,8 @@
-"""Linear and Embedding that round their weights, and what they read, at every forward: quantized, and still trainable.
+"""Linear and Embedding that round their weights and inputs at every forward: quantized, and still trainable.
 
-``weight`` stays a float parameter: what an optimizer moves. The model computes with ``quantized_weight()``, gradients
-go
-straight through (see :mod:`edgemin.quantization.affine`). On disk only integers and scales are left of it, so a layer
-that was loaded starts at its dequantized weights.
+`weight` stays a float parameter, which an optimizer moves. The model computes with `quantized_weight()`, gradients go
+straight through (see [`affine`][edgemin.quantization.affine]). On disk only integers and scales are left of it, so a
+layer that was loaded starts at its dequantized weights.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ from edgemin.quantization.weights import (
     weight_scale,
 )
 
-#: What scales do while a model trains: stay, follow what they scale, or learn.
+# What scales do while a model trains: stay, follow what they scale, or learn.
 Scales = Literal["fixed", "moving", "learned"]
-#: Share of the old range in the moving average of an activation's range.
+# Share of the old range in the moving average of an activation's range.
 MOMENTUM = 0.99
 
 
 class Quantized(nn.Module):
-    """What both kinds of layer have in common.
+    """What quantized Linears and Embeddings have in common.
 
     Attributes:
         spec: how the weights are quantized.
-        weight: ``[R, C]``, float.
-        weight_scale: ``[R, G]``, see :mod:`edgemin.quantization.weights`.
-        scales: what they do in training; ``fixed`` unless a stage says otherwise.
+        weight: `[R, C]`, float.
+        weight_scale: `[R, G]`, see [`weights`][edgemin.quantization.weights].
+        scales: what the scales do in training; `fixed` unless a stage says otherwise.
         rescaled: groups whose scale was chosen anew because a slice had cut through them.
     """
 
@@ -67,28 +66,28 @@ class Quantized(nn.Module):
         self._settled = False
 
     def quantized_weight(self) -> Tensor:
-        """``[R, C]``: what the layer computes with."""
+        """`[R, C]`: what the layer computes with."""
         return self.weight if self._settled else self._rounded(self.weight)
 
     def integers(self) -> Tensor:
-        """``[R, C]``: the integers, as floats."""
+        """`[R, C]`: the integers, as floats."""
         groups = grouped(self.weight.detach(), self.spec)
         return ungrouped(integers(groups, self._scale(groups)[..., None], *self.spec.grid), self.weight.shape)
 
     def settle(self) -> None:
-        """Let the weights be what they are rounded to, so that forwards in eval mode need not round them again."""
+        """Set the weights to their rounded values, so that forwards in eval mode need not round them again."""
         with torch.no_grad():
             self.weight.copy_(self.quantized_weight())
         self._settled = True
 
     def train(self, mode: bool = True) -> Any:
-        """Training moves the weights off the grid."""
+        """Switch the mode; training moves settled weights off the grid, so they are rounded again."""
         if mode:
             self._settled = False
         return super().train(mode)
 
     def follow(self, scales: Scales) -> None:
-        """Say what scales do in training: stay, keep their share of the largest weight, or learn."""
+        """Set what scales do in training: stay, keep their share of the largest weight, or learn."""
         now = self._scale(grouped(self.weight, self.spec)).detach().clone()
         if isinstance(self.weight_scale, nn.Parameter):
             del self.weight_scale
@@ -104,12 +103,12 @@ class Quantized(nn.Module):
         self.scales = scales
 
     def packed(self) -> dict[str, Tensor]:
-        """What a file holds of the weights: ``weight_packed`` [R, bytes] and ``weight_scale``."""
+        """What a file holds of the weights: `weight_packed` [R, bytes] and `weight_scale`."""
         scale = self._scale(grouped(self.weight.detach(), self.spec)).detach()
         return {"weight_packed": pack(self.integers(), self.spec.bits), "weight_scale": scale.to(self.spec.scale_dtype)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take them back; the weights are the dequantized ones."""
+        """Take the tensors that `packed` gave; the weights become the dequantized ones."""
         rows, columns = self.weight.shape
         scale = tensors["weight_scale"].float()
         if scale.shape != self.weight_scale.shape:
@@ -146,7 +145,7 @@ class Quantized(nn.Module):
         self.follow(before)
 
     def _scale(self, groups: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The scales of these groups, of the precision they are stored in; ``rows`` where they are not all."""
+        """The scales of these groups in the precision they are stored in; `rows` if only some rows are asked for."""
 
         def of_rows(found: Tensor) -> Tensor:
             return found if rows is None else functional.embedding(rows, found)
@@ -168,12 +167,13 @@ class Quantized(nn.Module):
 
 
 class QuantizedLinear(Quantized, nn.Linear):
-    """``y = q(x) q(W)ᵀ + b``.
+    """`y = q(x) q(W)ᵀ + b`.
 
     Args:
-        linear: whose weights and bias it takes.
-        spec: how it is quantized. With static activations there are ``input_scale`` and ``input_zero_point``, one
-            number each; they are not-a-number until :meth:`fit_inputs`.
+        linear: gives its weights and bias.
+        spec: how it is quantized. With static activations there are `input_scale` and `input_zero_point`, one number
+            each; they are not-a-number until
+            [`QuantizedLinear.fit_inputs`][edgemin.quantization.layers.QuantizedLinear.fit_inputs].
     """
 
     input_scale: Tensor
@@ -192,13 +192,13 @@ class QuantizedLinear(Quantized, nn.Linear):
                 self.register_buffer(name, torch.full((1,), torch.nan, device=self.weight.device))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Quantized product, in the precision of its surroundings."""
+        """The product of rounded inputs and rounded weights, in the precision of autocast."""
         if not self.watching:
             input = self._read(input)
         return functional.linear(input, self.quantized_weight(), self.bias)
 
     def fit_inputs(self, low: Tensor, high: Tensor) -> None:
-        """Take the range of what it reads."""
+        """Set scale and zero point of the inputs by the range of their values."""
         scale, zero = (found.reshape(1).to(self.weight.device) for found in input_scale(low, high))
         with torch.no_grad():
             self.input_scale.copy_(scale)
@@ -207,7 +207,7 @@ class QuantizedLinear(Quantized, nn.Linear):
             self.input_range.copy_(torch.cat([-zero * scale, (LEVELS - zero) * scale]))
 
     def follow(self, scales: Scales) -> None:
-        """Scales of weights and of activations alike."""
+        """Set what the scales of weights and of inputs do in training."""
         super().follow(scales)
         if self.spec.activations != "static":
             return
@@ -223,7 +223,7 @@ class QuantizedLinear(Quantized, nn.Linear):
             self.input_scale = nn.Parameter(now)
 
     def slice(self, rows: Tensor | None, columns: Tensor | None) -> None:
-        """Also the bias; the range of what it reads stays what it was, and may want calibrating again."""
+        """Keep some outputs and inputs, with their bias; the input range stays and may have to be calibrated again."""
         super().slice(rows, columns)
         if self.bias is not None:
             self.bias = kept_entries(self.bias, 0, rows)
@@ -244,7 +244,7 @@ class QuantizedLinear(Quantized, nn.Linear):
         return fake_quantize(values, self._positive_input_scale(), -zero, LEVELS - zero, shrink)
 
     def _move(self, values: Tensor) -> None:
-        """Follow the range of what it reads, padding included; over all processes."""
+        """Move the input range towards that of these inputs, padding included, over all processes."""
         seen = ranks.mean(torch.stack(values.float().aminmax()))
         self.input_range.mul_(MOMENTUM).add_(seen, alpha=1 - MOMENTUM)
         scale, zero = input_scale(*self.input_range)
@@ -256,8 +256,8 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
     """Rows of a quantized table. Only the rows that are read are rounded.
 
     Args:
-        embedding: whose entries it takes.
-        spec: how it is quantized; activations there are none.
+        embedding: gives its entries.
+        spec: how it is quantized; an embedding has no activations.
     """
 
     def __init__(self, embedding: nn.Embedding, spec: Spec) -> None:
@@ -270,7 +270,7 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
         self._begin(spec)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[...]`` to ``[..., C]``."""
+        """The rounded rows for token ids: `[...]` to `[..., C]`."""
         if self._settled or self.spec.granularity == "tensor":
             return functional.embedding(input, self.quantized_weight(), self.padding_idx)
         ids = input.flatten()
@@ -279,7 +279,7 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
         return found
 
     def slice(self, rows: Tensor | None, columns: Tensor | None) -> None:
-        """Also where the padding's entry is."""
+        """Keep some entries and features, and follow the entry of the padding token."""
         super().slice(rows, columns)
         self.num_embeddings, self.embedding_dim = self.weight.shape
         if rows is not None and self.padding_idx is not None:

@@ -1,4 +1,4 @@
-"""A whole encoder, quantized: which of its layers, how, and what a file holds of it."""
+"""Quantize a whole encoder: which of its layers, how, and what a file holds of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgemin.quantization.layers import Quantized, QuantizedEmbedding, Quantized
 from edgemin.quantization.ranges import Calibration, calibrate
 from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
 
-#: How the integers of a quantized weight end in a file.
+# How the integers of a quantized weight end in a file.
 PACKED = quantized.PROVIDERS["integers"].weight
 
 
@@ -25,13 +25,13 @@ def quantize(
 ) -> None:
     """Quantize these layers, in place.
 
-    Scales of weights are chosen at once, those of activations by :func:`fit_inputs`. The weights themselves stay where
-    they are until they settle: training that begins here knows how near each is to the next step. A layer that is
-    quantized already is quantized anew, from the weights it has.
+    Scales of weights are chosen at once, those of activations by [`fit_inputs`][edgemin.quantization.model.fit_inputs].
+    The weights themselves stay where they are until they settle: training that begins here knows how near each is to
+    the next step. A layer that is quantized already is quantized anew, from the weights it has.
 
     Args:
         model: an encoder.
-        specs: by path, of :func:`edgemin.encoder.matrices`; 32 bits leave a layer as it is.
+        specs: by path, of [`matrices`][edgemin.encoder.parts.matrices]; 32 bits leave a layer as it is.
         weight_range: how scales of weights are chosen.
         calibration: how ranges of activations are chosen, now and when a later stage has moved them.
     """
@@ -51,7 +51,7 @@ def quantized_layers(model: nn.Module) -> dict[str, Quantized]:
 
 
 def static_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """Those whose activations have a range of their own."""
+    """The quantized Linears with static activations, which have a range of their own, by path."""
     return {
         path: layer
         for path, layer in quantized_layers(model).items()
@@ -65,7 +65,7 @@ def calibration_of(model: nn.Module) -> Calibration:
 
 
 def fit_inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Calibrate what the layers with static activations read.
+    """Calibrate the inputs of the layers with static activations.
 
     Raises:
         UserError: no sentence, or activations that are not finite.
@@ -78,7 +78,7 @@ def fit_inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
 
 
 def follow(model: nn.Module, scales: Scales) -> None:
-    """Say what the scales of all quantized layers do in training."""
+    """Set what the scales of all quantized layers do in training."""
     for layer in quantized_layers(model).values():
         layer.follow(scales)
 
@@ -118,7 +118,7 @@ class Integers:
         layer.load_state_dict(rest, strict=False)  # the names were compared above
 
     def settle(self, layers: Mapping[str, Quantized]) -> None:
-        """Fixed scales, weights on their grid."""
+        """Fix the scales and put the weights on their grid, as a file would bring them back."""
         for layer in layers.values():
             layer.follow("fixed")
             layer.settle()

@@ -18,16 +18,16 @@ def packed_width(columns: int, bits: int) -> int:
 def pack(integers: Tensor, bits: int) -> Tensor:
     """Pack the integers of a matrix, row by row, without gaps inside a row.
 
-    Value i of a row, less the smallest of the grid, takes the bits ``i * bits`` to ``(i + 1) * bits - 1`` of the row,
+    Value i of a row, less the smallest of the grid, takes the bits `i * bits` to `(i + 1) * bits - 1` of the row,
     counted from the lowest bit of its first byte; the last byte of a row is filled up with zeros. So 4 bits give two
     weights to a byte, the first in the lower half, and 3 bits eight weights to three bytes.
 
     Args:
-        integers: ``[R, C]``, whole numbers of the grid of so many bits.
+        integers: `[R, C]`, whole numbers of the grid of so many bits.
         bits: 1 to 8.
 
     Returns:
-        ``[R, ceil(C * bits / 8)]``, uint8.
+        `[R, ceil(C * bits / 8)]`, uint8.
     """
     rows, columns = integers.shape
     width = packed_width(columns, bits)
@@ -47,7 +47,7 @@ def pack(integers: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """The integers that :func:`pack` took, ``[R, C]``, float32."""
+    """The integers that [`pack`][edgemin.quantization.packing.pack] took, `[R, C]`, float32."""
     rows = packed.shape[0]
     low, _ = weight_grid(bits)
     found = torch.empty(rows, columns)

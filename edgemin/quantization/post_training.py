@@ -20,7 +20,7 @@ class PostTraining(Stage):
     anew.
 
     Args:
-        settings: see :class:`edgemin.quantization.settings.Quantization`.
+        settings: all settings of [`Quantization`][edgemin.quantization.settings.Quantization].
     """
 
     quantizes: ClassVar[Kind | None] = "integers"
@@ -32,21 +32,21 @@ class PostTraining(Stage):
 
     @property
     def needs_task(self) -> bool:
-        """Static activations are calibrated on its sentences."""
+        """Whether it reads the task's sentences, which calibrate static activations."""
         return self.quantization.reads_data
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """What can be told from the shape."""
+        """Refuse what can be known to be impossible from the shape alone."""
         self.quantization.check(model)
 
     def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The gate judges the result and does not change it."""
+        """Leave out `max_drop`: the gate judges the result and does not change it."""
         return {name: value for name, value in settings.items() if name != "max_drop"}
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Round and calibrate."""
+        """Quantize the model and calibrate its activations."""
         super().prepare(model, data, teachers)
         applied = self.quantization.apply(model, data, self.seed)
         self.notes += applied.notes

@@ -24,28 +24,27 @@ _OWN = tuple(field.name for field in fields(Quantization))
 
 
 class QATSettings(QuantizationSettings, DistillSettings, total=False):
-    """What quantization and training may be given."""
+    """The settings of quantization and of training together."""
 
 
 class QuantizationAware(MethodSum):
-    """Train a quantized model, on the task's labels or by what a full-precision model says.
+    """Train a quantized model on the task's labels, or by distillation from a full-precision model.
 
     Weights and activations are rounded in every forward, gradients go straight through the rounding (Jacob et al. 2018,
-    arXiv 1712.05877). It begins with what post-training quantization gives: 0 steps are just that.
+    arXiv 1712.05877). It begins with post-training quantization: 0 steps give exactly that.
 
     Args:
-        scales: ``fixed`` at their calibrated values; ``moving``: those of weights keep their share of the largest
-            weight,
-            those of activations follow a moving average of their range (padding included, momentum 0.99); ``learned``
-            (LSQ, arXiv 1902.08153; see :mod:`edgemin.quantization.affine`), from their calibrated values on.
-        train: ``all``, or the ``scales`` alone (the second phase of EfficientQAT, arXiv 2407.11062).
-        train_on: ``train``, or only the ``calibration`` sentences (their labels too, where there is no method that does
+        scales: `fixed` at their calibrated values; `moving`: those of weights keep their share of the largest weight,
+            those of activations follow a moving average of their range (padding included, momentum 0.99); `learned`
+            (LSQ, arXiv 1902.08153; see [`affine`][edgemin.quantization.affine]), from their calibrated values on.
+        train: `all`, or the `scales` alone (the second phase of EfficientQAT, arXiv 2407.11062).
+        train_on: `train`, or only the `calibration` sentences (their labels too, where there is no method that does
             without).
-        methods: distillation, as in :class:`edgemin.training.method_sum.MethodSum`; none: labels alone.
-        task_weight: of the labels' loss; ``auto`` is 1, and 0 where a method trains the head.
-        settings: those of :class:`edgemin.quantization.settings.Quantization` and
-            :class:`edgemin.training.distillation.Distillation`; ``teacher`` is ``parent``, the model that is quantized,
-            in full precision, unless given.
+        methods: distillation, as in [`MethodSum`][edgemin.training.method_sum.MethodSum]; none: labels alone.
+        task_weight: weight of the task loss; `auto` is 1, or 0 where a method trains the head.
+        settings: those of [`Quantization`][edgemin.quantization.settings.Quantization] and
+            [`Distillation`][edgemin.training.distillation.Distillation]; `teacher` is `parent`, the model that is
+            quantized, in full precision, unless given.
     """
 
     quantizes: ClassVar[Kind | None] = "integers"
@@ -80,33 +79,33 @@ class QuantizationAware(MethodSum):
 
     @property
     def needs_task(self) -> bool:
-        """For labels, and to calibrate."""
+        """Whether it reads the task's data: for labels, or for calibration sentences."""
         return super().needs_task or self.quantization.reads_data
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """Only methods learn from a model."""
+        """The models that the methods learn from; none without methods."""
         return super().teacher_names if self._parts else ()
 
     def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """``task_weight=auto`` without a method is the labels."""
+        """Replace `task_weight=auto`: 1 without methods, since labels are then all there is to learn from."""
         if not self._parts and config.get("task_weight", "auto") == "auto":
             return config | {"task_weight": 1.0}
         return super().resolve(config, head_trained, finetuned_later)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Of both."""
+        """Refuse what quantization or the methods cannot do with these models."""
         self.quantization.check(model)
         super().check(model, teachers)
 
     def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The gate judges the result and does not change it."""
+        """Leave out `max_drop`: the gate judges the result and does not change it."""
         return {name: value for name, value in super().key_settings(settings).items() if name != "max_drop"}
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Pair with the teachers, then quantize."""
+        """Match layers with the teachers, then quantize the model."""
         super().prepare(model, data, teachers)
         applied = self.quantization.apply(model, data, self.seed)
         self.notes += applied.notes
@@ -117,16 +116,16 @@ class QuantizationAware(MethodSum):
                 parameter.requires_grad_(name.endswith("_scale"))
 
     def planned_steps(self, examples: int, model: Shape) -> int:
-        """An epoch may be the calibration sentences alone."""
+        """The steps of the fit; with `train_on=calibration` an epoch is the calibration sentences."""
         drawn = min(self.quantization.calibration_examples, examples) if self.train_on == "calibration" else examples
         return super().planned_steps(drawn, model)
 
     def training_rows(self) -> NDArray[np.int64] | None:
-        """The calibration sentences, where only they are trained on."""
+        """The calibration sentences with `train_on=calibration`, else `None`: all."""
         if self.train_on == "train" or self.corpus is not None:
             return None
         return self.data.drawn(self.quantization.calibration_examples, self.seed)
 
     def finish(self) -> PreTrainedModel:
-        """The quantized model, all of it trainable again."""
+        """Return the quantized model with all its parameters trainable again."""
         return super().finish().requires_grad_(True)

@@ -1,10 +1,8 @@
 """The ranges of activations, found on sentences without their padding.
 
-``minmax`` takes the least and the largest value, ``moving_average`` their moving average over batches. The other two
-look at a histogram of all values between those two: ``percentile`` p leaves the same share (100 - p) / 2 % out at
-either
-end; ``mse`` takes, of ranges that shrink towards 0 from either end, the one whose 256 levels have the least squared
-error.
+`minmax` takes the least and the largest value, `moving_average` their moving average over batches. The other two look
+at a histogram of all values between those two: `percentile` p leaves the same share (100 - p) / 2 % out at either end;
+`mse` takes, of ranges that shrink towards 0 from either end, the one whose 256 levels have the least squared error.
 """
 
 from __future__ import annotations
@@ -50,12 +48,12 @@ class Calibration:
             raise UserError(f"calibration_examples: expected a whole number of at least 1, given {self.examples}")
 
     def describe(self) -> dict[str, Any]:
-        """As plain values."""
+        """The settings as JSON-able values, for structure.json."""
         return asdict(self)
 
 
 class _Watch:
-    """What one layer reads, over all batches."""
+    """Collects the range and the histogram of one layer's inputs over all batches."""
 
     def __init__(self) -> None:
         self.low, self.high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
@@ -85,14 +83,14 @@ def calibrate(
     batches: Iterable[Mapping[str, Tensor]],
     settings: Calibration,
 ) -> None:
-    """Choose the range of what each layer reads, in eval mode; weights are rounded, activations are not meanwhile.
+    """Choose the input range of each layer, in eval mode, with weights rounded and activations not.
 
     Args:
-        model: the whole; left in the mode it was in.
+        model: the whole model; left in the mode it was in.
         layers: those with static activations, by name.
         run: runs the model on a batch.
-        batches: with ``attention_mask``; padding is left out. Gone through twice for ``percentile`` and ``mse``.
-        settings: how.
+        batches: with `attention_mask`; padding is left out. Gone through twice for `percentile` and `mse`.
+        settings: how ranges are chosen.
 
     Raises:
         UserError: there is no batch, or a layer reads a value that is not finite.
@@ -159,7 +157,7 @@ def percentile_range(counts: Tensor, low: Tensor, high: Tensor, percentile: floa
     """The range that leaves (100 - percentile) / 2 % of the values out at either end, to the width of a bin.
 
     Args:
-        counts: ``[bins]``, of values between ``low`` and ``high``.
+        counts: `[bins]`, of values between `low` and `high`.
         low: where the first bin begins.
         high: where the last bin ends.
         percentile: share inside, in percent.

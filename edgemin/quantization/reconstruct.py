@@ -1,4 +1,4 @@
-"""Reconstruction: a quantized model learns, block by block, to give what the full-precision one gives."""
+"""Reconstruction: block by block, a quantized model learns to reproduce the outputs of the full-precision one."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from edgemin.training.fit import Fit, FitSettings
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.stage import Shape, Stage
 
-#: At most so many calibration sentences tell how near each block came.
+# At most so many calibration sentences tell how near each block came.
 SCORED = 256
 _OF_FIT = tuple(field.name for field in fields(Fit))
 
 
 class ReconstructionSettings(QuantizationSettings, FitSettings, total=False):
-    """What quantization and the fit of each block may be given."""
+    """The settings of quantization and of the fit of each block."""
 
 
 class Reconstruction(Stage):
-    r"""Between rounding and quantization-aware training in cost: calibration sentences, no labels, one block at a time.
+    r"""Train a quantized model one block at a time on calibration sentences, without labels.
 
-    It begins with what post-training quantization gives. Then, for each layer n in order, that layer's weights and
-    scales (LSQ) minimize
+    In cost this lies between rounding and quantization-aware training. It begins with post-training quantization. Then,
+    for each layer n in order, that layer's weights and scales (LSQ) minimize
 
-    .. math:: \| f_n(x_{n-1}) - \hat f_n(\tilde x_{n-1}) \|^2, \qquad
-        \tilde x_{n-1} = \lambda_t x_{n-1} + (1 - \lambda_t) \hat x_{n-1}, \quad \lambda_t = max(1 - t / T_0, 0)
+    $$
+    \| f_n(x_{n-1}) - \hat f_n(\tilde x_{n-1}) \|^2, \qquad
+    \tilde x_{n-1} = \lambda_t x_{n-1} + (1 - \lambda_t) \hat x_{n-1}, \quad \lambda_t = max(1 - t / T_0, 0)
+    $$
 
     averaged over sequences, in each over tokens and hidden units, x what the full-precision model's layers give and x̂
     what the quantized ones do (MREM with annealed teacher forcing, arXiv 2109.15082; the first phase of EfficientQAT,
     arXiv 2407.11062). Last comes what follows the layers, by the squared error of the logits, on the quantized model's
-    own hidden states.
-    Embeddings are only rounded. There is no dropout.
+    own hidden states. Embeddings are only rounded. There is no dropout.
 
-    ``findings["reconstruction"]`` has each block's error before and after (``head``: that of the logits), the quantized
+    `findings["reconstruction"]` has each block's error before and after (`head`: that of the logits), the quantized
     model running on its own hidden states throughout.
 
     Args:
         teacher_forcing: T_0, as a share of the steps of a block; 0: none.
-        settings: those of :class:`edgemin.quantization.settings.Quantization`, and of
-            :class:`edgemin.training.fit.Fit` for
-            each block; an epoch is all calibration sentences.
+        settings: those of [`Quantization`][edgemin.quantization.settings.Quantization], and of
+            [`Fit`][edgemin.training.fit.Fit] for each block; an epoch is all calibration sentences.
     """
 
     quantizes: ClassVar[Kind | None] = "integers"
@@ -75,7 +75,7 @@ class Reconstruction(Stage):
             )
         self.max_drop = self.quantization.max_drop
         self.teacher_forcing = teacher_forcing
-        self.forced = 1.0  #: the part of the full-precision model's hidden states, at this step
+        self.forced = 1.0  # the part of the full-precision model's hidden states, at this step
         # a list, so that it is no submodule: neither trained nor checkpointed
         self._float: list[PreTrainedModel] = []
         self._rows: NDArray[np.int64] | None = None
@@ -84,21 +84,21 @@ class Reconstruction(Stage):
 
     @property
     def reaches_all(self) -> bool:
-        """One block at a time."""
+        """No: one block learns at a time."""
         return False
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """What can be told from the shape."""
+        """Refuse what can be known to be impossible from the shape alone."""
         self.quantization.check(model)
 
     def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The gate judges the result and does not change it."""
+        """Leave out `max_drop`: the gate judges the result and does not change it."""
         return {name: value for name, value in settings.items() if name != "max_drop"}
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Keep the model in full precision, and round it."""
+        """Keep a copy of the model in full precision, and quantize the model."""
         super().prepare(model, data, teachers)
         self._float = [copy.deepcopy(model).eval().requires_grad_(False)]
         applied = self.quantization.apply(model, data, self.seed)
@@ -110,26 +110,26 @@ class Reconstruction(Stage):
         self._before = self._errors()
 
     def phases(self) -> list[Fit]:
-        """A fit for each layer, and one for what follows them; asked before ``prepare``, that of one."""
+        """A fit for each layer and one for what follows; before `prepare`, when layers are unknown, only one."""
         return [self.settings] * (parts.num_layers(self.model) + 1 if self._float else 1)
 
     def planned_steps(self, examples: int, model: Shape) -> int:
-        """Of all blocks; an epoch of each is the calibration sentences."""
+        """The steps of all blocks together; an epoch of each is the calibration sentences."""
         drawn = min(self.quantization.calibration_examples, examples)
         return (model.layers + 1) * self.settings.optimizer_steps(drawn)
 
     def training_rows(self) -> NDArray[np.int64] | None:
-        """The calibration sentences."""
+        """The calibration sentences, on which every block is trained."""
         return self._rows
 
     def setup(self, stage: str) -> None:
-        """Only one block learns; said before Lightning looks for what does."""
+        """Freeze all but the block that learns, before Lightning collects the parameters."""
         self.model.requires_grad_(False)
         for parameter in parts.parameters_by_depth(self.model)[self.phase + 1]:
             parameter.requires_grad_(True)
 
     def on_fit_start(self) -> None:
-        """The model in full precision is beside the other; what is done learning need not be rounded anew."""
+        """Put the full-precision model on the device, and settle the blocks that have finished learning."""
         nn.Module.to(self._float[0], self.device)
         self._annealed = self.teacher_forcing * self.settings.batches(self.training_examples())
         done = {"embeddings", *(str(n) for n in range(1, self.phase + 1))}
@@ -139,12 +139,12 @@ class Reconstruction(Stage):
                 layer.settle()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Anneal."""
+        """Reduce the share of the full-precision model's hidden states in the block's input (λ_t above)."""
         super().on_train_batch_start(batch, batch_idx)
         self.forced = max(1.0 - batch_idx / self._annealed, 0.0) if self._annealed else 0.0
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Squared error of the block's output, or of the logits."""
+        """The squared error of the block's output or, in the last fit, of the logits."""
         self.model.eval()
         block = self.phase
         if block == parts.num_layers(self.model):
@@ -163,7 +163,7 @@ class Reconstruction(Stage):
         return hidden_mse(read[block + 1], found, batch["attention_mask"])
 
     def finish(self) -> PreTrainedModel:
-        """The quantized model, all of it trainable again."""
+        """Return the quantized model with all its parameters trainable again."""
         names = [*range(1, parts.num_layers(self.model) + 1), "head"]
         found = zip(names, self._before, self._errors(), strict=True)
         self.findings["reconstruction"] = [{"block": n, "before": before, "after": after} for n, before, after in found]
@@ -171,9 +171,9 @@ class Reconstruction(Stage):
 
     @torch.no_grad()
     def _unround(self) -> None:
-        """Let weights begin where they were, not at what they are rounded to: how near each is to the next step helps.
+        """Let weights begin where they were, not at their rounded values, which do not tell how near the next step is.
 
-        The integers are the same. From the middle of its step, every weight has equally far to go.
+        The integers are the same. From its rounded value, every weight would be equally far from either neighbour.
         """
         for path, layer in quantization.quantized_layers(self.model).items():
             layer.weight.copy_(cast(Tensor, self._float[0].get_submodule(path).weight))
@@ -181,7 +181,7 @@ class Reconstruction(Stage):
 
     @torch.no_grad()
     def _errors(self) -> list[float]:
-        """Mean squared error of what each layer gives, and of the logits."""
+        """The mean squared error of each layer's output, and of the logits."""
         full, own = self._float[0], self.model
         nn.Module.to(own, full.device).eval()  # Lightning leaves it on the CPU after a fit
         depths = range(1, parts.num_layers(own) + 1)

@@ -1,4 +1,4 @@
-"""Mixed precision: what each matrix does to the answers at each bit-width, and the bits that do least within a size."""
+"""Mixed precision: the damage that each matrix does at each bit-width, and the bits with least damage within a size."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from edgemin.quantization.packing import packed_width
 from edgemin.quantization.weights import Spec, WeightRange
 
 _MIB = 2**20
-#: The damage of answers that are no numbers any more: above all others, and still a number for files and solvers.
+# The damage of answers that are not finite: above all others, and still a number for files and solvers.
 NOT_FINITE = 1e6
-#: Of the solver's objective; it stops within 1e-6 of the least.
+# Of the solver's objective; it stops within 1e-6 of the least.
 _SCALE = 1e6
 
 
 def damage(before: Tensor, after: Tensor) -> float:
-    """How far answers have moved, ``[N, C]`` each.
+    """How far answers have moved, `[N, C]` each.
 
     The mean Kullback-Leibler divergence, in nats, of the distributions before from those after; for one output (C = 1)
-    the mean squared difference. :data:`NOT_FINITE` where either is not all numbers.
+    the mean squared difference. [`NOT_FINITE`][edgemin.quantization.sensitivity.NOT_FINITE] where either is not all
+    numbers.
     """
     before, after = before.double(), after.double()
     if not bool(before.isfinite().all() and after.isfinite().all()):
@@ -59,7 +60,7 @@ def sensitivity(
         batches: sentences.
 
     Returns:
-        By path and bits, :func:`damage`.
+        By path and bits, [`damage`][edgemin.quantization.sensitivity.damage].
     """
     model.eval()
     batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
@@ -86,7 +87,7 @@ def sensitivity(
 
 
 def matrix_bytes(matrix: Matrix, spec: Spec) -> int:
-    """What a file holds of a quantized matrix: packed integers and scales."""
+    """The bytes of a quantized matrix in a file: packed integers and scales."""
     scales = 1 if spec.granularity == "tensor" else matrix.rows * spec.groups(matrix.columns)
     return matrix.rows * packed_width(matrix.columns, spec.bits) + scales * spec.scale_dtype.itemsize
 
@@ -98,13 +99,13 @@ def assign(
 
     With d and s the damage and the bytes of matrix m at b bits and x one where it has them:
 
-    .. math:: min \sum d_{mb} x_{mb}, \quad \sum s_{mb} x_{mb} \le S, \quad \sum_b x_{mb} = 1
+    $$ min \sum d_{mb} x_{mb}, \quad \sum s_{mb} x_{mb} \le S, \quad \sum_b x_{mb} = 1 $$
 
-    Damages of single matrices do not add up exactly; that they nearly do is what every method of this kind supposes.
+    The damages of single matrices do not add up exactly; every method of this kind assumes that they nearly do.
 
     Args:
         damages: by path and bits; at least one path.
-        sizes: bytes, likewise.
+        sizes: bytes by path and bits.
         budget: S.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What all quantization of our own has in common: bits, scales, calibration, what is exempt, how much may be lost."""
+"""The settings that all of EdgeMIN's quantization shares: bits, scales, calibration, exemptions, the quality gate."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, 
 from edgemin.training.stage import Shape
 
 CALIBRATION_BATCH = 32
-INPUT_BYTES = 8  #: of a static Linear: scale and zero point of what it reads
+INPUT_BYTES = 8  # of a static Linear: scale and zero point of what it reads
 _MIB = 2**20
-#: Names of places beside the paths of layers, in patterns.
+# Names of places beside the paths of layers, in patterns.
 PLACES = ("embeddings", "first", "last", "head", "classifier")
 
 
 class QuantizationSettings(TypedDict, total=False):
-    """What every quantization may be given; :class:`Quantization` explains and checks each."""
+    """The settings of every quantization; see [`Quantization`][edgemin.quantization.settings.Quantization]."""
 
     bits: int
     embedding_bits: int | Literal["auto"]
@@ -48,7 +48,7 @@ class QuantizationSettings(TypedDict, total=False):
 
 
 class Applied(NamedTuple):
-    """What quantizing a model left to say."""
+    """What quantizing a model found out: notes and findings for run.json."""
 
     notes: list[str]
     findings: dict[str, Any]
@@ -60,28 +60,28 @@ class Quantization:
 
     Attributes:
         bits: of the weights of Linears: 2, 3, 4 or 8; 32 leaves them, and what they read, as they are.
-        embedding_bits: of the embedding tables, likewise; ``auto`` is 8, or 32 where ``bits`` is.
-        granularity: what shares a scale: ``tensor``, ``channel`` (a row: an output, or a token's embedding) or
-        ``group``.
-        group_size: columns of a group (``granularity=group``). It must divide every width; a width that pruning has
+        embedding_bits: of the embedding tables, likewise; `auto` is 8, or 32 where `bits` is.
+        granularity: what shares a scale: `tensor`, `channel` (a row: an output, or a token's embedding) or
+        `group`.
+        group_size: columns of a group (`granularity=group`). It must divide every width; a width that pruning has
             left may end with a shorter group.
-        activations: what Linears read: ``static`` (uint8, a range found on calibration sentences), ``dynamic`` (uint8,
-            the range of each token) or ``none``.
-        weight_range: scales of weights: ``minmax``, or the ``mse`` of least squared error.
-        activation_range: ranges of static activations: ``minmax``, ``moving_average``, ``percentile`` or ``mse``; see
-            :mod:`edgemin.quantization.ranges`.
-        percentile: share of the values inside the range (``activation_range=percentile``), in percent.
+        activations: what Linears read: `static` (uint8, a range found on calibration sentences), `dynamic` (uint8,
+            the range of each token) or `none`.
+        weight_range: scales of weights: `minmax`, or the `mse` of least squared error.
+        activation_range: ranges of static activations: `minmax`, `moving_average`, `percentile` or `mse`; see
+            [`ranges`][edgemin.quantization.ranges].
+        percentile: share of the values inside the range (`activation_range=percentile`), in percent.
         calibration_examples: training sentences to calibrate on.
-        exempt: layers to leave in float: patterns of their paths (``bert.encoder.layer.0.*``), or ``embeddings``,
-            ``first`` and ``last`` (layer), ``head`` (pooler and classifier), ``classifier``.
-        sensitivity: mixed precision: measure what every matrix does to the answers at each of ``candidates``, alone, on
+        exempt: layers to leave in float: patterns of their paths (`bert.encoder.layer.0.*`), or `embeddings`,
+            `first` and `last` (layer), `head` (pooler and classifier), `classifier`.
+        sensitivity: mixed precision: measure what every matrix does to the answers at each of `candidates`, alone, on
             the calibration sentences (of train, also where there is a hold-out), and give each the bits that do the
-            least damage in all within ``size_mib``; see :mod:`edgemin.quantization.sensitivity`. Tables keep
-            ``embedding_bits`` where that is a number.
+            least damage in all within `size_mib`; see [`sensitivity`][edgemin.quantization.sensitivity]. Tables keep
+            `embedding_bits` where that is a number.
         candidates: the bits to choose from.
-        size_mib: the size of the file's tensors in MiB; ``None``: what uniform ``bits`` would take.
+        size_mib: the size of the file's tensors in MiB; `None`: what uniform `bits` would take.
         max_drop: the quality gate: how much of the main metric may be lost against the model it was made from, as a
-            fraction (0.01 is a point); beyond, the run says so and the table flags the row. ``None``: no gate.
+            fraction (0.01 is a point); beyond, the run says so and the table flags the row. `None`: no gate.
     """
 
     bits: int = 8
@@ -129,7 +129,7 @@ class Quantization:
 
     @property
     def calibration(self) -> Calibration:
-        """How activations are calibrated."""
+        """The part of the settings that says how static activations are calibrated."""
         return Calibration(self.activation_range, self.percentile, self.calibration_examples)
 
     @property
@@ -151,7 +151,7 @@ class Quantization:
                 )
 
     def _check_candidates(self, model: Shape, uniform: Mapping[str, Spec]) -> None:
-        """What can be told before there are weights: by what the matrices take, all else apart."""
+        """Check, before there are weights, that the fewest bits of the matrices alone stay within `size_mib`."""
         matrices = model.matrices
         free = self._candidates(matrices, uniform)
         if not free:
@@ -219,7 +219,7 @@ class Quantization:
 
         Args:
             model: with the head that it will have.
-            data: the task's, where :attr:`reads_data`.
+            data: the task's, where [`Quantization.reads_data`][edgemin.quantization.settings.Quantization.reads_data].
             seed: of the draw of calibration sentences.
 
         Raises:
@@ -250,7 +250,7 @@ class Quantization:
         data: DataModule,
         seed: int,
     ) -> tuple[dict[str, Spec], dict[str, Any]]:
-        """Bits by sensitivity: how each matrix is quantized, and the blame."""
+        """Choose bits by sensitivity: how each matrix is quantized, and the damage that each does."""
         free = self._candidates(matrices, uniform)
         fixed = [path for path, spec in uniform.items() if path not in free and spec.bits != FLOAT]
         batches = data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed)
@@ -287,7 +287,7 @@ def _bytes(matrix: Matrix, spec: Spec) -> int:
 
 
 def _bytes_beside(model: PreTrainedModel, paths: set[str]) -> int:
-    """What a file holds of a model beside the matrices at these paths; their biases stay."""
+    """The bytes of a model in a file without the matrices at these paths; their biases count."""
     return sum(
         tensor.numel() * tensor.element_size()
         for name, tensor in quantized.tensors(model).items()
@@ -303,7 +303,7 @@ def _matches(pattern: str, path: str, place: str, last: int) -> bool:
 
 
 def check_max_drop(max_drop: float | None) -> None:
-    """Refuse a bound that is no fraction."""
+    """Refuse a `max_drop` that is not a fraction."""
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise UserError(f"max_drop: expected null or a fraction in [0, 1] (0.01 is a point), given {max_drop}")
 

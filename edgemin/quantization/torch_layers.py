@@ -1,6 +1,6 @@
 """Torch's dynamic INT8: what the EdgeMIN paper used, kept as the reference.
 
-Weights are quantized once, per tensor and symmetric: ``W_int8 = clamp(round(W / s), -128, 127)``. Activations are
+Weights are quantized once, per tensor and symmetric: `W_int8 = clamp(round(W / s), -128, 127)`. Activations are
 quantized at every call to uint8 with the range they then have, and the matrix product runs on integers. Embeddings stay
 in float. The result can neither be trained nor pruned any more, so it can only come last.
 """
@@ -29,7 +29,7 @@ def _layer_class() -> Any:
 
 
 def quantize(model: nn.Module) -> nn.Module:
-    """Replace every ``nn.Linear`` of ``model``, in place, by its dynamic INT8 form (weights per tensor)."""
+    """Replace every `nn.Linear` of `model`, in place, by its dynamic INT8 form (weights per tensor)."""
     _select_engine()
     with _quiet():
         torch.ao.quantization.quantize_dynamic(model.cpu().eval(), {nn.Linear}, dtype=torch.qint8, inplace=True)
@@ -67,7 +67,7 @@ class TorchDynamic:
         return tensors
 
     def unpack(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Outputs are equal to the last bit to those of the layer that was packed."""
+        """Restore a layer whose outputs equal those of the packed layer to the last bit."""
         before = self.pack(layer)
         if damaged := sorted(before.keys() ^ tensors.keys()):
             raise KeyError(damaged[0])
@@ -84,20 +84,20 @@ class TorchDynamic:
         layer.set_weight_bias(weight, tensors.get("bias"))
 
     def settle(self, layers: Mapping[str, Any]) -> None:
-        """Such a layer is never anything but settled."""
+        """Nothing to do: such a layer cannot be trained, so it is always settled."""
 
     def recalibrate(self, model: nn.Module, layers: Mapping[str, Any], draw: Any, who: str) -> list[str]:
-        """Nothing: no stage comes after, and activations are quantized by the range they have at each call."""
+        """Nothing to do: no stage comes after, and activations are quantized with the range they have at each call."""
         return []
 
     def summary(self, model: nn.Module, layers: Mapping[str, Any]) -> None:
-        """Nothing: the method has no choices."""
+        """`None`: the method has no choices to report."""
         return None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's advice to use another library: it is this method that is reproduced here."""
+    """Silence torch's advice to use another library: this very method is to be reproduced."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")

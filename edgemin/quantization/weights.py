@@ -1,7 +1,7 @@
 """The scales of weights: which weights share one, and how large it is.
 
-A matrix ``[R, C]`` is seen as ``[R, G, S]``: G groups of S columns in each row, the last filled up with zeros where a
-slice has left it shorter. Scales are ``[R, G]``; one per row (``channel``) is G = 1, one for all (``tensor``) is [1,
+A matrix `[R, C]` is seen as `[R, G, S]`: G groups of S columns in each row, the last filled up with zeros where a
+slice has left it shorter. Scales are `[R, G]`; one per row (`channel`) is G = 1, one for all (`tensor`) is [1,
 1].
 """
 
@@ -20,8 +20,8 @@ Granularity = Literal["tensor", "channel", "group"]
 Activations = Literal["static", "dynamic", "none"]
 WeightRange = Literal["minmax", "mse"]
 
-BITS = (2, 3, 4, 8)  #: of a quantized weight
-FLOAT = 32  #: bits of a weight that stays as it is
+BITS = (2, 3, 4, 8)  # of a quantized weight
+FLOAT = 32  # bits of a weight that stays as it is
 _SHARES = torch.linspace(1.0, 0.2, 41)  # of the largest weight, that the error is tried at
 _CHUNK = 2**24
 
@@ -31,12 +31,12 @@ class Spec:
     """How one layer is quantized.
 
     Attributes:
-        bits: of its weights, one of :data:`BITS`.
-        granularity: what shares a scale: the whole ``tensor``, a row (``channel``: an output of a Linear, an entry of
-            an embedding), or a ``group`` of neighbouring columns in a row.
-        group_size: columns of a group; ``None`` for the other two.
-        activations: what a Linear reads: ``static`` (uint8, one range for all, calibrated), ``dynamic`` (uint8, each
-            token's own range) or ``none`` (float).
+        bits: of its weights, one of [`BITS`][edgemin.quantization.weights.BITS].
+        granularity: what shares a scale: the whole `tensor`, a row (`channel`: an output of a Linear, an entry of
+            an embedding), or a `group` of neighbouring columns in a row.
+        group_size: columns of a group; `None` for the other two.
+        activations: what a Linear reads: `static` (uint8, one range for all, calibrated), `dynamic` (uint8, each
+            token's own range) or `none` (float).
     """
 
     bits: int
@@ -45,12 +45,12 @@ class Spec:
     activations: Activations = "none"
 
     def describe(self) -> dict[str, Any]:
-        """As plain values."""
+        """The specification as JSON-able values, for structure.json."""
         return asdict(self)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Smallest and largest integer."""
+        """The smallest and the largest integer of the grid."""
         return weight_grid(self.bits)
 
     @property
@@ -64,7 +64,7 @@ class Spec:
 
 
 def grouped(weight: Tensor, spec: Spec) -> Tensor:
-    """``[R, C]`` as ``[R, G, S]``, or ``[1, 1, R * C]`` for one scale."""
+    """`[R, C]` as `[R, G, S]`, or `[1, 1, R * C]` for one scale."""
     if spec.granularity == "tensor":
         return weight.reshape(1, 1, -1)
     if spec.group_size is None:
@@ -78,12 +78,12 @@ def grouped(weight: Tensor, spec: Spec) -> Tensor:
 
 
 def ungrouped(values: Tensor, shape: torch.Size) -> Tensor:
-    """Back to ``[R, C]``."""
+    """Undo `grouped`: from groups back to a matrix `[R, C]`."""
     return values.reshape(shape) if values.numel() == shape.numel() else values.flatten(1)[:, : shape[1]]
 
 
 def largest_scale(groups: Tensor, spec: Spec) -> Tensor:
-    """``minmax``: s = max|w| / Q_hi over each group; ``[..., S]`` to ``[...]``."""
+    """`minmax`: s = max|w| / Q_hi over each group; `[..., S]` to `[...]`."""
     return stored(groups.detach().abs().amax(-1).float() / spec.grid[1], spec)
 
 
@@ -91,13 +91,14 @@ def weight_scale(weight: Tensor, spec: Spec, how: WeightRange) -> Tensor:
     """Scales of a matrix.
 
     Args:
-        weight: ``[R, C]``.
+        weight: `[R, C]`.
         spec: what shares a scale, and the bits.
-        how: ``minmax``: the largest weight is the end of the grid. ``mse``: of 41 shares of that, from 1 down to 0.2,
+        how: `minmax`: the largest weight is the end of the grid. `mse`: of 41 shares of that, from 1 down to 0.2,
             the one with the least squared error; the largest weights are cut where that serves the others.
 
     Returns:
-        ``[R, G]``, float32, of a precision that :attr:`Spec.scale_dtype` holds exactly.
+        `[R, G]`, float32, of a precision that [`Spec.scale_dtype`][edgemin.quantization.weights.Spec.scale_dtype] holds
+        exactly.
     """
     groups = grouped(weight.detach().float(), spec)
     widest = largest_scale(groups, spec)
@@ -118,5 +119,5 @@ def _least_error(groups: Tensor, widest: Tensor, spec: Spec) -> Tensor:
 
 
 def stored(scale: Tensor, spec: Spec) -> Tensor:
-    """A scale as the file will hold it, float32; never below :data:`edgemin.quantization.affine.SMALLEST`."""
+    """A scale as the file will hold it, float32; never below [`SMALLEST`][edgemin.quantization.affine.SMALLEST]."""
     return scale.clamp(min=SMALLEST).to(spec.scale_dtype).float()

@@ -1,1 +1,1 @@
-"""What all stages share: the contract of a stage, its fits, the runner, callbacks, the sum of losses."""
+"""What all stages share: the contract of a stage, its fits, the loop that runs them, callbacks, sums of losses."""

@@ -1,12 +1,12 @@
-"""What a layer's attention computes, rebuilt from its raw projections: fused attention never shows it.
+"""What a layer's attention computes, rebuilt from its raw projections, since fused attention does not return it.
 
 With A heads of size D, queries Q_a, keys K_a and values V_a of head a:
 
     S_a = Q_a K_aᵀ / √D        scores
     O_a = softmax(S_a) V_a     outputs, padding keys left out
 
-Both are of a model without dropout whose attention is this and no more: a rotary embedding, which turns queries and
-keys after their projection, or a window is not in the projections.
+This holds for a model without dropout whose attention is nothing more: a rotary embedding, which turns queries and
+keys after their projection, or a window cannot be seen in the projections.
 
 Shapes: B batch, T tokens, A attention heads, D head size.
 """
@@ -29,31 +29,31 @@ def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """The scores before the softmax, without a mask.
 
     Args:
-        query: ``[B, T, A*D]``, raw projections, the heads side by side.
-        key: ``[B, T, A*D]``.
+        query: `[B, T, A*D]`, raw projections, the heads side by side.
+        key: `[B, T, A*D]`.
         heads: A.
 
     Returns:
-        ``[B, A, T, T]``, rows of queries and columns of keys.
+        `[B, A, T, T]`, rows of queries and columns of keys.
     """
     queries, keys = split_heads(query, heads), split_heads(key, heads)
     return (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-1, -2)
 
 
 def attention_outputs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """What the heads put out, side by side, before the layer's output projection.
+    """The outputs of the heads side by side, before the layer's output projection.
 
     Computed in float32 also under autocast and for 16-bit projections; with float64 arguments in float64.
 
     Args:
-        query: ``[B, T, A*D]``, raw projections, the heads side by side.
-        key: ``[B, T, A*D]``.
-        value: ``[B, T, A*D]``.
-        mask: ``[B, T]``, non-zero where there is a token. Outputs at padding mean nothing.
+        query: `[B, T, A*D]`, raw projections, the heads side by side.
+        key: `[B, T, A*D]`.
+        value: `[B, T, A*D]`.
+        mask: `[B, T]`, non-zero where there is a token. Outputs at padding mean nothing.
         heads: A.
 
     Returns:
-        ``[B, T, A*D]``.
+        `[B, T, A*D]`.
     """
     tokens = mask.bool()
     visible = tokens | ~tokens.any(-1, keepdim=True)  # a sequence without tokens sees its padding: a number, no NaN
@@ -65,17 +65,17 @@ def attention_outputs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, h
 
 
 def split_heads(projection: Tensor, heads: int) -> Tensor:
-    """``[B, T, A*D]`` to ``[B, A, T, D]``."""
+    """`[B, T, A*D]` to `[B, A, T, D]`."""
     batch, tokens, width = projection.shape
     assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
     return projection.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
 def check_rebuildable(student: str, teacher: str) -> None:
-    """Refuse an ``attention_weight`` where a family's attention is not what its projections give.
+    """Refuse an `attention_weight` where a family's attention is not what its projections give.
 
     Args:
-        student: family, as ``encoder.family`` names it.
+        student: family, as [`family`][edgemin.encoder.families.family] names it.
         teacher: family.
 
     Raises:
@@ -119,12 +119,12 @@ def matched_heads(
     """The attention heads of each matched student layer, which its teacher layer has too.
 
     Args:
-        student: its layers, as ``encoder.structure`` describes them.
+        student: its layers, as [`structure`][edgemin.encoder.building.structure] describes them.
         teacher: its layers.
         pairs: {student layer: teacher layer}, counted from 1.
 
     Raises:
-        UserError: two matched layers have different numbers of heads; named is ``attention_weight``.
+        UserError: two matched layers have different numbers of heads; the message names `attention_weight`.
     """
     found = {}
     for mine, theirs in pairs.items():

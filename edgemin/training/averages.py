@@ -1,6 +1,6 @@
-"""What losses over tokens share: the precision they are computed in, and means over sequences of means inside them.
+"""What losses over tokens share: the precision they are computed in, and the mean over sequences of means inside each.
 
-So neither padding nor a long neighbour in the batch changes what a sequence counts for.
+So neither padding nor a long neighbour in the batch changes the weight of a sequence.
 
 Shapes: B batch, T tokens.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def arithmetic(*tensors: Tensor) -> torch.dtype:
-    """The dtype to compute in: that which holds all of them, at least float32."""
+    """The dtype to compute in: the one that holds all tensors, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -23,8 +23,8 @@ def over_tokens(errors: Tensor, tokens: Tensor) -> Tensor:
     """Mean over sequences of the mean over tokens.
 
     Args:
-        errors: ``[B, T]``.
-        tokens: ``[B, T]``, true where there is a token; errors elsewhere may be anything.
+        errors: `[B, T]`.
+        tokens: `[B, T]`, true where there is a token; errors elsewhere may be anything.
 
     Returns:
         A scalar. A sequence without any token adds nothing and is not counted.
@@ -36,8 +36,8 @@ def over_sequences(sums: Tensor, counts: Tensor) -> Tensor:
     """Mean over sequences of the mean inside each.
 
     Args:
-        sums: ``[B]``, of what is averaged inside a sequence; 0 where that is nothing.
-        counts: ``[B]``, whole numbers: how many were summed.
+        sums: `[B]`, of what is averaged inside a sequence; 0 where that is nothing.
+        counts: `[B]`, whole numbers: how many were summed.
 
     Returns:
         A scalar. A sequence of which nothing was summed adds nothing and is not counted.

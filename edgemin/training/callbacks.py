@@ -40,7 +40,7 @@ def read_saved(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a run that was stopped has left of a stage, whose directory is named after its key.
+    """Read the checkpoint that a stopped run left of a stage, in the directory named after the stage's key.
 
     Raises:
         UserError: it is damaged, or of something else.
@@ -71,10 +71,10 @@ def restore(stage: Stage, saved: dict[str, Any], path: Path) -> None:
         raise UserError(f"checkpoint {path}: does not fit the stage ({type(error).__name__}); {_TRAIN_ANEW}") from error
 
 
-RECORD_STEPS = 10  #: between two points of a curve
+RECORD_STEPS = 10  # between two points of a curve
 HOLDOUT = "holdout_"
 
-#: One point of a stage's curves: the fit, its optimizer step, what was logged there.
+# One point of a stage's curves: the fit, its optimizer step, what was logged there.
 Point = tuple[str, int, dict[str, float]]
 Send = Callable[[str, Mapping[str, float], int], None]
 
@@ -90,7 +90,7 @@ class Spent:
 class Checkpoint(pl.Callback):
     """Saves between optimizer steps, never inside an accumulation, replacing the file atomically.
 
-    Of several processes the first says when, by its clock; all take part, as Lightning wants it.
+    With several processes the first decides by its clock when, and all take part, as Lightning requires.
     """
 
     def __init__(self, path: Path, seconds: float, batches: Batches, spent: Spent, points: list[Point]) -> None:
@@ -100,13 +100,13 @@ class Checkpoint(pl.Callback):
         self._last = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal waits for the end of its step."""
+        """Begin to let a signal wait for the end of its step."""
         stopping.hold()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time to, or where the run was told to stop, and then leave."""
+        """Save when it is time to, or when the run was told to stop; in the second case end it."""
         self.batch = batch_idx + 1
         if self.batch % trainer.accumulate_grad_batches or self.batch == len(self.batches):
             return
@@ -124,7 +124,7 @@ class Checkpoint(pl.Callback):
         return all(bool(parameter.isfinite().all()) for parameter in stage.parameters())
 
     def save(self, trainer: pl.Trainer, stage: Stage, *, done: bool) -> None:
-        """Save now; ``done`` after the last batch of the fit."""
+        """Save now; `done` says that the fit has had its last batch."""
         self.done = done
         temporary = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
@@ -135,7 +135,7 @@ class Checkpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add where to go on."""
+        """Add what a resumed run needs besides the model: batch, position in a corpus, time spent and curves."""
         checkpoint.setdefault("edgemin", {}).update(
             key=self.path.parent.name,
             batch=self.batch,
@@ -151,7 +151,7 @@ class Checkpoint(pl.Callback):
 class Record(pl.Callback):
     """A stage's curves: at the first and every tenth optimizer step, and where the hold-out was scored.
 
-    Beside what the stage logs, ``learning_rate`` (of the first group of parameters) and ``gradient_norm`` (L2, of all,
+    Beside what the stage logs, `learning_rate` (of the first group of parameters) and `gradient_norm` (L2, of all,
     before clipping; at the first and every tenth step alone, as it takes a pass over all gradients).
 
     Args:
@@ -166,7 +166,7 @@ class Record(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Before clipping, after the loss scale was taken out; gradients are only looked at."""
+        """Record the norm of the gradient, before clipping and after the loss scale was taken out."""
         self._of_step = {"learning_rate": float(optimizer.param_groups[0]["lr"])}
         step = trainer.global_step + 1
         if step == 1 or step % RECORD_STEPS == 0:
@@ -174,7 +174,7 @@ class Record(pl.Callback):
             self._of_step["gradient_norm"] = float(torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Keep the point of a step that is due, as its last forward pass logged it."""
+        """Keep the point of a step that is due, with the values that its last forward pass logged."""
         assert isinstance(pl_module, Stage)
         logged, pl_module.recorded = pl_module.recorded, {}
         of_step, self._of_step = self._of_step, {}
@@ -188,7 +188,7 @@ class Record(pl.Callback):
 class EarlyStop(pl.Callback):
     """Scores the hold-out after every epoch with the very code that scores the tables; keeps the best weights.
 
-    Without ``patience`` the score is for the curves alone.
+    Without `patience` the score is for the curves alone.
     """
 
     def __init__(self, every: int, patience: int | None, device: str, path: Path) -> None:
@@ -196,13 +196,13 @@ class EarlyStop(pl.Callback):
         self.best, self.bad = float("-inf"), 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop at once where that was decided before a kill."""
+        """Stop at once if early stopping was decided before the run was killed."""
         trainer.should_stop = self.patience is not None and self.bad >= self.patience
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At the end of an epoch, keep the weights or lose patience."""
+        """At the end of an epoch, score the hold-out and stop if it has not improved for too long."""
         if (batch_idx + 1) % self.every:
             return
         assert isinstance(pl_module, Stage)
@@ -244,9 +244,9 @@ class EarlyStop(pl.Callback):
             stage.load_state_dict(read_saved(self.path))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit must know."""
+        """The best score so far and for how many epochs it has not improved, for a resumed fit."""
         return {"best": self.best, "bad": self.bad}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Know it again."""
+        """Restore what `state_dict` gave."""
         self.best, self.bad = state_dict["best"], state_dict["bad"]

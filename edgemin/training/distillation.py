@@ -1,4 +1,4 @@
-"""What all distillation has in common: teachers, what is read of both sides, the task loss beside it, a corpus."""
+"""What all distillation methods share: teachers, what is read of both sides, the task loss beside it, a corpus."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from edgemin.data.corpus import Corpus
 
 TaskWeight = float | Literal["auto"]
-#: What reads a corpus. Found by its name, so that only the keys of what is trained on a corpus have it.
+# What reads a corpus. Found by its name, so that only the keys of what is trained on a corpus have it.
 CORPUS_READER = "edgemin.data.packing"
 
 
 class Asks(NamedTuple):
-    """What one side is read at. Layers count from 1.
+    """What is read of one side. Layers count from 1.
 
     Attributes:
         projections: layers whose queries, keys and values are read.
@@ -46,7 +46,7 @@ class Asks(NamedTuple):
 
 
 class DistillSettings(FitSettings, total=False):
-    """What every distillation may be given besides its own settings; :class:`Distillation` explains each."""
+    """Settings of every distillation; see [`Distillation`][edgemin.training.distillation.Distillation]."""
 
     teacher: str | list[str] | None
     teacher_cache: bool
@@ -60,28 +60,28 @@ class DistillSettings(FitSettings, total=False):
 class Distillation(Stage):
     """A student learns from one or more teachers.
 
-    A method says what it reads of both sides (``asks_student``, ``asks_teacher``) and what it makes of it (``terms``).
-    Teachers run in eval mode without gradients and stop after the deepest thing they are read at; so does the student
-    where nothing above is trained. Attention stays fused: everything is read by hooks.
+    A method says what it reads of both sides (`asks_student`, `asks_teacher`) and what it makes of it (`terms`).
+    Teachers run in eval mode without gradients and stop after the deepest layer that is read; so does the student where
+    nothing above is trained. Attention stays fused: everything is read by hooks.
 
     Args:
-        task_weight: of the task loss beside the method's own terms; ``auto`` is 1 where a head that was trained earlier
-            would otherwise go stale (a fine-tuning before and none after), else 0.
-        settings: those of :class:`edgemin.training.fit.Fit`, and
+        task_weight: weight of the task loss beside the method's own terms; `auto` is 1 where a head that was trained
+            earlier would otherwise go stale (a fine-tuning before and none after), else 0.
+        settings: those of [`Fit`][edgemin.training.fit.Fit], and
 
-            - ``teacher``: ``teacher``, another model of the study, or ``<model>.source`` for its weights as they came;
-              a list where the method takes several. ``None`` is ``teacher``, with a corpus ``teacher.source``.
-            - ``teacher_cache``: compute what is read of the teachers once, before training, and read it from disk
+            - `teacher`: `teacher`, another model of the study, or `<model>.source` for its weights as they came;
+              a list where the method takes several. `None` is `teacher`, with a corpus `teacher.source`.
+            - `teacher_cache`: compute what is read of the teachers once, before training, and read it from disk
               (memory-mapped, shared by every job on the same data). Worth it where the training set is passed over
               several times, or by several jobs.
-            - ``corpus``: unlabelled text instead of the task's sentences: a Hub id or a local directory of text or
-              parquet; with ``corpus_subset``, ``corpus_split``, ``corpus_column`` and ``corpus_length`` (tokens of a
+            - `corpus`: unlabelled text instead of the task's sentences: a Hub id or a local directory of text or
+              parquet; with `corpus_subset`, `corpus_split`, `corpus_column` and `corpus_length` (tokens of a
               packed sequence). The result then does not depend on the task.
     """
 
-    #: Whether it can learn from more than one teacher.
+    # Whether it can learn from more than one teacher.
     several_teachers: ClassVar[bool] = False
-    #: Whether it can learn from text without labels.
+    # Whether it can learn from text without labels.
     takes_corpus: ClassVar[bool] = True
     same_tokens: ClassVar[bool] = True
 
@@ -141,85 +141,85 @@ class Distillation(Stage):
         raise NotImplementedError
 
     def asks_student(self) -> Asks:
-        """What it reads of the student; may depend on the phase."""
+        """What is read of the student; may depend on the fit that runs."""
         raise NotImplementedError
 
     def asks_teacher(self) -> Asks:
-        """What it reads of every teacher; may depend on the phase."""
+        """What is read of every teacher; may depend on the fit that runs."""
         raise NotImplementedError
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weighted terms of its loss by name, the task loss apart. Readings count layers as ``Asks`` does."""
+        """The weighted terms of its loss by name, the task loss apart. Readings count layers as `Asks` does."""
         raise NotImplementedError
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What both sides are given to read; masking, for example, happens here."""
+        """The batch as both sides read it; a method may mask words here, for example."""
         return batch
 
     # -- what planning asks ------------------------------------------------------------------------
 
     @property
     def trains_head(self) -> bool:
-        """Where the task loss is on."""
+        """Whether the task loss is part of the sum, which trains the classification head."""
         return self.task_weight != "auto" and self.task_weight > 0 and self.settings.trains
 
     @property
     def leaves_head_stale(self) -> bool:
-        """Where the encoder is trained without its head."""
+        """Whether the encoder is trained but not the head that reads it."""
         return self.settings.trains and not self.trains_head
 
     @property
     def reaches_all(self) -> bool:
-        """Not always: the student may stop below its head, and what a phase learns beside it may rest in another."""
+        """Not always: the student may stop below its head, and a fit may leave out modules that another one trains."""
         return False
 
     @property
     def needs_task(self) -> bool:
-        """A corpus takes the task's place."""
+        """Whether it reads the task's data: not with a corpus, which takes its place."""
         return self.corpus is None
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """Those asked for."""
+        """The models named by the setting `teacher`."""
         return self._names
 
     def check_data(self) -> None:
-        """The corpus must be there and begin with a text."""
+        """Check that the corpus can be opened and begins with a text."""
         if self.corpus is not None:
             self.corpus.fingerprint()
             self.corpus.open()
 
     @property
     def data_content(self) -> Mapping[str, Any] | None:
-        """The corpus, by its content."""
+        """The corpus by its content, for the key."""
         if self.corpus is None:
             return None
         return {**self.corpus.fingerprint(), "column": self.corpus.column, "length": self.corpus.length}
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Where a teacher's logits are read."""
+        """Whether teachers' logits are read: a method of several teachers learns nothing else."""
         return self.several_teachers
 
     @property
     def code_modules(self) -> tuple[str, ...]:
-        """Its own, and the reader of a corpus where there is one."""
+        """The stage's own module and, with a corpus, the one that reads it."""
         return super().code_modules + ((CORPUS_READER,) if self.corpus is not None else ())
 
     @property
     def input_length(self) -> int | None:
-        """Of a corpus, that of its packed sequences."""
+        """The length of packed sequences, with a corpus."""
         return None if self.corpus is None else self.corpus.length
 
     def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """Decide ``task_weight=auto``."""
+        """Replace `task_weight=auto` by a number: 1 where a trained head would go stale, else 0."""
         if self.task_weight != "auto" or config.get("task_weight", "auto") != "auto":
             return config
         stale = head_trained and not finetuned_later and self.corpus is None
         return config | {"task_weight": 1.0 if stale else 0.0}
 
     def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a corpus holds is in the key, where it lies is not."""
+        """Leave out where a corpus lies: the key has its content."""
         return {name: value for name, value in settings.items() if name not in ("corpus", "teacher")}
 
     # -- training ----------------------------------------------------------------------------------
@@ -227,20 +227,20 @@ class Distillation(Stage):
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Pair the student with its teachers."""
+        """Take the student and its teachers, and match their layers."""
         super().prepare(model, data, teachers)
         self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.read_tokenizer(data)
         self.match(building.structure(model), [building.structure(teacher) for teacher in self._teachers])
 
     def read_tokenizer(self, data: DataModule | None) -> None:
-        """Which tokens are special, and which one masks."""
+        """Remember which tokens are special, and which one masks."""
         if data is not None:
             self.special_ids = tuple(int(index) for index in data.tokenizer.all_special_ids)
             self.mask_id = cast("int | None", data.tokenizer.mask_token_id)
 
     def on_fit_start(self) -> None:
-        """Compute the teachers' outputs where they are to be kept; a resumed fit finds them."""
+        """Compute and keep the teachers' outputs (`teacher_cache`); a resumed fit finds them."""
         if not self.teacher_cache:
             return
         self._outputs = [ranks.together(partial(self._kept, index)) for index in range(len(self._teachers))]
@@ -258,7 +258,7 @@ class Distillation(Stage):
         )
 
     def training_batches(self, fit: Fit) -> Batches:
-        """Of the corpus, where there is one."""
+        """The batches of the corpus if there is one, else of the task."""
         if self.corpus is None:
             return super().training_batches(fit)
         found: Batches = _corpus_reader().CorpusBatches(
@@ -273,20 +273,20 @@ class Distillation(Stage):
         return found
 
     def training_examples(self) -> int:
-        """A corpus is counted in steps alone."""
+        """The examples of an epoch; a corpus has no epochs, only steps."""
         return super().training_examples() if self.corpus is None else 0
 
     def finish(self) -> PreTrainedModel:
-        """The student; a decoder tied to its words may have moved the padding that MobileBERT reads beside them."""
+        """Return the student, its padding embedding silenced again: a tied decoder may have moved it."""
         building.silence_padding(self.model)
         return super().finish()
 
     def phases(self) -> list[Fit]:
-        """One fit."""
+        """A distillation is one fit, unless the method says otherwise."""
         return [self.settings]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The method's terms, and the weighted task loss."""
+        """The sum of the method's terms and the weighted task loss."""
         batch = self.inputs(batch)
         asks, weight = self.asks_student(), self.task_weight
         assert weight != "auto", "auto is decided in planning"
@@ -301,7 +301,7 @@ class Distillation(Stage):
         return torch.stack(list(terms.values())).sum()
 
     def _taught(self, index: int, batch: Mapping[str, Tensor]) -> Reading:
-        """What one teacher has to say of a batch: computed, or read from disk."""
+        """One teacher's outputs on a batch: computed, or read from disk."""
         device = batch["input_ids"].device
         if self._outputs:
             return self._outputs[index].batch(batch["index"], batch["attention_mask"].shape[1], device)
@@ -315,7 +315,7 @@ class Distillation(Stage):
             return _read(teacher, batch, self.asks_teacher())
 
     def _tokens_of(self, teacher: int) -> DataModule:
-        """The task in the tokens of a teacher."""
+        """The task's data in the tokens of a teacher."""
         return self.data.of_teachers[teacher] if self.data.of_teachers else self.data
 
 
@@ -324,7 +324,7 @@ def _corpus_reader() -> Any:
 
 
 def _read(model: PreTrainedModel, batch: Mapping[str, Tensor], asks: Asks) -> Reading:
-    """Read a model; layers count from 1."""
+    """Run a model and read what is asked for; layers count from 1."""
     projections = [layer - 1 for layer in asks.projections]
     found = taps.read(model, batch, projections=projections, hidden=asks.hidden, logits=asks.logits)
     return found._replace(projections={layer + 1: read for layer, read in found.projections.items()})

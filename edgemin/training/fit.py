@@ -12,7 +12,7 @@ Decay = Literal["linear", "cosine", "constant"]
 
 
 class FitSettings(TypedDict, total=False):
-    """What every training stage may be given; :class:`Fit` explains and checks each."""
+    """The settings of every training stage; see [`Fit`][edgemin.training.fit.Fit]."""
 
     epochs: float | None
     steps: int | None
@@ -31,17 +31,17 @@ class Fit:
     """One training run of a stage.
 
     Attributes:
-        epochs: passes over the training examples; or
-        steps: optimizer steps. Exactly one of the two is given; 0 trains nothing.
+        epochs: passes over the training examples. Either this or `steps` is given; 0 trains nothing.
+        steps: optimizer steps. Either this or `epochs` is given; 0 trains nothing.
         batch_size: examples per forward pass, over all processes together.
         accumulate: forward passes per optimizer step.
         learning_rate: peak of AdamW's learning rate (betas 0.9 and 0.999, eps 1e-6).
         warmup: share of the optimizer steps over which the learning rate rises from 0.
         decay: its course after that: linear or cosine to 0, or constant.
-        weight_decay: AdamW's, on weight matrices only (not on biases and LayerNorms).
+        weight_decay: weight decay of AdamW, on weight matrices only (not on biases and LayerNorms).
         gradient_clip: largest L2 norm of the gradient; 0 turns clipping off.
-        patience: stop after this many epochs without a better score on ``task.holdout`` and keep the best weights;
-            ``None`` never stops early.
+        patience: stop after this many epochs without a better score on `task.holdout` and keep the best weights;
+            `None` never stops early.
     """
 
     epochs: float | None = None

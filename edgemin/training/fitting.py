@@ -3,7 +3,7 @@
 Every step's randomness is a function of (seed, phase, step) and every step's batch of (seed, step), so a checkpoint
 of weights and optimizer is all that a resumed run needs to end with the same weights as an unbroken one.
 
-Several processes (see :mod:`edgemin.processes.ranks`) each take their part of every batch, so that their gradients,
+Several processes (see [`ranks`][edgemin.processes.ranks]) each take their part of every batch, so that their gradients,
 averaged by torch's DDP, are those of the whole batch: losses are those of one process but for rounding, dropout, and
 terms that compare the examples of a batch with each other, which compare within each part.
 """
@@ -45,15 +45,15 @@ _MOST_THREADS = 1024  # torch starts as many as it is told, whatever the machine
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where and how stages are trained (``trainer=``).
+    """Where and how stages are trained (`trainer=`).
 
     Attributes:
-        accelerator: ``auto`` takes a GPU where there is one, else the CPU.
-        precision: ``auto`` is bf16 mixed where the hardware has it (GPU, or a CPU with AMX or AVX512-BF16), fp16
+        accelerator: `auto` takes a GPU where there is one, else the CPU.
+        precision: `auto` is bf16 mixed where the hardware has it (GPU, or a CPU with AMX or AVX512-BF16), fp16
             mixed with loss scaling on older GPUs, else fp32. Relation scores are always in fp32.
-        threads: CPU threads of torch; ``None`` is torch's choice.
+        threads: CPU threads of torch; `None` is torch's choice.
         checkpoint_seconds: at most so much training is lost when a run is killed.
-        processes: how many train together, as torchrun or srun started them; ``None`` takes as many as there are.
+        processes: how many train together, as torchrun or srun started them; `None` takes as many as there are.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -89,12 +89,12 @@ class Trainer:
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``."""
+        """The device that `accelerator` comes to on this machine: `cpu` or `cuda`."""
         return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
     @property
     def lightning_precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-        """Lightning's name of the precision that ``auto`` came to."""
+        """The precision that `auto` comes to on this machine, by Lightning's name."""
         if self.precision == "auto":
             if self.device == "cuda":
                 return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
@@ -105,7 +105,7 @@ class Trainer:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What of it decides results, for their keys.
+        """The settings that decide results, for their keys.
 
         Several processes are part of it: each draws its own dropout, and compares only its own examples where a loss
         compares the examples of a batch.
@@ -134,14 +134,14 @@ def cpu_has_bf16() -> bool:
 
 @dataclass
 class Fitted:
-    """What running a stage left behind."""
+    """What is left when a stage has run: the encoder and how it was trained."""
 
     model: PreTrainedModel
     steps: int
     seconds: float
     notes: list[str] = field(default_factory=list)
     findings: dict[str, Any] = field(default_factory=dict)
-    points: list[Point] = field(default_factory=list)  #: its training curves
+    points: list[Point] = field(default_factory=list)  # its training curves
 
 
 def run(
@@ -157,19 +157,19 @@ def run(
     callbacks: Sequence[pl.Callback] = (),
     send: Send | None = None,
 ) -> Fitted:
-    """Prepare, fit every phase, finish; resumes from ``work`` where a checkpoint lies there.
+    """Prepare, fit every phase, finish; resumes from `work` where a checkpoint lies there.
 
     Args:
         stage: freshly constructed.
         model: the previous encoder; changed in place.
-        data: the task's data (``None`` for an architecture without data).
+        data: the task's data (`None` for an architecture without data).
         teachers: the models the stage learns from.
-        seed: of this stage in this path.
+        seed: the seed of this stage in this path.
         trainer: device, precision and so on.
         work: directory for checkpoints.
-        name: of this node, for messages.
-        callbacks: progress, for example.
-        send: told of every point of the training curves; of a resumed stage, first of those before the kill.
+        name: the name of this node, for messages.
+        callbacks: Lightning's, such as a progress bar.
+        send: called with every point of the training curves; when resumed, first with those from before the kill.
     """
     began = time.monotonic()
     stage.seed, stage.name = seed, name or stage.name
@@ -235,7 +235,7 @@ def _drawn(stage: Stage, data: DataModule, examples: int) -> list[dict[str, Tens
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:
-    """All processes must go on from one checkpoint."""
+    """Refuse processes that would go on from different checkpoints."""
 
     def place() -> tuple[int, int, bool] | None:
         return None if saved is None else tuple(saved["edgemin"][name] for name in ("phase", "batch", "done"))
@@ -245,7 +245,7 @@ def _check_same(work: Path, saved: dict[str, Any] | None) -> None:
 
 
 def _processes(stage: Stage) -> dict[str, Any]:
-    """Lightning's settings for the processes there are. What it would find by itself is not asked."""
+    """Lightning's settings for the processes that there are; it is not left to detect them by itself."""
     if ranks.world() == 1:
         return {"devices": 1, "plugins": [LightningEnvironment()]}
     here = launch.place().local_world
@@ -265,7 +265,7 @@ def _fit(
     record: Record,
     stream: dict[str, Any] | None,
 ) -> None:
-    """One Lightning fit, from batch ``start`` on; ``stream`` is where a corpus stood."""
+    """One Lightning fit, from batch `start` on; `stream` is the position in a corpus."""
     batches = ranks.together(lambda: stage.training_batches(fit))
     batches.start = start
     if stream is not None:

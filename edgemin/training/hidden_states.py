@@ -18,9 +18,9 @@ def hidden_mse(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     autocast and for 16-bit states; with a float64 argument in float64.
 
     Args:
-        teacher: ``[B, T, H]``; gets no gradient.
-        student: ``[B, T, H]``, of the same tokens, projected to the teacher's width.
-        mask: ``[B, T]``, non-zero where there is a token.
+        teacher: `[B, T, H]`; gets no gradient.
+        student: `[B, T, H]`, of the same tokens, projected to the teacher's width.
+        mask: `[B, T]`, non-zero where there is a token.
 
     Returns:
         A scalar. A sequence without any token adds nothing and is not counted.

@@ -18,10 +18,10 @@ def layer_map(student_layers: int, teacher_layers: int) -> dict[int, int]:
 
 
 def matched_layers(asked: Mapping[int, int] | None, student_layers: int, teacher_layers: int) -> dict[int, int]:
-    """Which teacher layer each student layer learns from, as the setting ``layer_map`` says.
+    """Which teacher layer each student layer learns from, as the setting `layer_map` says.
 
     Args:
-        asked: {student layer: teacher layer}; ``None`` spreads them evenly, as ``layer_map`` does, which is TinyBERT's
+        asked: {student layer: teacher layer}; `None` spreads them evenly, as `layer_map` does, which is TinyBERT's
             l -> l L_T / L_S where L_S divides L_T.
         student_layers: L_S.
         teacher_layers: L_T.

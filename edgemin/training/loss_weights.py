@@ -1,4 +1,4 @@
-"""What the terms of a loss count for."""
+"""The weights of the terms of a loss, checked."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def check_weight(key: str, weight: float) -> None:
 
 
 def check_term_weights(weights: Mapping[str, float]) -> None:
-    """Refuse the first such weight of terms by name, each set by ``<name>_weight``."""
+    """Refuse the first such weight of terms by name, each set by `<name>_weight`."""
     for name, weight in weights.items():
         check_weight(f"{name}_weight", weight)

@@ -1,4 +1,4 @@
-"""Several distillation methods at once: any weighted sum, from one reading of the teacher and one of the student."""
+"""A weighted sum of distillation methods, from one reading of the teacher and one of the student."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class MethodSum(Distillation):
     """What stages that learn by a weighted sum of methods have in common.
 
     Args:
-        methods: by a name of its own, each method's node as its yaml has it, with a ``weight`` beside; budget, teacher
+        methods: by a name of its own, each method's node as its yaml has it, with a `weight` beside; budget, teacher
             and corpus are those of the whole. A method of several fits (TinyBERT's predictions, MobileBERT layer by
             layer) takes part with one of them.
-        task_weight: of the task loss, beside what the methods themselves weigh it with (``logits``: weight x (1 -
-            alpha)); ``auto`` adds none where a method brings it.
-        settings: see :class:`edgemin.training.distillation.Distillation`.
+        task_weight: weight of the task loss, added to what the methods themselves give it (`logits`: weight x (1 -
+            alpha)); `auto` adds nothing where a method has it.
+        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     several_teachers: ClassVar[bool] = True  # a method that takes one refuses a list itself
@@ -53,27 +53,27 @@ class MethodSum(Distillation):
 
     @property
     def trains_head(self) -> bool:
-        """Where the task loss is on, or a method trains it by the teacher's answers."""
+        """Whether the task loss is part of the sum, or a method trains the head by the teacher's answers."""
         return super().trains_head or any(part.trains_head for part in self._parts.values())
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Where any method reads a teacher's logits."""
+        """Whether any method reads a teacher's logits."""
         return any(part.needs_trained_teacher for part in self._parts.values())
 
     @property
     def code_modules(self) -> tuple[str, ...]:
-        """Its own, and those of its methods."""
+        """The stage's own module and those of its methods."""
         return (*super().code_modules, *(type(part).__module__ for part in self._parts.values()))
 
     def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """``task_weight=auto`` adds nothing where a method trains the head."""
+        """Replace `task_weight=auto`: 0 where a method trains the head."""
         if self.trains_head and config.get("task_weight", "auto") == "auto":
             return config | {"task_weight": 0.0}
         return super().resolve(config, head_trained, finetuned_later)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """What each method refuses."""
+        """Let each method refuse what it cannot do, with its name in front."""
         for name, part in self._parts.items():
             with _named(name):
                 part.check(model, teachers)
@@ -81,7 +81,7 @@ class MethodSum(Distillation):
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Give every method what it may need of the model."""
+        """Give every method the model and its tokenizer, and match layers."""
         for part in self._parts.values():
             # past nn.Module's registration: the student is a submodule of the whole, once
             part.__dict__["model"] = model
@@ -89,28 +89,28 @@ class MethodSum(Distillation):
         super().prepare(model, data, teachers)
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Each method's."""
+        """Match the layers of each method."""
         for name, part in self._parts.items():
             with _named(name):
                 part.match(student, teachers)
             self.notes += part.notes
 
     def asks_student(self) -> Asks:
-        """All that any method asks."""
+        """Reads what any of the methods reads."""
         return _union([part.asks_student() for part in self._parts.values()])
 
     def asks_teacher(self) -> Asks:
-        """All that any method asks."""
+        """Reads what any of the methods reads."""
         return _union([part.asks_teacher() for part in self._parts.values()])
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """As the methods have it, one after the other."""
+        """The batch after each method, in turn, has changed it."""
         for part in self._parts.values():
             batch = part.inputs(batch)
         return batch
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each method's terms, weighted."""
+        """The weighted terms of all methods, by method and term."""
         return {
             f"{name}.{term}": self._weights[name] * value
             for name, part in self._parts.items()
@@ -120,7 +120,7 @@ class MethodSum(Distillation):
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Puts the method's name in front of what it refuses."""
+    """Put the method's name in front of what it refuses."""
     try:
         yield
     except UserError as error:

@@ -5,9 +5,9 @@ With logits z, a temperature τ and C classes, the loss of one example is
     L_soft = τ² · KL(softmax(z_T / τ) ‖ softmax(z_S / τ)) = τ² · Σ_c p_T,c (ln p_T,c - ln p_S,c)
 
 The KL is summed over classes and averaged over examples. τ² keeps the size of its gradient as the temperature
-changes, for 1/τ² is what a large τ makes of it. Published codes differ, and their weights are therefore not ours:
-the official code of PKD averages over classes as well (``KLDivLoss(reduction="mean")``: with C classes, C times
-too small), and TinyBERT's soft cross-entropy ends in ``.mean()``, which does the same, without τ².
+changes: a large τ alone would make it smaller by 1/τ². Published codes differ, so their weights cannot be taken over:
+the official code of PKD averages over classes as well (`KLDivLoss(reduction="mean")`: with C classes, C times
+too small), and TinyBERT's soft cross-entropy ends in `.mean()`, which does the same, without τ².
 
 Shapes: B batch, C classes.
 """
@@ -35,8 +35,8 @@ def output_loss(teachers: Sequence[Tensor], student: Tensor, temperature: float)
     temperature has no part in it.
 
     Args:
-        teachers: ``[B, C]`` each; they get no gradient.
-        student: ``[B, C]``.
+        teachers: `[B, C]` each; they get no gradient.
+        student: `[B, C]`.
         temperature: τ, above 0.
 
     Returns:
@@ -56,8 +56,8 @@ def soft_target_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tens
     Computed in float32 also under autocast and for 16-bit logits; with a float64 argument in float64.
 
     Args:
-        teacher: logits ``[B, C]``, the target; gets no gradient.
-        student: logits ``[B, C]``.
+        teacher: logits `[B, C]`, the target; gets no gradient.
+        student: logits `[B, C]`.
         temperature: τ, above 0; 1 compares the distributions as they are.
 
     Returns:
@@ -73,7 +73,7 @@ def soft_target_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tens
 
 
 def squared_error(teacher: Tensor, student: Tensor) -> Tensor:
-    """(z_T - z_S)², averaged over examples, for tasks whose one output ``[B, 1]`` is a score."""
+    """(z_T - z_S)², averaged over examples, for tasks whose one output `[B, 1]` is a score."""
     assert teacher.shape == student.shape and student.shape[-1] == 1
     dtype = arithmetic(teacher, student)
     with torch.autocast(student.device.type, enabled=False):

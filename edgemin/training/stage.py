@@ -1,4 +1,4 @@
-"""The contract of a stage: ``prepare``, ``loss``, ``finish``."""
+"""The contract of a stage: what it tells planning, and the hooks `prepare`, `loss` and `finish`."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from edgemin.training.fit import Fit
 
 
 class Shape(NamedTuple):
-    """What planning knows of an encoder before its weights exist."""
+    """What planning knows about an encoder before its weights exist."""
 
     family: str
     layers: int
     hidden: int
-    heads: int  #: per layer
-    pruned: bool = False  #: whether an earlier stage may have narrowed its layers
-    inner: int | None = None  #: width of queries, keys and values, where it is not the hidden size
-    matrices: Mapping[str, parts.Matrix] = MappingProxyType({})  #: by path; widths before any pruning
-    quantized: Kind | None = None  #: the kind of quantized layers that an earlier stage, or its checkpoint, gave it
+    heads: int  # per layer
+    pruned: bool = False  # whether an earlier stage may have narrowed its layers
+    inner: int | None = None  # width of queries, keys and values, where it is not the hidden size
+    matrices: Mapping[str, parts.Matrix] = MappingProxyType({})  # by path; widths before any pruning
+    quantized: Kind | None = None  # the kind of quantized layers that an earlier stage, or its checkpoint, gave it
 
     @property
     def width(self) -> int:
@@ -44,19 +44,17 @@ class Shape(NamedTuple):
 class Stage(pl.LightningModule):
     """One step of a path: takes an encoder, gives an encoder.
 
-    A stage is constructed from its configuration alone. Then, in order: ``prepare`` takes the encoder; for every
-    phase ``begin`` may
-    operate on it (surgery happens only between fits) and Lightning fits it by ``loss``; ``finish`` returns a plain
-    encoder with the
-    change made real. A stage that trains nothing has no phase with a fit.
+    A stage is constructed from its configuration alone. Then, in order: `prepare` takes the encoder; for every phase
+    `begin` may operate on it (surgery happens only between fits) and Lightning fits it by `loss`; `finish` returns a
+    plain encoder with the change made real. A stage that trains nothing has no fit.
     """
 
-    #: Layers may come out narrower than the hidden size.
+    # Layers may come out narrower than the hidden size.
     narrows: ClassVar[bool] = False
-    #: Teacher and student must read the same tokens.
+    # Teacher and student must read the same tokens.
     same_tokens: ClassVar[bool] = False
-    #: The kind of quantized layers that its result has. It chooses their ranges itself; after any other stage that
-    #: changes such a model they are chosen again.
+    # The kind of quantized layers that its result has. It chooses their ranges itself; after any other stage that
+    # changes such a model they are chosen again.
     quantizes: ClassVar[Kind | None] = None
 
     model: PreTrainedModel
@@ -64,10 +62,10 @@ class Stage(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
-        self.recorded: dict[str, Tensor] = {}  #: what was logged since the last batch ended
-        self.findings: dict[str, Any] = {}  #: what it found out besides the model, for run.json
-        self.max_drop: float | None = None  #: how much worse than what it was given its result may be, as a fraction
-        self.name = type(self).__name__  #: in messages; a run gives its path
+        self.recorded: dict[str, Tensor] = {}  # what was logged since the last batch ended
+        self.findings: dict[str, Any] = {}  # what it found out besides the model, for run.json
+        self.max_drop: float | None = None  # how much worse than what it was given its result may be, as a fraction
+        self.name = type(self).__name__  # in messages; a run gives its path
         self.seed = 0
         self.phase = 0
         self._data: DataModule | None = None
@@ -97,7 +95,7 @@ class Stage(pl.LightningModule):
 
     @property
     def trains(self) -> bool:
-        """Whether any of its fits trains. Asked before ``prepare``, as all that planning asks."""
+        """Whether any of its fits trains. Asked before `prepare`, as all that planning asks."""
         return any(fit.trains for fit in self.phases())
 
     @property
@@ -107,12 +105,12 @@ class Stage(pl.LightningModule):
 
     @property
     def stops_early(self) -> bool:
-        """Whether any of its fits looks at ``task.holdout``."""
+        """Whether any of its fits looks at `task.holdout`."""
         return any(fit.patience for fit in self.phases())
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """The models it learns from: ``teacher``, ``teacher.source`` or another model of the study."""
+        """The models it learns from: `teacher`, `teacher.source` or another model of the study."""
         return ()
 
     @property
@@ -121,11 +119,11 @@ class Stage(pl.LightningModule):
         return False
 
     def check_data(self) -> None:
-        """Raise a ``UserError`` (key first) where what it reads besides the task's data cannot be read."""
+        """Raise a `UserError` (key first) where what it reads besides the task's data cannot be read."""
 
     @property
     def data_content(self) -> Mapping[str, Any] | None:
-        """What it reads besides the task's data, by content, for the key."""
+        """What the stage reads besides the task's data, by its content, for the key."""
         return None
 
     @property
@@ -139,19 +137,19 @@ class Stage(pl.LightningModule):
         return (type(self).__module__,)
 
     def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What of its settings decides the result and is not in the key by its content."""
+        """The settings that decide the result, without those whose content is in the key already."""
         return settings
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Raise a ``UserError`` (key first, no stage name) for settings that cannot work with these models."""
+        """Raise a `UserError` (key first, no stage name) for settings that cannot work with these models."""
 
     def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """Settings that depend on the neighbours in the path (``auto``), decided once in planning.
+        """Settings that depend on the neighbours in the path (`auto`), decided once in planning.
 
         Args:
             config: the stage's own settings.
             head_trained: an earlier stage trained the head.
-            finetuned_later: a later fine-tuning will.
+            finetuned_later: a later fine-tuning will train the head.
         """
         return config
 
@@ -171,7 +169,7 @@ class Stage(pl.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} trains nothing")
 
     def finish(self) -> PreTrainedModel:
-        """A plain encoder with the change made real."""
+        """Return a plain encoder with the change made real."""
         return self.model
 
     # -- fits --------------------------------------------------------------------------------------
@@ -191,16 +189,16 @@ class Stage(pl.LightningModule):
 
     @property
     def learning_rate_key(self) -> str:
-        """Which setting has the learning rate of the fit that runs."""
+        """The name of the setting that has the learning rate of the fit that runs."""
         return "learning_rate"
 
     @property
     def fit_name(self) -> str:
-        """What the present fit is called: as the stage, and its number where there are several."""
+        """The name of the fit that runs: the stage's and, where there are several fits, its number."""
         return f"{self.name}/phase {self.phase + 1}" if len(self.phases()) > 1 else self.name
 
     def begin(self, phase: int) -> None:
-        """Surgery before the fit of a phase."""
+        """Change the model before the fit of a phase: the only place where its shape may change."""
 
     def training_batches(self, fit: Fit) -> Batches:
         """All batches of a fit: of the task's training split, unless a stage is trained on something else."""
@@ -216,7 +214,7 @@ class Stage(pl.LightningModule):
         )
 
     def training_rows(self) -> NDArray[np.int64] | None:
-        """Which examples of the training split it is trained on; ``None``: all."""
+        """Which examples of the training split it is trained on; `None`: all."""
         return None
 
     def training_examples(self) -> int:
@@ -226,7 +224,7 @@ class Stage(pl.LightningModule):
 
     @property
     def data(self) -> DataModule:
-        """The task's data."""
+        """The data that `prepare` was given; a stage without data must not ask for it."""
         assert self._data is not None
         return self._data
 
@@ -241,7 +239,7 @@ class Stage(pl.LightningModule):
         torch.manual_seed(drawn % 2**63)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Lightning's hook around ``loss``; of several processes, the mean of what they return is that of the batch."""
+        """Lightning's hook around `loss`; of several processes, the mean of what they return is that of the batch."""
         own = dict(batch)
         self._share = own.pop("share", None)
         loss = self.loss(own)
@@ -261,7 +259,7 @@ class Stage(pl.LightningModule):
         return loss
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, for the training curves; :class:`edgemin.training.callbacks.Record` keeps every tenth step."""
+        """Log for the training curves; [`Record`][edgemin.training.callbacks.Record] keeps every tenth step."""
         self.recorded[name] = torch.as_tensor(value).detach()
 
     def record(self, name: str, value: Tensor) -> None:
@@ -290,7 +288,7 @@ class Stage(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """By the norm; Lightning's own refuses a fused optimizer although nothing is scaled."""
+        """Clip by the norm; Lightning's own clipping refuses a fused optimizer although nothing is scaled."""
         if gradient_clip_val and self.trainer.precision != "16-mixed":
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
@@ -299,7 +297,7 @@ class Stage(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint carries its structure, so that any moment can be resumed."""
+        """Save the model's structure with its weights, so that a run can be resumed at any moment."""
         checkpoint.setdefault("edgemin", {}).update(
             phase=self.phase, structure=quantized.structure(self.model), notes=list(self.notes)
         )
@@ -315,13 +313,13 @@ class Stage(pl.LightningModule):
 
 
 def task_loss(logits: Tensor, labels: Tensor, *, regression: bool, reduction: str = "mean") -> Tensor:
-    """Cross-entropy (``logits [B, C]``, ``labels [B]`` indices) or squared error (regression, ``logits [B, 1]``)."""
+    """Cross-entropy (`logits [B, C]`, `labels [B]` indices) or squared error (regression, `logits [B, 1]`)."""
     if regression:
         return functional.mse_loss(logits.squeeze(-1).float(), labels.float(), reduction=reduction)
     return functional.cross_entropy(logits.float(), labels, reduction=reduction)
 
 
 def ensure_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bool) -> None:
-    """Keep a head that already speaks the task's labels, else attach a fresh one (drawn from torch's generator)."""
+    """Keep a head that has the task's labels, else attach a fresh one (drawn from torch's generator)."""
     if parts.label_names(model) != tuple(labels) or (model.config.problem_type == "regression") != regression:
         building.attach_head(model, list(labels), regression=regression)

@@ -1,4 +1,4 @@
-"""What a teacher says of a whole training set: computed once, kept in one memory-mapped file, read batch by batch."""
+"""A teacher's outputs on a whole training set: computed once, kept in one memory-mapped file, read batch by batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgemin.progress import counted
 from edgemin.store.digest import code_digest
 from edgemin.store.disk import Cache
 
-CODE = "edgemin.training.teacher_outputs"  #: what decides them, the provider of a quantized teacher apart
+CODE = "edgemin.training.teacher_outputs"  # what decides them, the provider of a quantized teacher apart
 LIMIT_BYTES = 8 * 2**30
 _BATCH = 64
 _PARTS = ("query", "key", "value")
@@ -34,20 +34,20 @@ class TeacherOutputs:
 
     Attributes:
         encoded: the split in the teacher's tokens.
-        tensors: ``logits`` [N, C]; and per token, in the order of ``encoded.ids``: ``hidden.<l>`` [tokens, H],
-            ``query.<l>``, ``key.<l>``, ``value.<l>`` [tokens, A*D], layers counted from 0; float32, memory-mapped.
+        tensors: `logits` [N, C]; and per token, in the order of `encoded.ids`: `hidden.<l>` [tokens, H],
+            `query.<l>`, `key.<l>`, `value.<l>` [tokens, A*D], layers counted from 0; float32, memory-mapped.
     """
 
     encoded: Encoded
     tensors: dict[str, Tensor]
 
     def batch(self, indices: Tensor, width: int, device: torch.device) -> Reading:
-        """What the teacher says of some examples. Layers count from 1, as the stages count.
+        """The teacher's outputs on some examples. Layers count from 1, as the stages count.
 
         Args:
             indices: positions in the split, int64 [B].
             width: T that token outputs are padded to; what is padding holds zeros.
-            device: where to.
+            device: where the tensors are put.
         """
         rows = indices.cpu()
         lengths = torch.from_numpy(self.encoded.lengths)[rows].unsqueeze(1)
@@ -148,7 +148,7 @@ def _check_size(examples: int, tokens: int, logits: Tensor | None, parts: dict[s
 
 
 def _fingerprint(teacher: PreTrainedModel) -> str:
-    """Of all weights and of the configuration: two teachers of one fingerprint say the same."""
+    """A hash of all weights and the configuration: two teachers with one fingerprint give the same outputs."""
     digest = hashlib.sha256(teacher.config.to_json_string().encode())
     for name, value in sorted(teacher.state_dict().items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Distillation in two fits: first what happens inside the models, then what they answer."""
+"""Distillation in two fits: first on what happens inside the models, then on their answers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class TwoFits(Distillation):
 
     Args:
         prediction_share: part of the steps (or epochs) that goes to the second fit, in [0, 1); 0 leaves it out and
-            makes a method of one fit, which ``multi`` takes. With a corpus, which has nothing to answer, all goes to
+            makes a method of one fit, which `multi` takes. With a corpus, which has nothing to answer, all goes to
             the first.
-        prediction_learning_rate: peak of the second fit. All else is as in the first, but that ``patience`` is of the
-            second alone: before it there is nothing to score.
-        settings: see :class:`edgemin.training.distillation.Distillation`.
+        prediction_learning_rate: peak learning rate of the second fit. All else is as in the first, except `patience`,
+            which applies to the second alone: before it there is nothing to score.
+        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     def __init__(self, *, prediction_share: float, prediction_learning_rate: float, settings: DistillSettings) -> None:
@@ -41,26 +41,26 @@ class TwoFits(Distillation):
 
     @property
     def trains_head(self) -> bool:
-        """Where the teacher's answers are learnt."""
+        """Whether there is a second fit, in which the teacher's answers are learnt."""
         return self._prediction is not None
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Where the teacher's answers are learnt."""
+        """Whether there is a second fit, in which the teacher's answers are learnt."""
         return self.trains_head
 
     @property
     def learning_rate_key(self) -> str:
-        """The second fit has its own."""
+        """The setting that has the learning rate of the fit that runs; the second fit has its own."""
         return "prediction_learning_rate" if self.phase else "learning_rate"
 
     def phases(self) -> list[Fit]:
-        """What happens inside, then the answers."""
+        """The fit on the inside and, if there is one, the fit on the answers."""
         return [self.settings] if self._prediction is None else [self.settings, self._prediction]
 
 
 def _divided(whole: Fit, share: float) -> tuple[Fit, Fit]:
-    """A budget in two: what remains, and the share."""
+    """Divide a budget in two: the rest for the first fit, the share for the second."""
     if whole.steps is not None:
         second = round(share * whole.steps)
         return replace(whole, steps=whole.steps - second), replace(whole, steps=second)

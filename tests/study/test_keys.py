@@ -24,12 +24,12 @@ ENCODER = {f"encoder.{name}" for name in ("building", "config_file", "families",
 ENCODER |= {"encoder.structure_file", "encoder.taps"}
 DATA = {"data.batches", "data.encoding", "data.module", "data.task"}
 TRAINING = {f"training.{name}" for name in ("callbacks", "fit", "fitting", "stage")}
-#: What every training stage depends on.
+# What every training stage depends on.
 STAGE = {"artifact", "evaluate", "processes.launch", "processes.ranks"} | ENCODER | DATA | TRAINING
 DISTILLATION = {f"training.{name}" for name in ("distillation", "teacher_outputs", "averages", "layer_maps")}
 DISTILLATION |= {"training.loss_weights"} | {f"distillation.{name}" for name in ("relation", "relation_blocks")}
 LAYERS = {f"quantization.{name}" for name in ("affine", "layers", "model", "packing", "ranges", "weights")}
-#: What runs beside a computation and tells of it (a log, curves), and examples, whose content is in the key.
+# What runs beside a computation and tells of it (a log, curves), and examples, whose content is in the key.
 BESIDE = {"edgemin.study.job", "edgemin.tracking", "edgemin.data.examples"}
 
 
@@ -45,9 +45,9 @@ def of_stage(name: str, *overrides: str) -> tuple[str, ...]:
 
 
 EVALUATION = scoring.EVALUATION_CODE
-#: A distillation on a corpus.
+# A distillation on a corpus.
 CORPUS = ("distill.corpus_length=16", "distill.epochs=null", "stages=[distill,finetune]")
-#: The results of a study by the modules that they name.
+# The results of a study by the modules that they name.
 RESULTS: dict[str, Callable[[], tuple[str, ...]]] = {
     "root": lambda: plan.ROOT_CODE,
     "fine-tuning": lambda: of_stage("finetune"),
