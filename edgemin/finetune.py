@@ -18,7 +18,7 @@ class Finetune(Stage):
     Also the control of a distillation (`distill=none`): the same student, equally many further steps, no teacher.
 
     Args:
-        settings: see [`Fit`][edgemin.training.fit.Fit].
+        settings: all settings of [`Fit`][edgemin.training.fit.Fit].
     """
 
     def __init__(self, **settings: Unpack[FitSettings]) -> None:
@@ -27,7 +27,7 @@ class Finetune(Stage):
 
     @property
     def trains_head(self) -> bool:
-        """Whenever it trains at all."""
+        """Whether it trains at all: a fine-tuning of 0 steps leaves the head as it is."""
         return self.settings.trains
 
     def phases(self) -> list[Fit]:

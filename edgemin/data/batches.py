@@ -17,7 +17,7 @@ BUCKET_BATCHES = 50
 
 
 class Batches(Protocol):
-    """All batches of a fit, from any step on."""
+    """All batches of a fit; a resumed fit begins at any of its steps."""
 
     start: int  # the first step to yield
 
@@ -25,13 +25,13 @@ class Batches(Protocol):
         """The steps of the whole fit."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """The batches from `start` on."""
+        """Yield the batches from the step `start` on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed besides `start` to go on, as plain values and tensors."""
+        """What a resumed fit needs besides `start`, as plain values and tensors."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what `state_dict` gave of the same batches."""
+        """Restore what `state_dict` gave for the same batches."""
 
 
 class TrainBatches:
@@ -101,11 +101,11 @@ class TrainBatches:
                 step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: `start` alone says where a fit goes on."""
+        """Nothing: a resumed fit needs `start` alone."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take nothing."""
+        """Nothing to restore: a resumed fit needs `start` alone."""
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
         """The indices of every batch of one epoch, in order."""

@@ -25,7 +25,7 @@ class Projections(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One forward: the logits [B, C] (`None` where nobody asked) and what was read on the way.
+    """One forward: the logits [B, C] (`None` if they were not asked for) and what was read on the way.
 
     `projections` are keyed by layer, counted from 0. `hidden[0]` is what the embeddings gave, `hidden[l]` the
     residual stream after l layers, each [B, T, H].

@@ -205,7 +205,7 @@ class Quantization:
         return {path: self.spec(matrix) for path, matrix in matrices.items() if path not in exempt}
 
     def spec(self, matrix: Matrix) -> Spec:
-        """How a matrix is quantized."""
+        """The specification by which one matrix is quantized."""
         tables = (FLOAT if self.bits == FLOAT else 8) if self.embedding_bits == "auto" else self.embedding_bits
         return Spec(
             tables if matrix.is_table else self.bits,
