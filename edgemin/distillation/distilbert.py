@@ -196,7 +196,7 @@ class DistilbertDistillation(Distillation):
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Only where the student learns the teacher's answers (`soft_weight` above 0)."""
+        """Whether the student learns the teacher's answers (`soft_weight` above 0)."""
         return self.soft_weight > 0
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:

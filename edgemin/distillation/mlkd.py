@@ -195,12 +195,12 @@ class MLKD(TwoFits):
 
     @property
     def trains_head(self) -> bool:
-        """Only where the student learns the teacher's answers (`soft_weight` above 0)."""
+        """Whether the student learns the teacher's answers (`soft_weight` above 0)."""
         return super().trains_head and self.weights["soft"] > 0
 
     @property
     def leaves_head_stale(self) -> bool:
-        """Where the encoder is trained but not the head that reads it."""
+        """Whether the encoder is trained but not the head that reads it."""
         return self.trains and not self.trains_head
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:

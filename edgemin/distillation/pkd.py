@@ -127,7 +127,7 @@ class PatientDistillation(Distillation):
 
     @property
     def needs_trained_teacher(self) -> bool:
-        """Only where the student learns the teacher's answers (`alpha` above 0)."""
+        """Whether the student learns the teacher's answers (`alpha` above 0)."""
         return self.alpha > 0
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:

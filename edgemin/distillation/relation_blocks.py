@@ -43,7 +43,7 @@ _SAFE_SCORE = 60.0
 
 
 class Projected(NamedTuple):
-    """What gives one side's relation: rows `[B, T, H]`, and keys where they are not the same."""
+    """The projections that give one side's relation: rows `[B, T, H]`, and keys where they are not the same."""
 
     rows: Tensor
     keys: Tensor | None
@@ -84,7 +84,7 @@ class _BlockedKL(torch.autograd.Function):
 
 
 class _Side(NamedTuple):
-    """What the relations of one side are made of, both `[R, D, N]`; one tensor twice for self-relations."""
+    """Rows and keys of one side's relations, `[R, D, N]` each; the same tensor for self-relations."""
 
     rows: Tensor
     keys: Tensor

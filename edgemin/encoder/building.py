@@ -235,7 +235,7 @@ def _set_bottleneck(config: PreTrainedConfig, structure: Mapping[str, Any]) -> N
 
 
 def _check_bottleneck(config: PreTrainedConfig) -> None:
-    """Without a bottleneck of their own, query and key read feature maps by weights made for the bottleneck."""
+    """Refuse a MobileBERT whose query and key have no bottleneck: they would read feature maps of another width."""
     reads_maps = config.use_bottleneck and not (config.key_query_shared_bottleneck or config.use_bottleneck_attention)
     if reads_maps and config.intra_bottleneck_size != config.hidden_size:
         raise UserError(

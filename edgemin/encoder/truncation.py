@@ -99,7 +99,7 @@ def head_importance(layer: Layer) -> Tensor:
 
 
 def dimension_importance(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Twice `[A, D]`: of each head's dimensions in the scores, and in what the head writes."""
+    """Importance of each head's dimensions, twice `[A, D]`: in the scores, and in what the head writes."""
     query, key, value = (part.square().sum(1) for part in _query_key_value(layer))
     output = _weight(layer.output).square().sum(0)
     shape = (layer.heads, layer.head_size)

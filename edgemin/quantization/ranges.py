@@ -170,7 +170,7 @@ def percentile_range(counts: Tensor, low: Tensor, high: Tensor, percentile: floa
 
 
 def least_error_range(counts: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the ranges that shrink from either end towards 0, that of the least squared error of 256 levels.
+    """The range, among those that shrink from either end towards 0, whose 256 levels have the least squared error.
 
     One end after the other, the upper first: each by 46 shares from 1 down to 0.1, values in the middle of their bins.
     """

@@ -84,7 +84,7 @@ class Reconstruction(Stage):
 
     @property
     def reaches_all(self) -> bool:
-        """No: one block learns at a time."""
+        """No: in each fit one block learns, and the others get no gradient."""
         return False
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:

@@ -170,7 +170,7 @@ class Distillation(Stage):
 
     @property
     def reaches_all(self) -> bool:
-        """Not always: the student may stop below its head, and a fit may leave out modules that another one trains."""
+        """No: the student may stop below its head, and a fit may leave out modules that another one trains."""
         return False
 
     @property

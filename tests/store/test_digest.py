@@ -44,7 +44,7 @@ def test_comments_docstrings_and_formatting_change_nothing(package: Path) -> Non
     edit(path, "class HeadPruning(Stage):\n", "# a comment\n\n\nclass HeadPruning(Stage):  # and one here\n")
     edit(path, "    def finish(self)", "\n\n    def finish(self)")
     source = path.read_text()
-    begin = source.index('"""Start ranking')
+    begin = source.index('"""', source.index("def begin("))
     end = source.index('"""', begin + 3) + 3
     path.write_text(source[:begin] + '"""Said\n        otherwise."""' + source[end:])
     assert fresh(STAGE) == before

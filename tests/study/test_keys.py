@@ -175,7 +175,7 @@ class Trace:
         self._result: str | None = None
 
     def of(self, name: Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, watched."""
+        """The function, with its calls recorded under the result that `name` gives for their arguments."""
 
         def watched(*given: Any, **named: Any) -> Any:
             self._result = name(*given, **named)
