@@ -34,6 +34,8 @@ TINY = (
     *("distill.steps=2", "distill.relation_heads=4", "prune.ratio=0.25", "prune.epochs=null", "prune.steps=2"),
     "prune.calibration_examples=16",
 )
+#: Of run.json. What is compared lies at the same place in both.
+SCHEMAS = (1, 2)
 COMPARED_COST = ("params", "params_visible", "macs", "flops")
 
 
@@ -76,7 +78,10 @@ def run(checkout: Path, words: list[str], out: Path) -> None:
 
 def _runs(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in sorted(out.glob("*/*/*/run.json")):
-        yield file.parent.name, json.loads(file.read_text())
+        content = json.loads(file.read_text())
+        if content["schema"] not in SCHEMAS:
+            sys.exit(f"{file}: schema: expected one of {SCHEMAS}, given {content['schema']}")
+        yield file.parent.name, content
 
 
 def _renamed(path: str, names: Mapping[str, str]) -> str:

@@ -25,6 +25,8 @@ from edgemin.tracking import Tracker
 # What the W&B server accepts.
 _MAX_NAME, _MAX_TAG, _MAX_ID = 128, 64, 128
 _MIB = 2**20
+#: The runtime whose size and latency a row is compared by.
+_RUNTIME = "torch"
 #: Of a configuration, what says where things lie and how they are logged, not what was asked for.
 _PRIVATE = ("logger", "paths", "plan")
 _ID_FILE = "job.json"
@@ -219,7 +221,7 @@ def resolve_mode(mode: str, environment: Mapping[str, str] | None = None) -> str
 def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
     """One row of ``run.json`` as one flat line of a table, in the row's order.
 
-    Nested keys are joined by dots (``cost.latency_ms.padded.p50``), lists by commas; null is left out.
+    Nested keys are joined by dots (``cost.runtimes.torch.size_bytes``), lists by commas; null is left out.
     """
     flat: dict[str, Any] = {}
     for key, value in row.items():
@@ -245,8 +247,9 @@ def headline(row: Mapping[str, Any], task: Mapping[str, Any] | None) -> dict[str
     found: dict[str, float] = {}
     if task is not None:
         found[task["metric"]] = row["metrics"][task["name"]][task["splits"][0]][task["metric"]]
-    found["size_mib"] = row["cost"]["size_bytes"] / _MIB
-    if latency := row["cost"].get("latency_ms"):
+    cost = row["cost"]["runtimes"][_RUNTIME]
+    found["size_mib"] = cost["size_bytes"] / _MIB
+    if latency := cost.get("latency_ms"):
         found["latency_ms"] = latency["padded"]["p50"]
     retained = (row["delta"].get("teacher") or {}).get("metric_retained")
     if retained is not None:

@@ -76,25 +76,20 @@ MADE_FROM = {
 
 def row(paper: tuple[Any, ...], task: str, split: str, shift: float, measured: bool) -> dict[str, Any]:
     name, model, stages, accuracy, size, params, visible, flops, p50 = paper
-    cost: dict[str, Any] = {
-        "params": params,
-        "params_visible": visible,
-        "size_bytes": size,
-        "macs": flops // 2,
-        "flops": flops,
-    }
+    torch: dict[str, Any] = {"size_bytes": size}
     if measured:
         timing = {"p10": p50 * 0.97, "p50": p50, "p90": p50 * 1.05, "p95": p50 * 1.08, "mean": p50 * 1.01}
-        cost["latency_ms"] = {
+        torch["latency_ms"] = {
             "padded": {"length": 128, **timing, "n": 500, "unstable": False},
             "task": {"length": 25.2, **{k: v / 2.2 for k, v in timing.items()}, "n": 500, "unstable": False},
         }
-        cost["throughput_per_s"] = {"padded": 1000 / timing["mean"], "task": 2200 / timing["mean"]}
-        cost["peak_memory_bytes"] = size + 300_000_000
-        cost["energy_mj"] = p50 * 15.0
-        cost["power_w"] = 15.0
-        cost["energy_source"] = "estimate"
-        cost["threads"] = 2
+        torch["throughput_per_s"] = {"padded": 1000 / timing["mean"], "task": 2200 / timing["mean"]}
+        torch["peak_memory_bytes"] = size + 300_000_000
+        torch["energy_mj"] = p50 * 15.0
+        torch["power_w"] = 15.0
+        torch["energy_source"] = "estimate"
+        torch["threads"] = 2
+    architecture = {"params": params, "params_visible": visible, "macs": flops // 2, "flops": flops}
     metrics = {"accuracy": accuracy + shift, "f1": accuracy + shift + 0.004, "loss": 0.3, "n": 872}
     return {
         "name": name,
@@ -105,11 +100,17 @@ def row(paper: tuple[Any, ...], task: str, split: str, shift: float, measured: b
         "made_from": MADE_FROM.get(name),
         "metrics": {task: {split: metrics}},
         "transfer": [],
-        "cost": cost,
+        "cost": {**architecture, "runtimes": {"torch": torch}},
         "delta": {},
         "predictions": "predictions/0.safetensors",
         "notes": [],
     }
+
+
+def in_torch(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row costs in torch."""
+    found: dict[str, Any] = row["cost"]["runtimes"]["torch"]
+    return found
 
 
 def fill_deltas(run: dict[str, Any]) -> None:
@@ -118,18 +119,19 @@ def fill_deltas(run: dict[str, Any]) -> None:
     for one in run["rows"]:
         for model in ("teacher", "student"):
             reference = next(other for other in run["rows"] if other["model"] == model)
-            ours, theirs = one["cost"], reference["cost"]
+            ours, theirs = in_torch(one), in_torch(reference)
+            ratios: dict[str, Any] = {"compression_ratio": theirs["size_bytes"] / ours["size_bytes"]}
             delta: dict[str, Any] = {
-                "compression_ratio": theirs["size_bytes"] / ours["size_bytes"],
-                "params_ratio": theirs["params"] / ours["params"],
-                "flops_ratio": theirs["flops"] / ours["flops"],
+                "params_ratio": reference["cost"]["params"] / one["cost"]["params"],
+                "flops_ratio": reference["cost"]["flops"] / one["cost"]["flops"],
+                "runtimes": {"torch": ratios},
             }
             if one["metrics"]:
                 mine = one["metrics"][task][split]["accuracy"]
                 other = reference["metrics"][task][split]["accuracy"]
                 delta |= {"metric": mine - other, "metric_retained": mine / other}
             if "latency_ms" in ours:
-                delta["speed_up"] = {
+                ratios["speed_up"] = {
                     kind: theirs["latency_ms"][kind]["p50"] / ours["latency_ms"][kind]["p50"]
                     for kind in ("padded", "task")
                 }
@@ -152,7 +154,7 @@ def run(
         told = [override for override in overrides if override.partition(".")[0] in one["stages"]]
         one["artifact"] = "-".join([one["artifact"], str(seed), *told])
     made = {
-        "schema": 1,
+        "schema": 2,
         "edgemin": "0.1.0",
         "study": "paper",
         "experiment": None,
@@ -170,7 +172,7 @@ def run(
             "evaluation_examples": {split: 872},
             "max_length": 128,
         },
-        "order": {"name": "paper", "stages": ["finetune", "distill", "prune", "quantize"]},
+        "order": {"name": "paper", "stages": ["finetune", "distill", "prune", "quantize"], "ablation": None},
         "config": {"prune": {"ratio": 0.2}, "seed": seed, "task": {"name": task}},
         "host": {"cpu": "Some CPU", "cores": 2, "threads": 2},
         "versions": {"torch": "2.13.0"},
@@ -179,7 +181,14 @@ def run(
         "threads": [2],
         "published": None,
         "nodes": [
-            {"path": f"{one['model']}/{'/'.join(one['stages'])}", "key": "k", "cached": False, "seconds": 1.0}
+            {
+                "path": "/".join([one["model"], *one["stages"]]),
+                "model": one["model"],
+                "stages": one["stages"],
+                "key": "k",
+                "cached": False,
+                "seconds": 1.0,
+            }
             for one in rows
         ],
         "warnings": [],

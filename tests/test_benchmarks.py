@@ -7,6 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -55,15 +56,17 @@ def test_shapes_are_sequences_by_tokens() -> None:
     assert rounds.parser("", 3).parse_args(["--shapes", "8x128", "4x512"]).shapes == [(8, 128), (4, 512)]
 
 
-def _leave(out: Path, weight: float, accuracy: float, stage: str = "prune") -> Path:
+def _leave(out: Path, weight: float, accuracy: float, stage: str = "prune", schema: int = 2) -> Path:
     """What a run of one job with one stage leaves."""
     (out / "store" / "key").mkdir(parents=True)
     save_file({"w": torch.tensor([weight, 2.0])}, out / "store" / "key" / "model.safetensors")
     job = out / "study" / "today" / "0"
     job.mkdir(parents=True)
-    cost = {name: 1 for name in same_results.COMPARED_COST} | {"latency_ms": out.name}
+    timed = {"latency_ms": out.name}
+    cost = {name: 1 for name in same_results.COMPARED_COST} | (timed if schema == 1 else {"runtimes": {"torch": timed}})
     row = {"model": "student", "stages": [stage], "control": False, "metrics": {"toy": accuracy}, "cost": cost}
-    (job / "run.json").write_text(json.dumps({"nodes": [{"path": f"student/{stage}", "key": "key"}], "rows": [row]}))
+    content = {"schema": schema, "nodes": [{"path": f"student/{stage}", "key": "key"}], "rows": [row]}
+    (job / "run.json").write_text(json.dumps(content))
     return out
 
 
@@ -78,3 +81,11 @@ def test_two_commits_are_compared_to_the_bit_by_path_and_timed_columns_are_not(t
     renamed = _leave(tmp_path / "renamed", 1.0, 0.5, stage="cut")
     assert same_results.differences(old, renamed, {"prune": "cut"})[1] == []
     assert any(line.startswith("nodes: ") for line in same_results.differences(old, renamed, {})[1])
+
+
+def test_a_commit_that_wrote_the_schema_before_is_compared_and_one_of_an_unknown_schema_is_not(tmp_path: Path) -> None:
+    new = _leave(tmp_path / "new", 1.0, 0.5)
+    before = _leave(tmp_path / "before", 1.0, 0.5, schema=1)
+    assert same_results.differences(before, new, {}) == ("1 artifacts, 1 tensors, 1 rows", [])
+    with pytest.raises(SystemExit, match=r"run\.json: schema: expected one of \(1, 2\), given 3"):
+        same_results.differences(new, _leave(tmp_path / "later", 1.0, 0.5, schema=3), {})

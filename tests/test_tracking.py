@@ -30,7 +30,10 @@ ROWS: list[dict[str, Any]] = [
         "stages": ["finetune"],
         "control": False,
         "metrics": {"toy": {"validation": {"accuracy": 0.9, "n": 100}}},
-        "cost": {"params": 1000, "size_bytes": 2**21, "latency_ms": {"padded": {"p50": 3.5, "unstable": True}}},
+        "cost": {
+            "params": 1000,
+            "runtimes": {"torch": {"size_bytes": 2**21, "latency_ms": {"padded": {"p50": 3.5, "unstable": True}}}},
+        },
         "delta": {"teacher": None},
     },
     {
@@ -38,7 +41,7 @@ ROWS: list[dict[str, Any]] = [
         "stages": ["finetune", "distill"],
         "control": False,
         "metrics": {"toy": {"validation": {"accuracy": 0.8, "n": 100}}},
-        "cost": {"params": 500, "size_bytes": 2**20},
+        "cost": {"params": 500, "runtimes": {"torch": {"size_bytes": 2**20}}},
         "delta": {"teacher": {"metric": -0.1, "metric_retained": 0.875}},
         "findings": {"quantization": {"bits": {"bert.encoder.layer.0": 8}}},
         "notes": ["short"],
@@ -48,7 +51,7 @@ ROWS: list[dict[str, Any]] = [
         "stages": ["finetune", "no_teacher"],
         "control": True,
         "metrics": {"toy": {"validation": {"accuracy": 0.7, "n": 100}}},
-        "cost": {"params": 500, "size_bytes": 2**20},
+        "cost": {"params": 500, "runtimes": {"torch": {"size_bytes": 2**20}}},
         "delta": {"teacher": None},
     },
 ]
@@ -96,7 +99,7 @@ def test_a_row_is_flattened_to_dotted_columns_without_nulls() -> None:
         "metrics.toy.validation.accuracy": 0.8,
         "metrics.toy.validation.n": 100,
         "cost.params": 500,
-        "cost.size_bytes": 2**20,
+        "cost.runtimes.torch.size_bytes": 2**20,
         "delta.teacher.metric": -0.1,
         "delta.teacher.metric_retained": 0.875,
         "findings.quantization.bits.bert.encoder.layer.0": 8,
@@ -158,7 +161,7 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
         content = json.loads(table.read_text())
         cells = [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
         assert [cell["name"] for cell in cells] == [row["name"] for row in ROWS]
-        assert [cell["cost.latency_ms.padded.p50"] for cell in cells] == [3.5, None, None]
+        assert [cell["cost.runtimes.torch.latency_ms.padded.p50"] for cell in cells] == [3.5, None, None]
         assert [cell["findings.quantization.bits.bert.encoder.layer.0"] for cell in cells] == [None, 8, None]
         assert len(list(files.glob("media/images/figure_pareto*.png"))) == 1
 
@@ -181,7 +184,8 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
 
 
 def test_a_row_without_a_task_has_its_size_alone() -> None:
-    assert headline({"cost": {"size_bytes": 2**20}, "delta": {"teacher": {}}, "metrics": {}}, None) == {"size_mib": 1.0}
+    cost = {"runtimes": {"torch": {"size_bytes": 2**20}}}
+    assert headline({"cost": cost, "delta": {"teacher": {}}, "metrics": {}}, None) == {"size_mib": 1.0}
 
 
 class Server:

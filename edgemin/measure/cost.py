@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -11,8 +12,11 @@ from edgemin.measure.operations import operations
 from edgemin.measure.params import count_parameters
 from edgemin.measure.size import size_bytes
 
+#: The runtime that artifacts are evaluated and measured in.
+RUNTIME = "torch"
 
-def static_cost(model: PreTrainedModel, artifact: Path, length: int = 128) -> dict[str, int]:
+
+def static_cost(model: PreTrainedModel, artifact: Path, length: int = 128) -> dict[str, Any]:
     """Everything about a model's cost that follows from its architecture and its files.
 
     Args:
@@ -21,14 +25,14 @@ def static_cost(model: PreTrainedModel, artifact: Path, length: int = 128) -> di
         length: Tokens of the sentence whose operations are counted.
 
     Returns:
-        `params`, `params_visible`, `size_bytes`, `macs` and `flops`: the first half of `cost` in
-        run.json. [`measure`][edgemin.measure.runtime.measure] returns the other half under the same names as there.
+        `params`, `params_visible`, `macs`, `flops` and, in `runtimes`, `size_bytes` of what torch loads: `cost` as
+        run.json has it, without what [`measure`][edgemin.measure.runtime.measure] adds to that runtime.
 
     Raises:
         UserError: The artifact is not complete.
     """
     return {
         **count_parameters(model),
-        "size_bytes": size_bytes(artifact),
         **operations(building.structure(model), length),
+        "runtimes": {RUNTIME: {"size_bytes": size_bytes(artifact)}},
     }

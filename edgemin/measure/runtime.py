@@ -98,11 +98,11 @@ def measure(
         lock_directory: Of the machine's lock, if not the usual one.
 
     Returns:
-        For each name the measured half of `cost` in run.json: `latency_ms` and `throughput_per_s`, each with `padded`
-        and, if there are sentences, `task` (whose `length` is their mean); `peak_memory_bytes`, `runtime_memory_bytes`,
-        `model_memory_bytes` (the steady resident set less what it was before the artifact was loaded); `energy_mj` per
-        padded inference, `power_w` and `energy_source`; `threads`; and, where other work ran beside the measurement,
-        `BESIDE`: true.
+        For each name what `cost.runtimes.torch` in run.json has beside the size: `latency_ms` and `throughput_per_s`,
+        each with `padded` and, if there are sentences, `task` (whose `length` is their mean); `peak_memory_bytes`,
+        `runtime_memory_bytes`, `model_memory_bytes` (the steady resident set less what it was before the artifact was
+        loaded); `energy_mj` per padded inference, `power_w` and `energy_source`; `threads`; and, where other work ran
+        beside the measurement, `BESIDE`: true.
 
     Raises:
         UserError: A process ended before it had answered; one line with its last words.

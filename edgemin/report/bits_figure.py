@@ -13,7 +13,7 @@ from edgemin.plain_text import file_name
 from edgemin.report.figures import Drawing, literal, saved, style
 from edgemin.report.fold import Group, Statistic, Study
 from edgemin.report.measures import metric_title, task_title
-from edgemin.report.schema import Row, Run
+from edgemin.report.schema import Run
 
 _METHOD = "quantize"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC3311", "#CC79A7", "#56B4E9", "#666666")
@@ -108,7 +108,7 @@ def _marks(study: Study, group: Group) -> list[Mark]:
     labels = dict(zip(study.keys, group.labels, strict=True))
     for name, line in group.lines.items():
         what = line.rows[0].get("findings", "quantization")
-        value = line.fold(_metric)
+        value = line.fold(Run.score)
         if not isinstance(what, Mapping) or value is None or line.rows[0].get("findings", "sensitivity"):
             continue
         bits = _bits(what)
@@ -123,10 +123,6 @@ def _bits(what: Mapping[str, object]) -> int | None:
     layers = given if isinstance(given, Mapping) else {}
     counted = Counter(int(bits) for path, bits in layers.items() if "embeddings" not in path)
     return counted.most_common(1)[0][0] if counted else None
-
-
-def _metric(run: Run, row: Row) -> float | None:
-    return row.number("metrics", run.task, run.splits[0], run.metric) if run.task and run.metric else None
 
 
 def _before(group: Group) -> list[float]:

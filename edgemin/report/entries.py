@@ -10,7 +10,8 @@ from edgemin.report.schema import Row, Run
 
 ALL = "all"
 """The label of a row that a swept key does not touch."""
-_COUNTED = ("params", "params_visible", "size_bytes", "macs", "flops", "threads", "energy_source")
+_COUNTED = ("params", "params_visible", "macs", "flops")
+_COUNTED_IN_RUNTIME = ("size_bytes", "threads", "energy_source")
 """What costs nothing but counting, or says how the rest was measured."""
 _OF_ITS_JOB = ("cost", "delta", "made_from", "predictions")
 """What a job says of a row beside what the row is."""
@@ -81,8 +82,9 @@ def _found(run: Run, row: Row) -> object:
         return id(row)
     own = {key: value for key, value in row.data.items() if key not in _OF_ITS_JOB}
     counted = [row.get("cost", key) for key in _COUNTED]
-    measured = (run.processor, run.config("measure")) if row.get("cost", "latency_ms") else None
-    return run.task, own, counted, measured
+    runtimes = {name: [cost.get(key) for key in _COUNTED_IN_RUNTIME] for name, cost in row.runtimes.items()}
+    is_measured = any(cost.get("latency_ms") for cost in row.runtimes.values())
+    return run.task, own, counted, runtimes, (run.processor, run.config("measure")) if is_measured else None
 
 
 def _labels(study: Study, groups: Sequence[int]) -> tuple[str, ...]:

@@ -70,9 +70,15 @@ class _Task(_Fields):
     splits: Texts = None
 
 
+class _Ablation(_Fields):
+    name: str
+    stages: Annotated[list[str], _refuse_unless(lambda value: len(value) == 2, "two stages")]
+
+
 class _Order(_Fields):
     name: Text = None
     stages: Texts = None
+    ablation: _Ablation | None = None
 
 
 class _Host(_Fields):
@@ -82,7 +88,9 @@ class _Host(_Fields):
 
 
 class _Node(_Fields):
-    path: Text = None
+    path: str
+    model: str
+    stages: list[str]
     teachers: Texts = None
 
 
@@ -107,12 +115,8 @@ class _PerForm(_Fields):
     task: Cost = None
 
 
-class _Costs(_Fields):
-    params: Cost = None
-    params_visible: Cost = None
+class _Runtime(_Fields):
     size_bytes: Cost = None
-    macs: Cost = None
-    flops: Cost = None
     latency_ms: _Forms | None = None
     throughput_per_s: _PerForm | None = None
     peak_memory_bytes: Cost = None
@@ -125,13 +129,25 @@ class _Costs(_Fields):
     threads: Cost = None
 
 
+class _Costs(_Fields):
+    params: Cost = None
+    params_visible: Cost = None
+    macs: Cost = None
+    flops: Cost = None
+    runtimes: dict[str, _Runtime] | None = None
+
+
+class _RuntimeRatios(_Fields):
+    compression_ratio: Cost = None
+    speed_up: _PerForm | None = None
+
+
 class _Difference(_Fields):
     metric: Number = None
     metric_retained: Number = None
-    compression_ratio: Cost = None
     params_ratio: Cost = None
     flops_ratio: Cost = None
-    speed_up: _PerForm | None = None
+    runtimes: dict[str, _RuntimeRatios] | None = None
 
 
 class _Delta(_Fields):

@@ -92,7 +92,7 @@ def _missing(study: Study, task: str, cost: Measure) -> str:
     runs = [run for run in study.runs if run.task == task]
     if any(cost.read(run, row) is not None for run in runs for row in run.rows):
         return "no row has a score"
-    if cost.path[1] == "latency_ms" and not any(run.config("measure") for run in runs):
+    if cost.form is not None and not any(run.config("measure") for run in runs):
         return "measure=none took no latencies: run the same command without it, which trains nothing again"
     return f"no row has a {cost.column.title.partition(',')[0].lower()}"
 

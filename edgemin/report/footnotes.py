@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgemin.report.entries import ALL, Entry
 from edgemin.report.fold import Line, Statistic, Study
-from edgemin.report.measures import REFERENCE_TITLES, REFERENCES, Measure, metric_title, split_title, task_title
+from edgemin.report.measures import REFERENCE_TITLES, TORCH, Measure, metric_title, split_title, task_title
 from edgemin.report.schema import Row, Run
 
 UNSTABLE = "the spread of the timings is too wide to support a speed-up"
@@ -23,24 +25,17 @@ _PRECISIONS = {
     "32-true": "fp32",
 }
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-_OF_TIME = [("cost", "energy_mj"), ("cost", "power_w")]
-_AS_FLOAT = [
-    ("cost", name)
-    for name in ("peak_memory_bytes", "runtime_memory_bytes", "model_memory_bytes", "energy_mj", "power_w")
-]
-"""What a simulated model costs beside its time, and an integer one would not."""
 
 
 def column_notes(measure: Measure, study: Study, lines: Sequence[Entry]) -> list[str]:
     """The footnotes of a column."""
     notes = [measure.note] if measure.note else []
-    found = [line for entry in lines if (line := entry.line(measure.task)) is not None]
-    if measure.path[:2] == ("cost", "energy_mj") or measure.path[:2] == ("cost", "power_w"):
-        notes += _energy(found)
-    variant = _variant(measure)
-    if variant is not None:
-        notes.append(_length(variant, found))
-    if measure.path[:3] == ("metrics", "{task}", "{split}"):
+    rows = [row for entry in lines if (line := entry.line(measure.job_task)) is not None for row in line.rows]
+    if measure.is_energy:
+        notes += _energy(measure, rows)
+    if measure.form is not None:
+        notes.append(_length(measure, rows))
+    if measure.is_metric and measure.task is None:
         notes += _splits(study)
     return notes
 
@@ -60,36 +55,42 @@ def cell_notes(measure: Measure, line: Line, value: Statistic | None) -> list[st
 
 def withheld(measure: Measure, run: Run, row: Row) -> str:
     """Why there is no share of a reference's metric; empty where there is one, or never could be."""
-    if measure.path[0] != "delta" or measure.path[2] != "metric_retained" or measure.read(run, row) is not None:
+    if measure.reference is None or measure.name != "metric_retained" or measure.read(run, row) is not None:
         return ""
-    title, reference = REFERENCE_TITLES[measure.path[1]], run.reference(measure.path[1])
-    if reference is None or not run.task or not run.metric or not run.splits:
+    title, reference = REFERENCE_TITLES[measure.reference], run.reference(measure.reference, row)
+    if reference is None or not run.task or not run.metric:
         return ""
-    if reference.get("collapsed", run.task, run.splits[0]) is not None:
+    if reference.get("collapsed", run.task, run.first_split) is not None:
         return f"no share: the {title} gives one answer to every example"
-    score = reference.number("metrics", run.task, run.splits[0], run.metric)
+    score = run.score(reference)
     none = score is not None and score <= 0
     return f"no share: {metric_title(run.metric)} of the {title} is not above 0" if none else ""
 
 
 def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:
     """What one row's time, memory or energy does not say by itself."""
+    if measure.runtime is None or not measure.is_measured:
+        return []
     notes = []
-    variant = _variant(measure)
-    if variant is not None and _unstable(run, row, measure, variant):
+    reference = run.reference(measure.reference, row) if measure.reference is not None else None
+    if any(timing(measure, one).get("unstable") for one in (row, reference) if one is not None):
         notes.append(UNSTABLE)
-    timed = variant is not None or measure.path[:2] in _OF_TIME
-    if timed and row.beside:
+    beside = row.runtimes.get(measure.runtime, {}).get("measured_beside_other_work")
+    if beside and (measure.form is not None or measure.is_energy):
         notes.append(BESIDE)
-    if row.simulated and (variant is not None or measure.path in _AS_FLOAT):
+    if measure.runtime == TORCH and row.quantized:
         notes.append(SIMULATED)
     return notes
 
 
+def timing(measure: Measure, row: Row) -> Mapping[str, Any]:
+    """The timings of a row that a latency, a throughput or a speed-up rests on; empty of other measures."""
+    return row.get("cost", "runtimes", measure.runtime, "latency_ms", measure.form) or {}
+
+
 def same_graph_notes(measures: Sequence[Measure], lines: Sequence[Entry]) -> list[str]:
     """Names rows that are one graph, and how far their latencies differ all the same: the noise."""
-    timed = [measure for measure in measures if measure.path[:2] == ("cost", "latency_ms")]
-    timed = [measure for measure in timed if measure.path[-1] == "p50"]
+    timed = [measure for measure in measures if measure.name == "latency_ms" and measure.statistic == "p50"]
     spreads: dict[tuple[str, ...], float] = {}
     for measure in timed:
         for same in _graphs(measure, lines):
@@ -108,12 +109,12 @@ def _graphs(measure: Measure, lines: Sequence[Entry]) -> list[list[tuple[str, Ro
     """The lines of each job by graph: their names, a row, and the mean of the measure."""
     graphs: list[tuple[tuple[str, ...], list[tuple[str, Row, float]]]] = []
     for entry in lines:
-        line = entry.line(measure.task)
+        line = entry.line(measure.job_task)
         value = measure.fold(line) if line is not None else None
         if line is None or value is None:
             continue
         row = line.rows[0]
-        known = (same for labels, same in graphs if labels == entry.labels and _same_graph(same[0][1], row))
+        known = (same for labels, same in graphs if labels == entry.labels and _same_graph(measure, same[0][1], row))
         same = next(known, None)
         if same is None:
             same = []
@@ -132,9 +133,9 @@ def study_notes(measures: Sequence[Measure], study: Study, lines: Sequence[Entry
         notes.append(
             f"{ALL}: one model for all these jobs, as the setting does not touch it; times are means over the jobs"
         )
-    if any(measure.path[0] == "metrics" for measure in measures):
+    if any(measure.is_metric for measure in measures):
         notes += [*dict.fromkeys(said for run in study.runs if (said := _training(run)))]
-    timed = any(measure.path[0] == "cost" and measure.column.exact is False for measure in measures)
+    timed = any(measure.part == "cost" and measure.is_measured for measure in measures)
     processors = dict.fromkeys(run.processor for run in study.runs if run.processor)
     if timed and len(processors) > 1:
         notes.append(
@@ -160,36 +161,17 @@ def _training(run: Run) -> str | None:
     return f"{said} with {count}; digits repeat at an equal number of threads"
 
 
-def _variant(measure: Measure) -> str | None:
-    """`padded` or `task` for a measure that rests on timings."""
-    if measure.path[:2] in (("cost", "latency_ms"), ("cost", "throughput_per_s")):
-        return measure.path[2]
-    if measure.path[0] == "delta" and measure.path[2] == "speed_up":
-        return measure.path[3]
-    return None
-
-
-def _unstable(run: Run, row: Row, measure: Measure, variant: str) -> bool:
-    keys = ("cost", "latency_ms", variant, "unstable")
-    if row.get(*keys):
-        return True
-    if measure.path[0] != "delta" or measure.path[1] not in REFERENCES:
-        return False
-    reference = run.reference(measure.path[1])
-    return reference is not None and bool(reference.get(*keys))
-
-
-def _energy(lines: Sequence[Line]) -> list[str]:
-    sources = {row.get("cost", "energy_source") for line in lines for row in line.rows}
+def _energy(measure: Measure, rows: Sequence[Row]) -> list[str]:
+    sources = {row.get("cost", "runtimes", measure.runtime, "energy_source") for row in rows}
     notes = ["an estimate: CPU time x a stated number of watts"] if "estimate" in sources else []
     return notes + (["read from the processor's RAPL counters"] if "rapl" in sources else [])
 
 
-def _length(variant: str, lines: Sequence[Line]) -> str:
-    found = {row.number("cost", "latency_ms", variant, "length") for line in lines for row in line.rows}
-    lengths = sorted(length for length in found if length is not None)
+def _length(measure: Measure, rows: Sequence[Row]) -> str:
+    found = {timing(measure, row).get("length") for row in rows}
+    lengths = sorted(length for length in found if length is not None and math.isfinite(length))
     span = " to ".join(f"{length:.4g}" for length in dict.fromkeys((lengths[0], lengths[-1]))) if lengths else ""
-    if variant == "padded":
+    if measure.form == "padded":
         return f"batch 1, padded to {span} tokens" if span else "batch 1, padded"
     return f"batch 1, {OWN_LENGTH}" + (f", {span} tokens on average" if span else "")
 
@@ -200,9 +182,9 @@ def _splits(study: Study) -> list[str]:
     return [f"on {', '.join(where)}"] if where else []
 
 
-def _same_graph(one: Row, other: Row) -> bool:
+def _same_graph(measure: Measure, one: Row, other: Row) -> bool:
     counts = [tuple(row.number("cost", key) for key in ("params", "params_visible", "macs")) for row in (one, other)]
-    sizes = [row.number("cost", "size_bytes") or 0.0 for row in (one, other)]
+    sizes = [row.number("cost", "runtimes", measure.runtime, "size_bytes") or 0.0 for row in (one, other)]
     # Between equal graphs the bytes of config.json and structure.json may differ by a few.
     return None not in counts[0] and counts[0] == counts[1] and abs(sizes[0] - sizes[1]) < 0.005 * max(sizes)
 

@@ -14,12 +14,11 @@ from edgemin.report.schema import Row, Run
 
 MEASURES = (
     Measure(
-        ("gate", "agreement"),
-        Column("agreement_with_parent_fraction", "Agreement with parent", "%", 100.0, 2, level=FULL),
+        "gate", "agreement", Column("agreement_with_parent_fraction", "Agreement with parent", "%", 100.0, level=FULL)
     ),
-    Measure(("gate", "flips"), Column("predictions_changed", "Predictions changed", "", 1.0, 0, level=FULL)),
-    Measure(("gate", "drop"), Column("gate_drop_fraction", "Drop from parent", "pp", 100.0, 2, level=FULL)),
-    Measure(("gate", "max_drop"), Column("gate_max_drop_fraction", "Allowed drop", "pp", 100.0, 2, False, True, FULL)),
+    Measure("gate", "flips", Column("predictions_changed", "Predictions changed", digits=0, level=FULL)),
+    Measure("gate", "drop", Column("gate_drop_fraction", "Drop from parent", "pp", 100.0, level=FULL)),
+    Measure("gate", "max_drop", Column("gate_max_drop_fraction", "Allowed drop", "pp", 100.0, exact=True, level=FULL)),
 )
 """The parent is the model that the row's last stage was given, whether or not that is a row."""
 _WORST = 3

@@ -10,7 +10,7 @@ A metric is compared by differences and a cost by ratios, both against the order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
 from edgemin.report.measures import Measure
 from edgemin.report.schema import Row, Run
 
-ABLATION = "edgemin.study.order.Interaction"
-"""``config.ablate._target_`` of a job that asked for it."""
+ABLATION = "interaction"
+"""The name of `order.ablation` in the run.json of a job that asked for it."""
 
 
 class Cells(NamedTuple):
@@ -67,11 +67,11 @@ _EFFECTS = (
 
 def stages(run: Run) -> tuple[str, str] | None:
     """The two stages that a job crossed; None where it did not."""
-    ablate = run.config("ablate")
-    if not isinstance(ablate, Mapping) or ablate.get("_target_") != ABLATION:
+    ablation = run.order.get("ablation") or {}
+    if ablation.get("name") != ABLATION:
         return None
-    crossed = ablate.get("stages")
-    return (str(crossed[0]), str(crossed[1])) if isinstance(crossed, list) and len(crossed) == 2 else None
+    one, other = ablation["stages"]
+    return one, other
 
 
 def cells(run: Run) -> Cells | None:
@@ -79,7 +79,7 @@ def cells(run: Run) -> Cells | None:
     crossed = stages(run)
     if crossed is None:
         return None
-    every = [str(stage) for stage in (run.data.get("order") or {}).get("stages") or ()]
+    every = run.order.get("stages") or ()
     found = []
     for without in (crossed, crossed[1:], crossed[:1], ()):
         path = tuple(stage for stage in every if stage not in without)
@@ -130,7 +130,7 @@ def sentences(study: Study) -> list[str]:
         for measure in _measures(study):
             value = _fold(measure, known, _INTERACTION)
             if value is not None:
-                (points if _is_metric(measure) else ratios).append(_words(measure, value, known))
+                (points if measure.is_metric else ratios).append(_words(measure, value, known))
         labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, group.labels, strict=True))
         parts = [f"(both - only {one}) - (only {other} - neither) is {', '.join(points)}"] if points else []
         parts += [f"what both gain is, of the product of what each gains, {', '.join(ratios)}"] if ratios else []
@@ -156,24 +156,18 @@ def _known(group: Group) -> list[tuple[Run, Cells]]:
 def _measures(study: Study) -> list[Measure]:
     """Primary metrics, the size, and the latencies."""
     metrics = m.primary_metrics(study)
-    return [*metrics, m.SIZE, m.latency("padded", "p50", CORE), m.latency("task", "p50", CORE)]
-
-
-def _is_metric(measure: Measure) -> bool:
-    return measure.path[0] == "metrics"
+    return [*metrics, m.SIZE, *(m.latency(form, "p50", CORE) for form in m.FORMS)]
 
 
 def _column(measure: Measure) -> Column:
     own = measure.column
-    if _is_metric(measure):
+    if measure.is_metric:
         unit = "pp" if own.unit == "%" else own.unit
         key = f"{own.key.removesuffix('_fraction')}_difference" + "_fraction" * own.key.endswith("_fraction")
         return replace(own, key=key, title=f"{own.title}, difference", unit=unit, level=CORE)
-    if measure is m.SIZE:
+    if measure.form is None:
         return Column("compression_ratio", "Compression", "x", 1.0, 2, exact=True, level=CORE)
-    variant = measure.path[2]
-    place = "padded" if variant == "padded" else "own length"
-    return Column(f"speed_up_{variant}", f"Speed-up, {place}", "x", 1.0, 2, level=CORE)
+    return Column(f"speed_up_{measure.form}", f"Speed-up, {m.FORMS[measure.form]}", "x", 1.0, 2, level=CORE)
 
 
 def _values(measure: Measure, known: Sequence[tuple[Run, Cells]]) -> list[tuple[float, float, float, float]]:
@@ -183,20 +177,20 @@ def _values(measure: Measure, known: Sequence[tuple[Run, Cells]]) -> list[tuple[
         none, one, other, both = (measure.read(run, row) for row in rows)
         if none is not None and one is not None and other is not None and both is not None:
             found.append((none, one, other, both))
-    return found if _is_metric(measure) else [four for four in found if min(four) > 0]
+    return found if measure.is_metric else [four for four in found if min(four) > 0]
 
 
 def _fold(measure: Measure, known: Sequence[tuple[Run, Cells]], effect: _Effect) -> Statistic | None:
     """An effect, formed in each seed by itself and then folded."""
-    form = effect.difference if _is_metric(measure) else effect.ratio
+    form = effect.difference if measure.is_metric else effect.ratio
     return statistic(form(*four) for four in _values(measure, known))
 
 
 def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Cells]]) -> str:
     column = _column(measure)
-    if _is_metric(measure):
+    if measure.is_metric:
         sign = "+" if value.mean > 0 else ""
-        return f"{sign}{written(value, column, 2)} points of {m.metric_word(measure.path[-1])}"
+        return f"{sign}{written(value, column, 2)} points of {m.metric_word(measure.name)}"
     weak = _timing(measure, known)
     words = {UNSTABLE: "unstable", BESIDE: "beside other work", SIMULATED: "simulated"}
     caution = [word for note, word in words.items() if note in weak]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Column
 from edgemin.report.schema import Row, Run
 
 MIB = 2.0**-20
+TORCH = "torch"
+"""The runtime of all that is measured yet."""
+FORMS = {"padded": "padded", "task": "own length"}
+"""What is timed, and how titles call it: sentences padded to one length, or the task's own as they are."""
 REFERENCES = ("teacher", "student")
 REFERENCE_TITLES = {"teacher": "teacher", "student": "student baseline", "parent": "the row it was made from"}
 
@@ -37,50 +42,73 @@ _NOT_METRICS = ("loss", "n")
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a row.
+    """A number of a row: which one it is, and how it is displayed.
 
     Args:
-        path: the keys below the row; `{task}` stands for the job's task, `{split}` for its first split.
+        part: what part of a row holds it.
+        name: its field there, such as `accuracy`, `size_bytes`, `latency_ms` or `speed_up`.
         column: how it is displayed.
-        task: of which task's job, where tasks stand side by side.
-        note: a footnote on the column.
+        runtime: the runtime it was found in; None where it does not depend on one.
+        form: of timings, what was timed: a key of `FORMS`.
+        statistic: of timings, `p50`, `mean`, `n` ...
+        reference: what a difference or a ratio is formed against: a key of `REFERENCE_TITLES`.
+        task: the task of a metric; None: the job's own.
+        split: the split of a metric; None: the job's first.
         transfer: whether it is a zero-shot score (None: both kinds).
+        job_task: the task of the job it is read from, where tasks stand side by side.
+        note: a footnote on the column.
     """
 
-    path: tuple[str, ...]
+    part: Literal["metrics", "cost", "delta", "gate"]
+    name: str
     column: Column
+    runtime: str | None = None
+    form: str | None = None
+    statistic: str | None = None
+    reference: str | None = None
     task: str | None = None
-    note: str = ""
+    split: str | None = None
     transfer: bool | None = None
+    job_task: str | None = None
+    note: str = ""
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether it says how good the answers are."""
+        return self.part == "metrics"
+
+    @property
+    def is_energy(self) -> bool:
+        """Whether it rests on the counters of the processor, or an estimate of them."""
+        return self.name in ("energy_mj", "power_w")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a model had to run for it: it then differs from one machine to the next."""
+        return self.runtime is not None and not self.column.exact
 
     def read(self, run: Run, row: Row) -> float | None:
         """The number in one row; None where it is missing."""
-        if self.transfer is not None and (self.path[1] in row.transfer) != self.transfer:
+        if self.transfer is not None and (self.task in row.transfer) != self.transfer:
             return None
-        names = {"{task}": run.task, "{split}": run.splits[0] if run.splits else None}
-        path = [names.get(key, key) for key in self.path]
-        return None if None in path else row.number(*(key for key in path if key is not None))
+        if self.is_metric:
+            task, split = self.task or run.task, self.split or run.first_split
+            return row.number("metrics", task, split, self.name) if task and split else None
+        below = ("runtimes", self.runtime) if self.runtime else ()
+        keys = (self.part, self.reference, *below, self.name, self.form, self.statistic)
+        return row.number(*(key for key in keys if key is not None))
 
     def fold(self, line: Line) -> Statistic | None:
         """The number over the seeds of a row; None where it is missing.
 
         A row that several jobs share has no difference to a row that they do not share.
         """
-        if self.path[0] == "delta":
+        if self.reference is not None:
             for jobs in line.seeds.values():
-                found = {_artifact_of(self.path[1], run, row) for run, row in zip(jobs.runs, jobs.rows, strict=True)}
-                if len(found) > 1:
+                others = [run.reference(self.reference, row) for run, row in zip(jobs.runs, jobs.rows, strict=True)]
+                if len({other.artifact if other is not None else None for other in others}) > 1:
                     return None
         return line.fold(self.read)
-
-
-def _artifact_of(reference: str, run: Run, row: Row) -> str | None:
-    """What a difference to the teacher, the student baseline or the parent is formed against."""
-    if reference in REFERENCES:
-        other = run.reference(reference)
-    else:
-        other = next((one for one in run.rows if one.name == row.made_from), None)
-    return other.artifact if other is not None else None
 
 
 def task_title(task: str) -> str:
@@ -113,7 +141,7 @@ def metric_column(metric: str, key: str, title: str, level: int) -> Column:
 
 def primary_metrics(study: Study) -> list[Measure]:
     """The metric that each job's task lists first, on its first split."""
-    return [_own_metric(metric, CORE) for metric in dict.fromkeys(run.metric for run in study.runs) if metric]
+    return [own_metric(metric) for metric in dict.fromkeys(run.metric for run in study.runs) if metric]
 
 
 def further_metrics(study: Study) -> list[Measure]:
@@ -121,14 +149,15 @@ def further_metrics(study: Study) -> list[Measure]:
     found: dict[str, None] = {}
     for run in study.runs:
         for row in run.rows:
-            values = row.metrics.get(run.task or "", {}).get(run.splits[0] if run.splits else "", {})
+            values = row.metrics.get(run.task or "", {}).get(run.first_split or "", {})
             found.update(dict.fromkeys(key for key in values if key not in _NOT_METRICS))
     primary = {run.metric for run in study.runs}
-    return [_own_metric(metric, MAIN) for metric in found if metric not in primary]
+    return [own_metric(metric, MAIN) for metric in found if metric not in primary]
 
 
-def _own_metric(metric: str, level: int) -> Measure:
-    return Measure(("metrics", "{task}", "{split}", metric), metric_column(metric, metric, "", level))
+def own_metric(metric: str, level: int = CORE) -> Measure:
+    """A metric of each job's own task on its first split."""
+    return Measure("metrics", metric, metric_column(metric, metric, "", level))
 
 
 def other_splits(study: Study) -> list[Measure]:
@@ -137,82 +166,80 @@ def other_splits(study: Study) -> list[Measure]:
     for run in study.runs:
         if run.task and run.metric:
             found.update(dict.fromkeys((run.task, split, run.metric) for split in run.splits[1:]))
-    return [
-        Measure(
-            ("metrics", task, split, metric),
-            metric_column(metric, f"{task}_{split}_{metric}", f"{metric_title(metric)} {split_title(split)}", MAIN),
-        )
-        for task, split, metric in found
-    ]
+    measures = []
+    for task, split, metric in found:
+        title = f"{metric_title(metric)} {split_title(split)}"
+        column = metric_column(metric, f"{task}_{split}_{metric}", title, MAIN)
+        measures.append(Measure("metrics", metric, column, task=task, split=split))
+    return measures
 
 
-SIZE = Measure(("cost", "size_bytes"), Column("size_bytes", "Size", "MiB", MIB, 2, True, True, CORE))
-PARAMS = Measure(("cost", "params"), Column("params", "Params", "M", 1e-6, 2, True, True, MAIN))
+PARAMS = Measure("cost", "params", Column("params", "Params", "M", 1e-6, 2, True, True, MAIN))
 VISIBLE = Measure(
-    ("cost", "params_visible"),
+    "cost",
+    "params_visible",
     Column("params_visible", "Visible params", "M", 1e-6, 2, True, True, PAGE),
     note="visible to parameters(), the paper's count: of a dynamically quantized model, embeddings and LayerNorms only",
 )
-FLOPS = Measure(("cost", "flops"), Column("flops", "FLOPs", "G", 1e-9, 3, True, True, MAIN))
-MACS = Measure(("cost", "macs"), Column("macs", "MACs", "G", 1e-9, 3, True, True, PAGE))
-PEAK_MEMORY = Measure(
-    ("cost", "peak_memory_bytes"), Column("peak_memory_bytes", "Peak memory", "MiB", MIB, 0, level=PAGE)
-)
-ENERGY = Measure(("cost", "energy_mj"), Column("energy_mj", "Energy", "mJ", 1.0, 1, True, level=PAGE))
+FLOPS = Measure("cost", "flops", Column("flops", "FLOPs", "G", 1e-9, 3, True, True, MAIN))
+MACS = Measure("cost", "macs", Column("macs", "MACs", "G", 1e-9, 3, True, True, PAGE))
+
+
+def _in_torch(name: str, title: str, unit: str, factor: float, digits: int, **more: Any) -> Measure:
+    return Measure("cost", name, Column(name, title, unit, factor, digits, **more), TORCH)
+
+
+SIZE = _in_torch("size_bytes", "Size", "MiB", MIB, 2, fine=True, exact=True, level=CORE)
+PEAK_MEMORY = _in_torch("peak_memory_bytes", "Peak memory", "MiB", MIB, 0, level=PAGE)
+ENERGY = _in_torch("energy_mj", "Energy", "mJ", 1.0, 1, fine=True, level=PAGE)
 DETAILS = (
-    Measure(("cost", "runtime_memory_bytes"), Column("runtime_memory_bytes", "Runtime memory", "MiB", MIB, 0)),
-    Measure(("cost", "model_memory_bytes"), Column("model_memory_bytes", "Model memory", "MiB", MIB, 0)),
-    Measure(("cost", "power_w"), Column("power_w", "Power", "W", 1.0, 1)),
-    Measure(("cost", "threads"), Column("threads", "Threads", "", 1.0, 0, exact=True)),
+    _in_torch("runtime_memory_bytes", "Runtime memory", "MiB", MIB, 0),
+    _in_torch("model_memory_bytes", "Model memory", "MiB", MIB, 0),
+    _in_torch("power_w", "Power", "W", 1.0, 1),
+    _in_torch("threads", "Threads", "", 1.0, 0, exact=True),
 )
 
 
-def latency(variant: str, statistic: str, level: int) -> Measure:
-    """A statistic of the latency: `variant` is `padded` or `task`."""
-    place = "padded" if variant == "padded" else "own length"
-    title = f"Latency {statistic}, {place}"
-    column = Column(f"latency_{variant}_{statistic}_ms", title, "ms", 1.0, 2, True, level=level)
-    return Measure(("cost", "latency_ms", variant, statistic), column)
+def latency(form: str, statistic: str, level: int) -> Measure:
+    """A statistic of the latency, or `n`, the number of timings it is formed of."""
+    title = f"Latency {statistic}, {FORMS[form]}"
+    if statistic == "n":
+        column = Column(f"latency_{form}_timed_sentences", title, digits=0, level=level)
+    else:
+        column = Column(f"latency_{form}_{statistic}_ms", title, "ms", 1.0, 2, True, level=level)
+    return Measure("cost", "latency_ms", column, TORCH, form, statistic)
 
 
-def throughput(variant: str, level: int) -> Measure:
+def throughput(form: str, level: int) -> Measure:
     """Sentences per second."""
-    place = "padded" if variant == "padded" else "own length"
-    column = Column(f"throughput_{variant}_per_s", f"Throughput, {place}", "1/s", 1.0, 1, True, level=level)
-    return Measure(("cost", "throughput_per_s", variant), column)
+    column = Column(f"throughput_{form}_per_s", f"Throughput, {FORMS[form]}", "1/s", 1.0, 1, True, level=level)
+    return Measure("cost", "throughput_per_s", column, TORCH, form)
 
 
 def ratio(kind: str, reference: str, level: int) -> Measure:
     """`compression`, `params` or `flops`: the reference's divided by the row's own."""
     title = {"compression": "Compression", "params": "Params ratio", "flops": "FLOPs ratio"}[kind]
     column = Column(f"{kind}_ratio_to_{reference}", f"{title} vs {reference}", "x", 1.0, 2, exact=True, level=level)
-    return Measure(("delta", reference, f"{kind}_ratio"), column)
+    return Measure("delta", f"{kind}_ratio", column, TORCH if kind == "compression" else None, reference=reference)
 
 
-def speed_up(variant: str, reference: str, level: int) -> Measure:
+def speed_up(form: str, reference: str, level: int) -> Measure:
     """The reference's median latency divided by the row's own."""
-    place = "padded" if variant == "padded" else "own length"
-    column = Column(
-        f"speed_up_{variant}_to_{reference}",
-        f"Speed-up vs {reference}, {place}",
-        "x",
-        1.0,
-        2,
-        level=level,
-    )
-    return Measure(("delta", reference, "speed_up", variant), column)
+    title = f"Speed-up vs {reference}, {FORMS[form]}"
+    column = Column(f"speed_up_{form}_to_{reference}", title, "x", 1.0, 2, level=level)
+    return Measure("delta", "speed_up", column, TORCH, form, reference=reference)
 
 
 def retained(reference: str, level: int) -> Measure:
     """The primary metric as a share of the reference's."""
-    column = Column(f"metric_retained_of_{reference}_fraction", f"Retained vs {reference}", "%", 100.0, 1)
-    return Measure(("delta", reference, "metric_retained"), replace(column, level=level))
+    key, title = f"metric_retained_of_{reference}_fraction", f"Retained vs {reference}"
+    return Measure("delta", "metric_retained", Column(key, title, "%", 100.0, 1, level=level), reference=reference)
 
 
 def difference(reference: str, level: int) -> Measure:
     """The primary metric less the reference's."""
-    column = Column(f"metric_less_{reference}_fraction", f"Metric minus {reference}", "pp", 100.0, 2)
-    return Measure(("delta", reference, "metric"), replace(column, level=level))
+    key, title = f"metric_less_{reference}_fraction", f"Metric minus {reference}"
+    return Measure("delta", "metric", Column(key, title, "pp", 100.0, 2, level=level), reference=reference)
 
 
 def for_task(measure: Measure, task: str, several: bool) -> Measure:
@@ -221,7 +248,7 @@ def for_task(measure: Measure, task: str, several: bool) -> Measure:
         return measure
     column = measure.column
     named = replace(column, key=f"{task}_{column.key}", title=f"{task_title(task)}: {column.title}")
-    return replace(measure, task=task, column=named)
+    return replace(measure, job_task=task, column=named)
 
 
 def full(measures: Sequence[Measure]) -> list[Measure]:

@@ -84,7 +84,7 @@ def pipeline(run: Run) -> str:
     for tree in trees:
         fill, stroke = _COLOURS.get(tree.caption, _OTHERS)
         for node in tree.everything():
-            lines += _boxed(node, fill, stroke)
+            lines += _boxed(node, fill, stroke, bold=node is tree)
     return "\n".join([*lines, "</svg>", ""])
 
 
@@ -102,8 +102,8 @@ def _trees(run: Run) -> list[_Node]:
     known = {path for path, _, _ in paths}
     # Nodes that no row shows (a teacher that the order does not print) are drawn all the same.
     for node in run.nodes:
-        path = tuple(str(node.get("path", "")).split("/"))
-        if path != ("",) and path not in known:
+        path = (node["model"], *node["stages"])
+        if path not in known:
             paths.append((path, "", not any(other[: len(path)] == path for other in known)))
     for path, name, control in sorted(paths, key=lambda item: item[0][0] != "teacher"):
         box = trees.setdefault(path[0], _Node(path[0], path[0], control))
@@ -158,7 +158,7 @@ def _lessons(run: Run, nodes: dict[str, _Node]) -> list[str]:
     """Dotted lines from what teaches to what learns from it."""
     lines = []
     for node in run.nodes:
-        pupil = nodes.get(str(node.get("path")))
+        pupil = nodes.get(node["path"])
         for path in node.get("teachers") or ():
             teacher = nodes.get(str(path))
             if teacher is None or pupil is None:
@@ -174,13 +174,13 @@ def _lessons(run: Run, nodes: dict[str, _Node]) -> list[str]:
     return lines
 
 
-def _boxed(node: _Node, fill: str, stroke: str) -> Iterator[str]:
+def _boxed(node: _Node, fill: str, stroke: str, *, bold: bool) -> Iterator[str]:
     dash = ' stroke-dasharray="5 4"' if node.control else ""
     yield (
         f'<rect x="{node.x:.1f}" y="{node.y:.1f}" width="{node.width:.1f}" height="{node.height:.1f}" rx="7" '
         f'fill="{"white" if node.control else fill}" stroke="{stroke}" stroke-width="1.4"{dash}/>'
     )
-    weight = ' font-weight="bold"' if "/" not in node.path else ""
+    weight = ' font-weight="bold"' if bold else ""
     y = node.y + _PAD + _FONT * 0.85
     left = f"{node.x + _PAD:.1f}"
     yield f'<text x="{left}" y="{y:.1f}" font-size="{_FONT:g}"{weight}>{escape(node.caption)}</text>'
@@ -190,5 +190,4 @@ def _boxed(node: _Node, fill: str, stroke: str) -> Iterator[str]:
 
 
 def _order(run: Run) -> str:
-    order = run.data.get("order") or {}
-    return str(order.get("name") or ", ".join(str(stage) for stage in order.get("stages") or ()) or run.study)
+    return run.order.get("name") or ", ".join(run.order.get("stages") or ()) or run.study

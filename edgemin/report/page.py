@@ -89,7 +89,7 @@ def _facts(study: Study) -> list[str]:
     facts = {
         "Jobs": str(len(runs)) if len(runs) > 1 else "",
         "Task": each(*(run.task for run in runs)),
-        "Order": each(*((run.data.get("order") or {}).get("name") for run in runs)),
+        "Order": each(*(run.order.get("name") for run in runs)),
         "Seed": each(*(run.seed for run in runs)),
         "Command": each(*(run.data["job"].get("command") for run in runs)),
         "Machine": each(*(_host(host) for host in hosts)),

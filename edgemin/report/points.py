@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 
 from edgemin.report import measures as m
 from edgemin.report.fold import TASK, Group, Line, Statistic, Study
-from edgemin.report.grid import CORE
+from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.measures import Measure
+
+_CAUTIONS = {UNSTABLE: "unstable timing", BESIDE: "beside other work", SIMULATED: "simulated"}
+"""What a point's name says of its cost, by the footnote that a table would have."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def points(study: Study, task: str, cost: Measure) -> list[Point]:
     found: dict[object, _Found] = {}
     for number, group in enumerate(groups):
         for name, line in group.lines.items():
-            x, y = line.fold(cost.read), line.fold(_metric(group).read)
+            x, y = line.fold(cost.read), line.fold(m.own_metric(group.runs[0].metric or "accuracy").read)
             if x is None or y is None:
                 continue
             known = found.setdefault(_identity(number, name, line), _Found(line, name, [], [], y))
@@ -68,11 +71,6 @@ def points(study: Study, task: str, cost: Measure) -> list[Point]:
         kind = "control" if row.control else "teacher" if row.model == "teacher" else "student"
         made.append(Point(name, x, known.y, kind, origin))
     return made
-
-
-def _metric(group: Group) -> Measure:
-    metric = group.runs[0].metric or "accuracy"
-    return Measure(("metrics", "{task}", "{split}", metric), m.metric_column(metric, metric, "", CORE))
 
 
 def _identity(number: int, name: str, line: Line) -> object:
@@ -91,10 +89,6 @@ def _suffix(study: Study, groups: list[Group], known: _Found) -> str:
 
 
 def _caution(line: Line, cost: Measure) -> str:
-    if cost.path[:2] != ("cost", "latency_ms"):
-        return ""
-    keys = (*cost.path[:-1], "unstable")
-    remarks = ["unstable timing"] if line.any(lambda run, row: bool(row.get(*keys))) else []
-    remarks += ["beside other work"] if line.any(lambda run, row: row.beside) else []
-    remarks += ["simulated"] if line.any(lambda run, row: row.simulated) else []
+    notes = [note for run, row in zip(line.runs, line.rows, strict=True) for note in timing_notes(cost, run, row)]
+    remarks = [remark for note, remark in _CAUTIONS.items() if note in notes]
     return f" ({', '.join(remarks)})" if remarks else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,24 +48,16 @@ def text(published: Published) -> str:
     return str(yaml.safe_dump(dict(published.document), sort_keys=False, allow_unicode=True, width=120))
 
 
-def _score(metric: str) -> Callable[[str | None], Measure]:
-    return lambda task: Measure(("metrics", task or "", "{any}", metric), m.metric_column(metric, metric, "", CORE))
-
-
-def _same(measure: Measure) -> Callable[[str | None], Measure]:
-    return lambda task: measure
-
-
 _LARGEST = 1e300
-_MEASURES: Mapping[str, tuple[bool, Callable[[str | None], Measure]]] = {
-    "accuracy_percent": (True, _score("accuracy")),
-    "f1_percent": (True, _score("f1")),
-    "latency_ms": (True, _same(m.latency("padded", "mean", CORE))),
-    "speed_up_to_student": (True, _same(m.speed_up("padded", "student", CORE))),
-    "params_visible_m": (False, _same(m.VISIBLE)),
-    "params_m": (False, _same(m.PARAMS)),
-    "size_mib": (False, _same(m.SIZE)),
-    "flops_g": (False, _same(m.FLOPS)),
+_MEASURES: Mapping[str, tuple[bool, Measure]] = {
+    "accuracy_percent": (True, m.own_metric("accuracy")),
+    "f1_percent": (True, m.own_metric("f1")),
+    "latency_ms": (True, m.latency("padded", "mean", CORE)),
+    "speed_up_to_student": (True, m.speed_up("padded", "student", CORE)),
+    "params_visible_m": (False, m.VISIBLE),
+    "params_m": (False, m.PARAMS),
+    "size_mib": (False, m.SIZE),
+    "flops_g": (False, m.FLOPS),
 }
 """What published.yaml may hold: whether it is given per task, and our measure of it."""
 
@@ -177,14 +169,13 @@ class _Block:
 
 def _block(key: tuple[str, str | None], lines: list[Entry], published: Published) -> _Block | None:
     kind, task = key
-    measure = _MEASURES[kind][1](task)
-    points = measure.path[0] == "metrics"
+    measure = _MEASURES[kind][1]
     cells = []
     for entry in lines:
         figure = published.rows[entry.name].get(key, Figure(None))
         ours = entry.line(None)
         value = ours.fold(lambda run, row: _ours(measure, task, run, row)) if ours is not None else None
-        cells.append((figure, value, _difference(figure, value, measure, points)))
+        cells.append((figure, value, _difference(figure, value, measure)))
     if not any(value is not None for _, value, _ in cells):
         return None
     raw = measure.column
@@ -195,7 +186,7 @@ def _block(key: tuple[str, str | None], lines: list[Entry], published: Published
     shown = replace(
         raw, key=raw.key if not task else f"{task}_{raw.key}", title=f"{title}, ours", level=CORE, group=name
     )
-    unit = "pp" if points else "%"
+    unit = "pp" if measure.is_metric else "%"
     less = Column(f"{name}_difference_{unit.replace('%', 'percent')}", f"{title}, difference", unit)
     less = replace(less, exact=exact, level=CORE if any(cell[2] for cell in cells) else FULL, group=name)
     return _Block((theirs, shown, less), cells)
@@ -203,19 +194,16 @@ def _block(key: tuple[str, str | None], lines: list[Entry], published: Published
 
 def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> float | None:
     """Our number: a metric on the task's first split that has it; a cost only of the job's own task."""
-    if measure.path[0] == "metrics":
-        for split in row.metrics.get(task or "", {}):
-            value = row.number("metrics", task or "", split, measure.path[-1])
-            if value is not None:
-                return value
-        return None
+    if measure.is_metric:
+        scores = (row.number("metrics", task, split, measure.name) for split in row.metrics.get(task or "", {}))
+        return next((score for score in scores if score is not None), None)
     return measure.read(run, row) if task in (None, run.task) else None
 
 
-def _difference(figure: Figure, ours: Statistic | None, measure: Measure, points: bool) -> Statistic | None:
+def _difference(figure: Figure, ours: Statistic | None, measure: Measure) -> Statistic | None:
     if figure.value is None or ours is None:
         return None
     less = ours.mean * measure.column.factor - figure.value
-    if points:
+    if measure.is_metric:
         return Statistic(less, None, ours.n)
     return Statistic(100 * less / figure.value, None, ours.n) if figure.value else None

@@ -15,7 +15,7 @@ from edgemin.errors import UserError
 from edgemin.plain_text import printable
 from edgemin.report.fields import wrong
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "run.json"
 
 
@@ -69,25 +69,25 @@ class Row:
         return _strings(self.data, "notes")
 
     @property
-    def simulated(self) -> bool:
-        """Whether torch computes its quantized layers in float, as ours are: only the file is small, not the time."""
+    def quantized(self) -> bool:
+        """Whether it has quantized layers of our own, whose file is small but which torch computes in float."""
         return bool(self.get("findings", "quantization"))
 
     @property
-    def beside(self) -> bool:
-        """Whether it was measured while other work ran on the machine."""
-        return bool(self.get("cost", "measured_beside_other_work"))
+    def runtimes(self) -> Mapping[str, Mapping[str, Any]]:
+        """What depends on the runtime, by its name."""
+        return self.get("cost", "runtimes") or {}
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
         """`{task: {split: {metric: value}}}`, fractions."""
         return self.data.get("metrics") or {}
 
-    def get(self, *keys: str) -> Any:
+    def get(self, *keys: str | None) -> Any:
         """What lies at a path of keys, or None where any of them is missing."""
         return _at(self.data, keys)
 
-    def number(self, *keys: str) -> float | None:
+    def number(self, *keys: str | None) -> float | None:
         """The number at a path of keys; None where it is missing or not finite."""
         value = self.get(*keys)
         return float(value) if value is not None and math.isfinite(value) else None
@@ -158,6 +158,11 @@ class Run:
         return named or tuple(found)
 
     @property
+    def first_split(self) -> str | None:
+        """The split that differences and figures use."""
+        return self.splits[0] if self.splits else None
+
+    @property
     def processor(self) -> str | None:
         """The model of the CPU it was measured on."""
         return (self.data.get("host") or {}).get("cpu")
@@ -166,6 +171,11 @@ class Run:
     def warnings(self) -> tuple[str, ...]:
         """What the run warned about."""
         return _strings(self.data, "warnings")
+
+    @property
+    def order(self) -> Mapping[str, Any]:
+        """The order of stages: its `name`, its `stages`, and the `ablation` that expanded it."""
+        return self.data.get("order") or {}
 
     @property
     def nodes(self) -> tuple[Mapping[str, Any], ...]:
@@ -187,9 +197,16 @@ class Run:
             value = value.get("name")
         return "default" if value is None else str(value)
 
-    def reference(self, model: str) -> Row | None:
-        """The row that ratios to `teacher` or `student` are formed against: the first of that model."""
-        return next((row for row in self.rows if row.model == model), None)
+    def reference(self, name: str, row: Row) -> Row | None:
+        """What a row is compared with: its `parent`, or the first row of the model `teacher` or `student`."""
+        if name == "parent":
+            return next((other for other in self.rows if other.name == row.made_from), None)
+        return next((other for other in self.rows if other.model == name), None)
+
+    def score(self, row: Row) -> float | None:
+        """A row's primary metric on the first split."""
+        known = self.task and self.first_split and self.metric
+        return row.number("metrics", self.task, self.first_split, self.metric) if known else None
 
 
 def read(path: Path | str) -> Run:
@@ -220,7 +237,10 @@ def read(path: Path | str) -> Run:
     schema = data.get("schema")
     if schema != SCHEMA or isinstance(schema, bool):
         by = f", written by EdgeMIN {data['edgemin']}" if isinstance(data.get("edgemin"), str) else ""
-        raise UserError(f"{file}: schema: expected {SCHEMA}, given {str(schema)[:40]}{by}")
+        raise UserError(
+            f"{file}: schema: expected {SCHEMA}, given {str(schema)[:40]}{by}: run the job again with this EdgeMIN, or "
+            "build its report with the one that wrote it"
+        )
     if problem := wrong(data):
         raise UserError(f"{file}: {problem}")
     return Run(file, data)
@@ -258,7 +278,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _at(value: Any, keys: Sequence[str]) -> Any:
+def _at(value: Any, keys: Sequence[str | None]) -> Any:
     for key in keys:
         if not isinstance(value, Mapping):
             return None

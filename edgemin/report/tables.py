@@ -15,8 +15,6 @@ from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
 from edgemin.report.measures import Measure
 
-_PAGES = ("padded", "task")
-
 
 def tables(study: Study) -> list[Table]:
     """All tables that the study has numbers for: the stage table first, Tables I to IV, then what an ablation found."""
@@ -104,11 +102,14 @@ def _score(
         else ""
     )
     return Measure(
-        ("metrics", task, split, metric),
+        "metrics",
+        metric,
         m.metric_column(metric, key, title, level),
-        task=(source or task) if len(study.tasks) > 1 else None,
-        note=note,
+        task=task,
+        split=split,
         transfer=source is not None,
+        job_task=(source or task) if len(study.tasks) > 1 else None,
+        note=note,
     )
 
 
@@ -119,24 +120,17 @@ def latency(study: Study) -> Table | None:
     several = len(tasks) > 1
     measures = []
     for task in tasks:
-        for variant in _PAGES:
-            level = CORE if variant == "padded" else MAIN
+        for form in m.FORMS:
+            level = CORE if form == "padded" else MAIN
             own = [
-                m.latency(variant, "p50", level),
-                m.latency(variant, "p90", PAGE),
-                *m.full([m.latency(variant, name, FULL) for name in ("p10", "p95", "mean", "n")]),
-                *(m.speed_up(variant, reference, level) for reference in m.REFERENCES),
-                m.throughput(variant, PAGE),
+                m.latency(form, "p50", level),
+                m.latency(form, "p90", PAGE),
+                *(m.latency(form, name, FULL) for name in ("p10", "p95", "mean", "n")),
+                *(m.speed_up(form, reference, level) for reference in m.REFERENCES),
+                m.throughput(form, PAGE),
             ]
-            measures += [m.for_task(_counted(measure), task, several) for measure in own]
+            measures += [m.for_task(measure, task, several) for measure in own]
     return _table("table2_latency", "Table II: latency at batch 1", study, keys, lines, measures)
-
-
-def _counted(measure: Measure) -> Measure:
-    if measure.path[-1] != "n":
-        return measure
-    key = measure.column.key.replace("_n_ms", "_timed_sentences")
-    return replace(measure, column=replace(measure.column, key=key, unit="", digits=0, fine=False))
 
 
 def size(study: Study) -> Table | None:
@@ -181,13 +175,13 @@ def _table(
         (number, measure.column.key): measure.fold(line)
         for number, entry in enumerate(lines)
         for measure in measures
-        if (line := entry.line(measure.task)) is not None
+        if (line := entry.line(measure.job_task)) is not None
     }
     notes = {
         (number, measure.column.key): cell_notes(measure, line, folds[number, measure.column.key])
         for number, entry in enumerate(lines)
         for measure in measures
-        if (line := entry.line(measure.task)) is not None
+        if (line := entry.line(measure.job_task)) is not None
     }
     present = {place[1] for place, value in folds.items() if value is not None or notes[place]}
     shown = [measure for measure in measures if measure.column.key in present]

@@ -27,7 +27,7 @@ from edgemin.store.disk import disk_errors, write_atomically
 from edgemin.store.provenance import git_revision, versions
 from edgemin.study import results, tree
 from edgemin.study.nodes import Plan, Study
-from edgemin.study.order import order_name, row_specs, student_stages
+from edgemin.study.order import ablation, order_name, row_specs, student_stages
 from edgemin.study.pipeline import Done, Pipeline
 from edgemin.study.plan import build, unused
 from edgemin.study.roots import Root
@@ -277,6 +277,8 @@ def _content(
             "train_examples": len(splits.train),
             "evaluation_examples": {name: len(examples) for name, examples in splits.evaluation.items()},
         }
+    order, by_hand = settings["order"], settings["stages"]
+    ablated = ablation(order)
     return {
         "edgemin": __version__,
         "study": settings["study"],
@@ -287,8 +289,9 @@ def _content(
         "seed": study.seed,
         "task": described,
         "order": {
-            "name": order_name(settings["order"], settings["stages"]),
-            "stages": student_stages(settings["order"], settings["stages"]),
+            "name": order_name(order, by_hand),
+            "stages": student_stages(order, by_hand),
+            "ablation": ablated.described if ablated is not None else None,
         },
         "config": settings,
         "host": host(),
@@ -297,6 +300,11 @@ def _content(
         "precision": study.trainer.lightning_precision,
         "device": study.trainer.device,
         "published": PUBLISHED_FILE if settings.get("published") is not None else None,
-        "nodes": [vars(entry) for entry in done],
+        "nodes": [_node(entry) for entry in done],
         "warnings": warnings,
     }
+
+
+def _node(done: Done) -> dict[str, Any]:
+    model, *stages = done.path.split("/")
+    return {"path": done.path, "model": model, "stages": stages, **vars(done)}

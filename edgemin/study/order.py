@@ -30,6 +30,11 @@ class RowSpec:
 class Ablation(ABC):
     """A way to expand one order into the rows that answer a question about its stages; a choice of ``ablate``."""
 
+    @property
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """What ``run.json`` says of it: a ``name``, and what the report finds the rows by."""
+
     @abstractmethod
     def rows(self, stages: Sequence[str], rows: Sequence[RowSpec]) -> list[RowSpec]:
         """The rows to print, controls apart.
@@ -48,7 +53,7 @@ class Interaction(Ablation):
 
     With :math:`m` the primary metric, the stages interact by
     :math:`(m_{both} - m_{one}) - (m_{other} - m_{neither})`, which the report forms from these rows
-    (``edgemin/report/interaction.py``). It finds them by their stages, so their names are free.
+    (:mod:`edgemin.report.interaction`). It finds them by their stages, so their names are free.
 
     Args:
         stages: the two, each once in the order.
@@ -58,6 +63,11 @@ class Interaction(Ablation):
         if len(stages) != 2 or stages[0] == stages[1]:
             raise UserError(f"stages: expected two different stages, given {stages}")
         self.stages = tuple(stages)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its name and the two stages."""
+        return {"name": "interaction", "stages": list(self.stages)}
 
     def rows(self, stages: Sequence[str], rows: Sequence[RowSpec]) -> list[RowSpec]:
         """The other models' rows and the student's that have neither stage, then the group.
@@ -122,8 +132,8 @@ def row_specs(
         specs = [_row(row, f"order.rows[{index}]", own_stages) for index, row in enumerate(rows)]
         if tuple(stages) not in {spec.stages for spec in specs if spec.model == "student"}:
             raise UserError(f"order.stages: expected the stages of one of order.rows, given {list(stages)}")
-    if order.get("ablate") is not None:
-        specs = _ablation(order["ablate"]).rows(stages, specs)
+    if (expands := ablation(order)) is not None:
+        specs = expands.rows(stages, specs)
     specs += [_row(row, f"order.controls[{index}]", own_stages, control=True) for index, row in enumerate(controls)]
     names = [spec.name for spec in specs]
     for name in names:
@@ -142,8 +152,10 @@ def order_name(order: Mapping[str, Any], by_hand: Sequence[str] | None) -> str:
     return str(order["name"]) if by_hand is None else "by hand"
 
 
-def _ablation(node: Any) -> Ablation:
-    return construct(node, "ablate", Ablation)  # type: ignore[type-abstract]
+def ablation(order: Mapping[str, Any]) -> Ablation | None:
+    """What expands an order into more rows, if anything does."""
+    node = order.get("ablate")
+    return construct(node, "ablate", Ablation) if node is not None else None  # type: ignore[type-abstract]
 
 
 def _prefixes(stages: Sequence[str]) -> list[RowSpec]:

@@ -14,7 +14,7 @@ from edgemin.store.disk import write_atomically
 from edgemin.study.nodes import Plan, Row
 from edgemin.study.scoring import Scored
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "run.json"
 
 
@@ -100,9 +100,9 @@ def difference(
 
     Returns:
         ``metric`` (difference of the primary metric, a fraction) and ``metric_retained`` (their quotient; a share of
-        what is not above 0, or of a model that gives one answer to everything, says nothing), ``compression_ratio``
-        (bytes of the other over bytes of this), ``params_ratio``, ``flops_ratio`` likewise, and ``speed_up`` by form
-        of input (p50 of the other over p50 of this). What cannot be formed is absent.
+        what is not above 0, or of a model that gives one answer to everything, says nothing); ``params_ratio`` and
+        ``flops_ratio`` (the other's over this one's); and in ``runtimes``, by runtime, ``compression_ratio`` (bytes
+        likewise) and ``speed_up`` by form of input (p50 likewise). What cannot be formed is absent.
     """
     found: dict[str, Any] = {}
     if primary is not None:
@@ -111,9 +111,17 @@ def difference(
         found["metric"] = mine - theirs
         if theirs > 0 and split not in other.get("collapsed", {}).get(task, {}):
             found["metric_retained"] = mine / theirs
-    for name, field in (("compression_ratio", "size_bytes"), ("params_ratio", "params"), ("flops_ratio", "flops")):
-        found[name] = other["cost"][field] / row["cost"][field]
-    mine, theirs = row["cost"].get("latency_ms"), other["cost"].get("latency_ms")
+    for field in ("params", "flops"):
+        found[f"{field}_ratio"] = other["cost"][field] / row["cost"][field]
+    runtimes, others = row["cost"]["runtimes"], other["cost"]["runtimes"]
+    found["runtimes"] = {name: _ratios(runtimes[name], others[name]) for name in runtimes if name in others}
+    return found
+
+
+def _ratios(cost: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """One row against another in one runtime."""
+    found: dict[str, Any] = {"compression_ratio": other["size_bytes"] / cost["size_bytes"]}
+    mine, theirs = cost.get("latency_ms"), other.get("latency_ms")
     if mine and theirs:
         found["speed_up"] = {form: theirs[form]["p50"] / mine[form]["p50"] for form in mine if form in theirs}
     return found

@@ -19,7 +19,7 @@ from edgemin.data.splits import Splits
 from edgemin.data.task import checked_metrics
 from edgemin.encoder import quantized
 from edgemin.evaluate import evaluate, primary_metric, score
-from edgemin.measure.cost import static_cost
+from edgemin.measure.cost import RUNTIME, static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
 from edgemin.measure.runtime import BESIDE, Measure, measure
@@ -88,7 +88,8 @@ class Scoring:
             scored[key] = Scored(metrics, cost, predictions, notes, provenance["findings"], judged, collapsed)
         if settings is not None:
             for key, measured in self._measure(nodes, settings).items():
-                scored[key].cost |= measured
+                runtimes = scored[key].cost["runtimes"]
+                scored[key].cost["runtimes"] = {**runtimes, RUNTIME: {**runtimes[RUNTIME], **measured}}
         return scored
 
     def _evaluate(

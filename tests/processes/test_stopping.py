@@ -182,8 +182,6 @@ KINDS: dict[str, tuple[str, tuple[int, int], tuple[str, ...]]] = {
     "evaluation": ("edgemin.study.scoring:evaluate", (1, 2), TRAINED),
     "measuring": ("edgemin.measure.process:WorkerProcess.ask", (2, 5), (*TRAINED, *MEASURED)),
 }
-_MEASURED = ("latency_ms", "throughput_per_s", "energy_mj", "power_w", "energy_source", "threads")
-_MEASURED += ("peak_memory_bytes", "runtime_memory_bytes", "model_memory_bytes", "measured_beside_other_work")
 
 
 def table(directory: Path) -> list[dict[str, Any]]:
@@ -191,9 +189,9 @@ def table(directory: Path) -> list[dict[str, Any]]:
     path = max(directory.rglob("run.json"))
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     for row in rows:
-        row["cost"] = {name: value for name, value in row["cost"].items() if name not in _MEASURED}
-        for difference in row["delta"].values():
-            (difference or {}).pop("speed_up", None)
+        row["cost"]["runtimes"]["torch"] = {"size_bytes": row["cost"]["runtimes"]["torch"]["size_bytes"]}
+        for difference in filter(None, row["delta"].values()):
+            difference["runtimes"]["torch"].pop("speed_up", None)
     return rows
 
 

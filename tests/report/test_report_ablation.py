@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import run_json
-import yaml
 from test_report_tables import cell, mean, notes, study
 
 from edgemin.report import interaction, render, tables, write
@@ -18,14 +17,13 @@ from edgemin.report.fold import Statistic
 from edgemin.report.footnotes import SIMULATED, UNSTABLE
 from edgemin.study.order import Interaction
 
-CONF = Path(__file__).parents[2] / "conf"
 # the rows of run_json.PAPER: + Distillation, + Head pruning, Quantized (not pruned), Pruned + quantized
 NEITHER, PRUNED, QUANTIZED, BOTH = 2, 3, 4, 5
 
 
 def crossed(accuracies: tuple[float, float, float, float] = (0.92, 0.90, 0.91, 0.86), **given: Any) -> dict[str, Any]:
     data = run_json.run(**given)
-    data["config"]["ablate"] = {"_target_": interaction.ABLATION, "stages": ["prune", "quantize"]}
+    data["order"]["ablation"] = Interaction(["prune", "quantize"]).described
     for place, accuracy in zip((NEITHER, PRUNED, QUANTIZED, BOTH), accuracies, strict=True):
         data["rows"][place]["metrics"]["sst2"]["validation"]["accuracy"] = accuracy
     run_json.fill_deltas(data)
@@ -38,15 +36,10 @@ def below(*runs: dict[str, Any]) -> list[str]:
     return [text for mark, text in table.footnotes if not mark and text.startswith("interaction of")]
 
 
-def test_the_report_knows_the_ablation_by_the_name_that_the_configuration_has() -> None:
-    assert f"{Interaction.__module__}.{Interaction.__qualname__}" == interaction.ABLATION
-    node = yaml.safe_load((CONF / "ablate" / "interaction.yaml").read_text())["ablate"]
-    assert node == {"_target_": interaction.ABLATION, "stages": ["prune", "quantize"]}
-
-
 def test_without_the_ablation_there_is_none() -> None:
     plain, other = run_json.run(), run_json.run()
-    other["config"]["ablate"] = {"_target_": "edgemin.study.order.Other", "stages": ["prune", "quantize"]}
+    other["order"]["ablation"] = {"name": "other", "stages": ["prune", "quantize"]}
+    other["config"]["ablate"] = {"_target_": "edgemin.study.order.Interaction", "stages": ["prune", "quantize"]}
     for data in (plain, other):
         assert interaction.table(study(data)) is None and below(data) == []
 
@@ -54,11 +47,9 @@ def test_without_the_ablation_there_is_none() -> None:
 def test_differences_of_the_metric_and_ratios_of_costs_are_those_of_the_four_rows() -> None:
     data = crossed()
     table = interaction.table(study(data))
-    size, time = (
-        [data["rows"][place]["cost"] for place in (NEITHER, PRUNED, QUANTIZED, BOTH)],
-        [data["rows"][place]["cost"]["latency_ms"]["padded"]["p50"] for place in (NEITHER, PRUNED, QUANTIZED, BOTH)],
-    )
-    none, one, other, both = (cost["size_bytes"] for cost in size)
+    costs = [run_json.in_torch(data["rows"][place]) for place in (NEITHER, PRUNED, QUANTIZED, BOTH)]
+    time = [cost["latency_ms"]["padded"]["p50"] for cost in costs]
+    none, one, other, both = (cost["size_bytes"] for cost in costs)
     key = "accuracy_difference_fraction"
     expected = {
         "Only prune": (-0.02, none / one, time[0] / time[1]),
@@ -80,7 +71,7 @@ def test_differences_of_the_metric_and_ratios_of_costs_are_those_of_the_four_row
 def test_stages_that_add_up_and_multiply_do_not_interact() -> None:
     data = crossed((0.92, 0.90, 0.91, 0.89))
     for place, size in zip((NEITHER, PRUNED, QUANTIZED, BOTH), (1200, 600, 400, 200), strict=True):
-        data["rows"][place]["cost"]["size_bytes"] = size
+        run_json.in_torch(data["rows"][place])["size_bytes"] = size
     table = interaction.table(study(data))
     assert mean(table, "Interaction", "accuracy_difference_fraction") == pytest.approx(0, abs=1e-15)
     assert mean(table, "Interaction", "compression_ratio") == pytest.approx(1)
@@ -138,7 +129,7 @@ def test_other_stages_of_the_order_stay_in_place_in_all_four() -> None:
 def test_times_that_mean_little_are_marked() -> None:
     data = crossed()
     data["rows"][BOTH]["findings"] = {"quantization": run_json.QUANTIZATION}
-    data["rows"][PRUNED]["cost"]["latency_ms"]["task"]["unstable"] = True
+    run_json.in_torch(data["rows"][PRUNED])["latency_ms"]["task"]["unstable"] = True
     table = interaction.table(study(data))
     assert table is not None
     marks = {column.key: notes(table, column.marks) for column in table.columns}

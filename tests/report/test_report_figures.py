@@ -35,7 +35,7 @@ def sweep() -> list[dict[str, Any]]:
             if "prune" in row["stages"]:
                 row["artifact"] += str(ratio)
                 row["metrics"]["sst2"]["validation"]["accuracy"] -= ratio / 50
-                row["cost"]["size_bytes"] -= int(ratio * 1e7)
+                run_json.in_torch(row)["size_bytes"] -= int(ratio * 1e7)
         run_json.fill_deltas(data)
         runs.append(data)
     return runs

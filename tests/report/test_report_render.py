@@ -48,9 +48,12 @@ def test_csv_holds_the_raw_numbers_to_the_last_digit() -> None:
     assert [row["name"].removeprefix("'") for row in rows] == [row["name"] for row in data["rows"]]
     for row, written in zip(data["rows"], rows, strict=True):
         assert float(written["accuracy_fraction"]) == row["metrics"]["sst2"]["validation"]["accuracy"]
-        assert written["size_bytes"] == str(row["cost"]["size_bytes"])
-        assert float(written["latency_padded_p50_ms"]) == row["cost"]["latency_ms"]["padded"]["p50"]
-        assert float(written["speed_up_padded_to_teacher"]) == row["delta"]["teacher"]["speed_up"]["padded"]
+        assert written["size_bytes"] == str(run_json.in_torch(row)["size_bytes"])
+        assert float(written["latency_padded_p50_ms"]) == run_json.in_torch(row)["latency_ms"]["padded"]["p50"]
+        assert (
+            float(written["speed_up_padded_to_teacher"])
+            == row["delta"]["teacher"]["runtimes"]["torch"]["speed_up"]["padded"]
+        )
 
 
 def test_csv_of_folded_seeds_holds_mean_deviation_and_count() -> None:
@@ -141,7 +144,7 @@ def swept(metric: str, seeds: tuple[int, ...] = (42,)) -> list[dict[str, Any]]:
         data = run_json.run(number=number, seed=seed, overrides=overrides, shift=0.002 * (seed % 4))
         data["task"]["metric"] = metric
         for row in data["rows"]:
-            row["metrics"]["sst2"]["validation"]["matthews"] = 0.7 + row["cost"]["size_bytes"] / 1e10
+            row["metrics"]["sst2"]["validation"]["matthews"] = 0.7 + run_json.in_torch(row)["size_bytes"] / 1e10
         runs.append(data)
     return runs
 
@@ -209,7 +212,7 @@ def test_a_page_has_all_that_was_published_in_tables_below_one_another() -> None
 def test_a_page_leaves_out_first_what_is_the_same_in_all_rows() -> None:
     data = run_json.run()
     for row in data["rows"]:
-        row["delta"]["teacher"]["compression_ratio"] = 1.0
+        row["delta"]["teacher"]["runtimes"]["torch"]["compression_ratio"] = 1.0
     heading = next(line for line in render.markdown(stages(data)).splitlines() if line.startswith("| Model"))
     assert "Compression" not in heading and "Params" in heading
 

@@ -15,6 +15,8 @@ from edgemin.errors import UserError
 from edgemin.report import schema
 from edgemin.report.__main__ import main
 
+WHAT_TO_DO = ": run the job again with this EdgeMIN, or build its report with the one that wrote it"
+
 
 def broken(tmp_path: Path, **changes: Any) -> Path:
     return run_json.save(tmp_path, {**run_json.run(), **changes})
@@ -23,13 +25,19 @@ def broken(tmp_path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"schema": 2, "edgemin": "0.9.0"}, "schema: expected 1, given 2, written by EdgeMIN 0.9.0"),
-        ({"schema": None}, "schema: expected 1, given None, written by EdgeMIN 0.1.0"),
+        ({"schema": 1}, f"schema: expected 2, given 1, written by EdgeMIN 0.1.0{WHAT_TO_DO}"),
+        ({"schema": 3, "edgemin": "0.9.0"}, f"schema: expected 2, given 3, written by EdgeMIN 0.9.0{WHAT_TO_DO}"),
+        ({"schema": None}, f"schema: expected 2, given None, written by EdgeMIN 0.1.0{WHAT_TO_DO}"),
         ({"rows": {}}, "rows: expected a list, given an object"),
         ({"seed": True}, "seed: expected a whole number, given true or false"),
         ({"rows": [7]}, "rows[0]: expected an object, given a whole number"),
         ({"rows": [{"model": "x", "stages": []}]}, "rows[0].name: expected a text, given nothing"),
-        ({"schema": True}, "schema: expected 1, given True, written by EdgeMIN 0.1.0"),
+        ({"schema": True}, f"schema: expected 2, given True, written by EdgeMIN 0.1.0{WHAT_TO_DO}"),
+        (
+            {"order": {"ablation": {"name": "x", "stages": ["a"]}}},
+            "order.ablation.stages: expected two stages, given ['a']",
+        ),
+        ({"nodes": [{"path": "teacher"}]}, "nodes[0].model: expected a text, given nothing"),
         ({"job": {"overrides": 5}}, "job.overrides: expected a list, given a whole number"),
         ({"warnings": ["a", 5]}, "warnings[1]: expected a text, given a whole number"),
         ({"task": {"splits": "validation"}}, "task.splits: expected a list, given a text"),
@@ -48,7 +56,7 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(
     assert str(caught.value) == f"{directory / 'run.json'}: {expected}"
 
 
-@pytest.mark.parametrize("text", ["", '{"schema": 1', "not json", '["a"]'])
+@pytest.mark.parametrize("text", ["", '{"schema": 2', "not json", '["a"]'])
 def test_a_corrupt_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=r"run\.json: expected (a )?JSON") as caught:
@@ -58,8 +66,10 @@ def test_a_corrupt_file_is_refused_in_one_line_that_names_it(tmp_path: Path, tex
 
 def test_a_text_in_the_place_of_a_number_is_named(tmp_path: Path) -> None:
     data = run_json.run()
-    data["rows"][0]["cost"]["size_bytes"] = "large"
-    with pytest.raises(UserError, match=r"rows\[0\]\.cost\.size_bytes: expected a number, given a text"):
+    run_json.in_torch(data["rows"][0])["size_bytes"] = "large"
+    with pytest.raises(
+        UserError, match=r"rows\[0\]\.cost\.runtimes\.torch\.size_bytes: expected a number, given a text"
+    ):
         schema.read(run_json.save(tmp_path, data))
 
 
@@ -69,11 +79,12 @@ def test_a_text_in_the_place_of_a_number_is_named(tmp_path: Path) -> None:
         ("metrics.sst2.validation.accuracy", 10**400, "a number, given a number that is too large"),
         ("metrics.sst2.validation.accuracy", [[]], "a number, given a list"),
         ("metrics.sst2", 5, "an object, given a whole number"),
-        ("cost.size_bytes", 1e308, "a number below 1e30, given 1e+308"),
-        ("cost.size_bytes", -1, "0 or a number above 1e-12, given -1"),
+        ("cost.runtimes.torch.size_bytes", 1e308, "a number below 1e30, given 1e+308"),
+        ("cost.runtimes.torch.size_bytes", -1, "0 or a number above 1e-12, given -1"),
         ("cost.flops", True, "a number, given true or false"),
-        ("cost.latency_ms.padded.p50", 0, "a number above 1e-12, given 0"),
-        ("cost.latency_ms.padded", [], "an object, given a list"),
+        ("cost.runtimes.torch.latency_ms.padded.p50", 0, "a number above 1e-12, given 0"),
+        ("cost.runtimes", [], "an object, given a list"),
+        ("cost.runtimes.torch.latency_ms.padded", [], "an object, given a list"),
         ("delta.teacher", 1.5, "an object, given a number"),
         ("notes", "one", "a list, given a text"),
         ("control", 1, "true or false, given a whole number"),
@@ -95,7 +106,7 @@ def test_a_value_of_another_kind_is_refused_by_its_place(tmp_path: Path, path: s
     "text",
     [
         '{"schema": ' + "[" * 100_000 + "]" * 100_000 + "}",
-        '{"schema": 1, "seed": ' + "1" * 5000 + "}",
+        '{"schema": 2, "seed": ' + "1" * 5000 + "}",
         "\ud800",
         "[" * 900,
     ],
@@ -217,7 +228,10 @@ def test_every_field_of_the_synthetic_run_is_documented() -> None:
         *data["task"],
         *data["rows"][0],
         *data["rows"][0]["cost"],
+        *run_json.in_torch(data["rows"][0]),
         *data["rows"][0]["delta"]["teacher"],
+        *data["rows"][0]["delta"]["teacher"]["runtimes"]["torch"],
+        *data["order"],
     }
     keys |= {
         "findings",
@@ -226,5 +240,5 @@ def test_every_field_of_the_synthetic_run_is_documented() -> None:
         *run_json.sensitivity(),
         *run_json.QUANTIZATION,
     }
-    keys |= set(data["nodes"][0]) | set(data["rows"][0]["cost"]["latency_ms"]["padded"])
+    keys |= set(data["nodes"][0]) | set(run_json.in_torch(data["rows"][0])["latency_ms"]["padded"])
     assert not {key for key in keys if key not in page}

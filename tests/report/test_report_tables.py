@@ -72,7 +72,7 @@ def test_a_single_value_has_no_standard_deviation_and_nothing_no_statistic() -> 
 def test_a_row_that_only_some_seeds_have_is_folded_over_those() -> None:
     first, second = run_json.run(seed=1, overrides=("seed=1",)), run_json.run(seed=2, overrides=("seed=2",))
     del second["rows"][5]
-    del second["rows"][4]["cost"]["energy_mj"]
+    del run_json.in_torch(second["rows"][4])["energy_mj"]
     table = tables.stage_table(study(first, second))
     assert cell(table, "Pruned + quantized", "seeds").value == "1"
     assert cell(table, "Teacher", "seeds").value == "2"
@@ -118,7 +118,7 @@ def test_a_row_that_the_swept_key_does_not_touch_is_printed_once() -> None:
     ratios = ("0.1", "0.2", "0.3")
     runs = [run_json.run(number=n, overrides=(f"prune.ratio={ratio}",)) for n, ratio in enumerate(ratios)]
     for data, p50 in zip(runs, (60.0, 63.0, 66.0), strict=True):
-        data["rows"][0]["cost"]["latency_ms"]["padded"]["p50"] = p50
+        run_json.in_torch(data["rows"][0])["latency_ms"]["padded"]["p50"] = p50
     table = tables.stage_table(study(*runs))
     assert table is not None
     names = [(row[0].value, row[1].value) for row in table.rows]
@@ -153,7 +153,7 @@ def test_a_shared_row_is_not_compared_with_students_that_are_not_shared() -> Non
     for data in runs:
         for row in data["rows"][1:]:
             row["artifact"] += str(data["job"]["number"])
-            row["cost"]["size_bytes"] += data["job"]["number"] * 1000
+            run_json.in_torch(row)["size_bytes"] += data["job"]["number"] * 1000
         run_json.fill_deltas(data)
     table = tables.stage_table(study(*runs))
     assert cell(table, "Teacher", "compression_ratio_to_student", ("all",)).value is None
@@ -225,7 +225,7 @@ def test_missing_measures_lose_their_column_and_empty_tables_vanish() -> None:
 
 def test_estimates_unstable_timings_and_notes_are_footnoted() -> None:
     data = run_json.run()
-    data["rows"][3]["cost"]["latency_ms"]["padded"]["unstable"] = True
+    run_json.in_torch(data["rows"][3])["latency_ms"]["padded"]["unstable"] = True
     data["rows"][4]["notes"] = ["evaluated on the first 100 examples"]
     table = tables.stage_table(study(data))
     assert table is not None
@@ -239,7 +239,7 @@ def test_estimates_unstable_timings_and_notes_are_footnoted() -> None:
 
 def test_what_was_measured_beside_other_work_is_footnoted() -> None:
     data = run_json.run()
-    data["rows"][3]["cost"]["measured_beside_other_work"] = True
+    run_json.in_torch(data["rows"][3])["measured_beside_other_work"] = True
     table = tables.stage_table(study(data))
     for key in ("latency_padded_p50_ms", "latency_task_p50_ms", "speed_up_padded_to_student", "energy_mj"):
         assert BESIDE in notes(table, cell(table, "+ Head pruning", key).marks)
@@ -249,7 +249,7 @@ def test_what_was_measured_beside_other_work_is_footnoted() -> None:
 
 def test_speed_ups_to_an_unstable_reference_are_flagged_too() -> None:
     data = run_json.run()
-    data["rows"][0]["cost"]["latency_ms"]["task"]["unstable"] = True
+    run_json.in_torch(data["rows"][0])["latency_ms"]["task"]["unstable"] = True
     table = tables.stage_table(study(data))
     assert notes(table, cell(table, "+ Distillation", "speed_up_task_to_teacher").marks) == [UNSTABLE]
     assert not cell(table, "+ Distillation", "speed_up_task_to_student").marks

@@ -155,7 +155,8 @@ def test_what_was_measured_beside_other_work_is_not_kept(
     asked = ("measure=default", "stages=[finetune]", "finetune.steps=2")
     runs = [studies.run(tmp_path / str(n), *asked, store=tmp_path / "store") for n in range(3)]
     assert len(calls) == 2
-    flags = [[row["cost"].get("measured_beside_other_work") for row in run["rows"]] for run in runs]
+    measured_in = [[row["cost"]["runtimes"]["torch"] for row in run["rows"]] for run in runs]
+    flags = [[cost.get("measured_beside_other_work") for cost in costs] for costs in measured_in]
     assert flags == [[True, True], [None, None], [None, None]]
     assert any("not kept for later jobs" in line for line in runs[0]["warnings"])
     assert "beside other work" in (tmp_path / "0" / "report.md").read_text()

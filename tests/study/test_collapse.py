@@ -170,7 +170,7 @@ def test_collapsed_is_an_object_where_it_is_there(tmp_path: Path) -> None:
 
 def test_a_share_is_formed_only_of_what_is_a_result() -> None:
     def row(value: float, **more: Any) -> dict[str, Any]:
-        cost = {"size_bytes": 2.0, "params": 1.0, "flops": 1.0}
+        cost = {"params": 1.0, "flops": 1.0, "runtimes": {"torch": {"size_bytes": 2.0}}}
         return {"metrics": {"t": {"v": {"matthews": value}}}, "cost": cost, **more}
 
     primary = ("t", "v", "matthews")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgemin.errors import UserError
-from edgemin.study.order import Ablation, Interaction, RowSpec, order_name, row_specs, student_stages
+from edgemin.study.order import Ablation, Interaction, RowSpec, ablation, order_name, row_specs, student_stages
 
 TEACHER = {"teacher": ["finetune"], "student": []}
 STAGES = ["finetune", "distill", "quantize"]
@@ -115,6 +115,12 @@ def test_an_interaction_crosses_two_stages_and_leaves_the_others_in_place() -> N
         ("Only quantize", "student/finetune/distill/quantize/recover", True),
         ("Both prune and quantize", "student/finetune/prune/distill/quantize/recover", True),
     ]
+
+
+def test_an_ablation_is_described_by_a_name_and_not_by_its_class() -> None:
+    made = ablation(order(ablate=CROSS))
+    assert made is not None and made.described == {"name": "interaction", "stages": ["prune", "quantize"]}
+    assert ablation(order()) is None and ablation(order(ablate=None)) is None
 
 
 def test_an_interaction_keeps_the_teacher_the_baselines_and_the_controls() -> None:

@@ -23,7 +23,7 @@ from edgemin import progress, toy
 from edgemin.data import splits
 from edgemin.errors import UserError
 from edgemin.measure.runtime import Measure
-from edgemin.report import schema, write
+from edgemin.report import interaction, schema, write
 from edgemin.store import artifacts as store
 from edgemin.study import pipeline, scoring
 
@@ -61,6 +61,12 @@ def metrics(run: Run) -> dict[str, Any]:
     return {row["name"]: row["metrics"] for row in run["rows"]}
 
 
+def in_torch(costs: dict[str, Any]) -> dict[str, Any]:
+    """Of a row's cost, or of a difference, what depends on the runtime."""
+    found: dict[str, Any] = costs["runtimes"]["torch"]
+    return found
+
+
 def steps(run: Run) -> dict[str, int]:
     return {node["path"]: node["steps"] for node in run["nodes"]}
 
@@ -79,13 +85,18 @@ def test_run_json_is_read_by_the_report(paper: Run, place: Path) -> None:
         "Pruned + quantized",
     ]
     assert (read.task, read.metric, read.splits, read.seed) == ("toy", "accuracy", ("validation",), 42)
-    assert paper["order"] == {"name": "paper", "stages": ["finetune", "distill", "prune", "dynamic_int8"]}
+    assert paper["order"] == {
+        "name": "paper",
+        "stages": ["finetune", "distill", "prune", "dynamic_int8"],
+        "ablation": None,
+    }
     assert paper["task"]["train_examples"] == 96 and paper["task"]["evaluation_examples"] == {"validation": 40}
     assert (paper["device"], paper["precision"]) == ("cpu", "32-true")
     for row in paper["rows"]:
         scores = row["metrics"]["toy"]["validation"]
         assert set(scores) == {"accuracy", "f1", "matthews", "loss", "n"} and scores["n"] == 40
-        assert set(row["cost"]) == {"params", "params_visible", "size_bytes", "macs", "flops"}
+        assert set(row["cost"]) == {"params", "params_visible", "macs", "flops", "runtimes"}
+        assert {name: set(cost) for name, cost in row["cost"]["runtimes"].items()} == {"torch": {"size_bytes"}}
         assert row["artifact"] in {node["key"] for node in paper["nodes"]}
         assert row["transfer"] == []
 
@@ -102,6 +113,7 @@ def test_every_node_says_how_it_came_to_be(paper: Run) -> None:
         "student/finetune/distill/prune/dynamic_int8": 0,
     }
     assert not any(node["cached"] for node in paper["nodes"])
+    assert all(node["path"].split("/") == [node["model"], *node["stages"]] for node in paper["nodes"])
     teachers = {node["path"]: node["teachers"] for node in paper["nodes"]}
     assert teachers.pop("student/finetune/distill") == ["teacher/finetune"]
     assert not any(teachers.values())
@@ -125,7 +137,7 @@ def test_curves_of_cached_stages_come_from_the_store(paper: Run, place: Path, tm
         trained = row["stages"][-1] != "dynamic_int8"
         assert ("training.csv" in json.loads((artifact / "manifest.json").read_text())["files"]) == trained
         model = ("model.safetensors", "config.json", "structure.json")
-        assert row["cost"]["size_bytes"] == sum((artifact / name).stat().st_size for name in model)
+        assert in_torch(row["cost"])["size_bytes"] == sum((artifact / name).stat().st_size for name in model)
 
 
 def test_rows_name_what_they_were_made_from(paper: Run) -> None:
@@ -146,11 +158,13 @@ def test_deltas_are_differences_and_quotients_of_the_rows(paper: Run) -> None:
     for name, other in references.items():
         score, theirs = (row["metrics"]["toy"]["validation"]["accuracy"] for row in (mine, other))
         share = {} if "collapsed" in other else {"metric_retained": score / theirs}
-        assert mine["delta"][name] == pytest.approx(
+        delta = dict(mine["delta"][name])
+        size, theirs_size = (in_torch(row["cost"])["size_bytes"] for row in (mine, other))
+        assert delta.pop("runtimes") == {"torch": {"compression_ratio": pytest.approx(theirs_size / size, rel=1e-12)}}
+        assert delta == pytest.approx(
             {
                 "metric": score - theirs,
                 **share,
-                "compression_ratio": other["cost"]["size_bytes"] / mine["cost"]["size_bytes"],
                 "params_ratio": other["cost"]["params"] / mine["cost"]["params"],
                 "flops_ratio": other["cost"]["flops"] / mine["cost"]["flops"],
             },
@@ -160,9 +174,9 @@ def test_deltas_are_differences_and_quotients_of_the_rows(paper: Run) -> None:
     assert teacher["delta"]["teacher"] == {
         "metric": 0.0,
         **({} if "collapsed" in teacher else {"metric_retained": 1.0}),
-        "compression_ratio": 1.0,
         "params_ratio": 1.0,
         "flops_ratio": 1.0,
+        "runtimes": {"torch": {"compression_ratio": 1.0}},
     }
 
 
@@ -269,10 +283,25 @@ def test_measurements_are_merged_and_made_once(paper: Run, place: Path, monkeypa
     assert first["rows"] == second["rows"]
     assert metrics(first) == metrics(paper)
     last = first["rows"][5]
-    assert last["cost"]["latency_ms"]["padded"]["p50"] == 8.0 / 6
-    assert last["delta"]["teacher"]["speed_up"] == {"padded": pytest.approx(6.0), "task": pytest.approx(6.0)}
-    assert last["delta"]["student"]["speed_up"]["padded"] == pytest.approx(3.0)
-    assert last["delta"]["parent"]["speed_up"]["padded"] == pytest.approx(6 / 4)
+    assert in_torch(last["cost"])["latency_ms"]["padded"]["p50"] == 8.0 / 6
+    speed_ups = {name: in_torch(delta)["speed_up"] for name, delta in last["delta"].items()}
+    assert speed_ups["teacher"] == {"padded": pytest.approx(6.0), "task": pytest.approx(6.0)}
+    assert speed_ups["student"]["padded"] == pytest.approx(3.0)
+    assert speed_ups["parent"]["padded"] == pytest.approx(6 / 4)
+
+
+def test_crossed_stages_are_named_in_run_json_and_found_by_the_report(paper: Run, place: Path) -> None:
+    crossed = ("ablate=interaction", "ablate.stages=[prune,dynamic_int8]")
+    run = studies.run(place / "crossed", *crossed, store=place / "store")
+    assert all(node["cached"] for node in run["nodes"])
+    assert run["order"]["ablation"] == {"name": "interaction", "stages": ["prune", "dynamic_int8"]}
+    four = interaction.cells(schema.read(place / "crossed"))
+    assert four is not None and [row.stages[2:] for row in four] == [
+        (),
+        ("prune",),
+        ("dynamic_int8",),
+        ("prune", "dynamic_int8"),
+    ]
 
 
 # --- any order --------------------------------------------------------------------------------------------
@@ -304,7 +333,7 @@ def test_every_order_runs_and_can_be_quantized_at_the_end(stages: tuple[str, ...
     assert last["cost"]["params_visible"] < last["cost"]["params"]
     scored = {tuple(row["stages"]) for row in run["rows"] if row["model"] == "student"}
     expected = {order[:end] for end in range(1, len(order) + 1) if has_a_fresh_head(order, end)}
-    assert run["order"] == {"name": "by hand", "stages": list(order)} and scored == expected
+    assert run["order"] == {"name": "by hand", "stages": list(order), "ablation": None} and scored == expected
     assert sum("is not scored" in line for line in run["warnings"]) == len(order) - len(expected)
 
 
