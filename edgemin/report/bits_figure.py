@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edgemin.plain_text import file_name
+from edgemin.report.fields import Quantization
 from edgemin.report.figures import Drawing, literal, saved, style
 from edgemin.report.fold import Group, Statistic, Study
 from edgemin.report.measures import metric_title, task_title
@@ -46,7 +47,7 @@ def bits_figures(study: Study) -> list[Drawing]:
         marks = [mark for group in groups for mark in _marks(study, group)]
         if len({mark.bits for mark in marks}) < 2:
             continue
-        metric = groups[0].runs[0].metric or "accuracy"
+        metric = groups[0].runs[0].task.metric or "accuracy"
         before = {value for group in groups for value in _before(group)}
         with style():
             one = before.pop() if len(before) == 1 else None
@@ -103,29 +104,26 @@ def _falling(mark: Mark) -> int:
 
 
 def _marks(study: Study, group: Group) -> list[Mark]:
-    """Rows of uniform bits; mixed ones have no place on this axis."""
+    """The marks of rows whose weights have uniform bits; mixed ones have no place on this axis."""
     found = []
     labels = dict(zip(study.keys, group.labels, strict=True))
     for name, line in group.lines.items():
-        what = line.rows[0].get("findings", "quantization")
-        value = line.fold(Run.score)
-        if not isinstance(what, Mapping) or value is None or line.rows[0].get("findings", "sensitivity"):
+        findings, value = line.rows[0].findings, line.fold(Run.score)
+        if findings.quantization is None or findings.sensitivity is not None or value is None:
             continue
-        bits = _bits(what)
+        bits = _bits(findings.quantization)
         if bits is not None:
-            found.append(Mark(labels.get(_METHOD) or name, str(what.get("granularity")), bits, value))
+            found.append(Mark(labels.get(_METHOD) or name, str(findings.quantization.granularity), bits, value))
     return found
 
 
-def _bits(what: Mapping[str, object]) -> int | None:
-    """The bits that most of the layers have which are no embeddings."""
-    given = what.get("bits")
-    layers = given if isinstance(given, Mapping) else {}
-    counted = Counter(int(bits) for path, bits in layers.items() if "embeddings" not in path)
+def _bits(quantization: Quantization) -> int | None:
+    """The bits that most layers have, embeddings apart."""
+    counted = Counter(bits for path, bits in quantization.bits.items() if "embeddings" not in path)
     return counted.most_common(1)[0][0] if counted else None
 
 
 def _before(group: Group) -> list[float]:
-    """What the quantized rows were made from."""
-    values = [row.number("gate", "parent_value") for line in group.lines.values() for row in line.rows]
-    return [value for value in values if value is not None]
+    """The metric of the models that the quantized rows were made from."""
+    gates = [row.gate for line in group.lines.values() for row in line.rows if row.gate is not None]
+    return [gate.parent_value for gate in gates if gate.parent_value is not None]

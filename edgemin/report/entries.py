@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from edgemin.report.fields import Costs, Delta, Row
 from edgemin.report.fold import TASK, Line, Study
-from edgemin.report.schema import Row, Run
+from edgemin.report.schema import Run
 
 ALL = "all"
 """The label of a row that a swept key does not touch."""
-_COUNTED = ("params", "params_visible", "macs", "flops")
-_COUNTED_IN_RUNTIME = ("size_bytes", "threads", "energy_source")
-"""What costs nothing but counting, or says how the rest was measured."""
-_OF_ITS_JOB = ("cost", "delta", "made_from", "predictions")
-"""What a job says of a row beside what the row is."""
+_OF_ITS_JOB = {"cost": Costs(), "delta": Delta(), "made_from": None}
+"""The fields of a row that tell one job from another, not one artifact from another, as they are by default."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,11 @@ def _found(run: Run, row: Row) -> object:
     """What must be equal for two rows to be one; unique where it is not known what was scored."""
     if row.artifact is None:
         return id(row)
-    own = {key: value for key, value in row.data.items() if key not in _OF_ITS_JOB}
-    counted = [row.get("cost", key) for key in _COUNTED]
-    runtimes = {name: [cost.get(key) for key in _COUNTED_IN_RUNTIME] for name, cost in row.runtimes.items()}
-    is_measured = any(cost.get("latency_ms") for cost in row.runtimes.values())
-    return run.task, own, counted, runtimes, (run.processor, run.config("measure")) if is_measured else None
+    own, cost = row.model_copy(update=_OF_ITS_JOB), row.cost
+    counted = cost.params, cost.params_visible, cost.macs, cost.flops
+    runtimes = {name: (one.size_bytes, one.threads, one.energy_source) for name, one in cost.runtimes.items()}
+    is_measured = any(one.latency_ms is not None for one in cost.runtimes.values())
+    return run.task.name, own, counted, runtimes, (run.host.cpu, run.chosen("measure")) if is_measured else None
 
 
 def _labels(study: Study, groups: Sequence[int]) -> tuple[str, ...]:

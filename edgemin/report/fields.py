@@ -1,7 +1,7 @@
-"""The fields of run.json that the report reads, and their types; docs/run_json.md says what each means.
+"""The fields of run.json that the report reads, and their types.
 
-Every field may be null or absent, but for those that the report cannot do without. Fields that are not listed here are
-no business of the report's.
+`docs/run_json.md` says what each field means. Fields that are not listed here are no business of the report's. All may
+be null or absent, but for those without a default, which the report cannot do without.
 """
 
 from __future__ import annotations
@@ -11,21 +11,13 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-_EXPECTED = {
-    "string_type": "a text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-}
-_NAMES = {str: "a text", bool: "true or false", list: "a list", dict: "an object", int: "a whole number"}
+Text = str | None
+_Check = Callable[[Any], bool]
 
 
-def _refuse_unless(fits: Callable[[Any], bool], expected: str) -> AfterValidator:
+def _refuse_unless(fits: _Check, expected: str) -> AfterValidator:
     def check(value: Any) -> Any:
         if not fits(value):
             raise ValueError(expected)
@@ -34,67 +26,85 @@ def _refuse_unless(fits: Callable[[Any], bool], expected: str) -> AfterValidator
     return AfterValidator(check)
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 # NaN and infinity are not refused: what they stand in place of is not known, and not shown.
 _Bounded = Annotated[float, _refuse_unless(lambda value: not 1e30 < abs(value) < math.inf, "a number below 1e30")]
-Number = _Bounded | None
-Cost = (
-    Annotated[_Bounded, _refuse_unless(lambda value: value == 0 or not value < 1e-12, "0 or a number above 1e-12")]
-    | None
-)
-Time = Annotated[_Bounded, _refuse_unless(lambda value: not value < 1e-12, "a number above 1e-12")] | None
+_NotTiny = _refuse_unless(lambda value: value == 0 or not value < 1e-12, "0 or a number above 1e-12")
+_Positive = _refuse_unless(lambda value: not value < 1e-12, "a number above 1e-12")
+Number = Annotated[_Bounded | None, AfterValidator(_finite)]
+Cost = Annotated[Annotated[_Bounded, _NotTiny] | None, AfterValidator(_finite)]
+Time = Annotated[Annotated[_Bounded, _Positive] | None, AfterValidator(_finite)]
 Bits = Annotated[str, _refuse_unless(lambda value: re.fullmatch("[0-9]{1,2}", value) is not None, "bits as names")]
-Text = str | None
-Texts = list[str] | None
 
 
 class _Fields(BaseModel):
-    """Types are taken at their word: true is no number."""
+    """An object of run.json. Types are taken at their word: true is no number."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _absent_is_null(cls, data: Any) -> Any:
-        """So that what is required and absent is refused with the type that was expected."""
-        return {**dict.fromkeys(cls.model_fields), **data} if isinstance(data, dict) else data
+    def _null_is_absent(cls, data: Any) -> Any:
+        """What is null has its default; what has none and is absent is refused with the type that was expected."""
+        if not isinstance(data, dict):
+            return data
+        needed = {name: None for name, field in cls.model_fields.items() if field.is_required()}
+        return needed | {key: value for key, value in data.items() if value is not None}
 
 
-class _Job(_Fields):
-    overrides: Texts = None
+class Job(_Fields):
+    """How the job was asked for."""
+
+    overrides: list[str] = []
     command: Text = None
 
 
-class _Task(_Fields):
+class Task(_Fields):
+    """What was learnt; nothing of it is known of a run of architectures alone."""
+
     name: Text = None
     metric: Text = None
-    splits: Texts = None
+    splits: list[str] = []
 
 
-class _Ablation(_Fields):
+class Ablation(_Fields):
+    """The ablation that expanded the order into more rows."""
+
     name: str
-    stages: Annotated[list[str], _refuse_unless(lambda value: len(value) == 2, "two stages")]
+    stages: list[str] = []
 
 
-class _Order(_Fields):
+class Order(_Fields):
+    """The student's stages, in the order they ran."""
+
     name: Text = None
-    stages: Texts = None
-    ablation: _Ablation | None = None
+    stages: list[str] = []
+    ablation: Ablation | None = None
 
 
-class _Host(_Fields):
+class Host(_Fields):
+    """The machine that the job ran on."""
+
     cpu: Text = None
     cores: int | None = None
     threads: int | None = None
 
 
-class _Node(_Fields):
+class Node(_Fields):
+    """A node of the plan."""
+
     path: str
     model: str
     stages: list[str]
-    teachers: Texts = None
+    teachers: list[str] = []
 
 
-class _Latency(_Fields):
+class Latency(_Fields):
+    """The timings of one form of input."""
+
     length: Cost = None
     p10: Time = None
     p50: Time = None
@@ -102,174 +112,171 @@ class _Latency(_Fields):
     p95: Time = None
     mean: Time = None
     n: Cost = None
-    unstable: bool | None = None
+    unstable: bool = False
 
 
-class _Forms(_Fields):
-    padded: _Latency | None = None
-    task: _Latency | None = None
+class Latencies(_Fields):
+    """The timings by form of input."""
+
+    padded: Latency = Latency()
+    task: Latency = Latency()
 
 
-class _PerForm(_Fields):
+class PerForm(_Fields):
+    """A number by form of input."""
+
     padded: Cost = None
     task: Cost = None
 
 
-class _Runtime(_Fields):
+class Runtime(_Fields):
+    """What a model costs in one runtime."""
+
     size_bytes: Cost = None
-    latency_ms: _Forms | None = None
-    throughput_per_s: _PerForm | None = None
+    latency_ms: Latencies | None = None
+    throughput_per_s: PerForm = PerForm()
     peak_memory_bytes: Cost = None
     runtime_memory_bytes: Cost = None
     model_memory_bytes: Number = None
     energy_mj: Cost = None
     power_w: Cost = None
     energy_source: Text = None
-    measured_beside_other_work: bool | None = None
+    measured_beside_other_work: bool = False
     threads: Cost = None
 
 
-class _Costs(_Fields):
+class Costs(_Fields):
+    """What a model costs: what follows from its architecture, and by runtime what does not."""
+
     params: Cost = None
     params_visible: Cost = None
     macs: Cost = None
     flops: Cost = None
-    runtimes: dict[str, _Runtime] | None = None
+    runtimes: dict[str, Runtime] = {}
 
 
-class _RuntimeRatios(_Fields):
+class Ratios(_Fields):
+    """One row against another in one runtime."""
+
     compression_ratio: Cost = None
-    speed_up: _PerForm | None = None
+    speed_up: PerForm = PerForm()
 
 
-class _Difference(_Fields):
+class Difference(_Fields):
+    """One row against another; ratios above 1 say that it is smaller or faster."""
+
     metric: Number = None
     metric_retained: Number = None
     params_ratio: Cost = None
     flops_ratio: Cost = None
-    runtimes: dict[str, _RuntimeRatios] | None = None
+    runtimes: dict[str, Ratios] = {}
 
 
-class _Delta(_Fields):
-    teacher: _Difference | None = None
-    student: _Difference | None = None
-    parent: _Difference | None = None
+class Delta(_Fields):
+    """A row against what it is compared with."""
+
+    teacher: Difference = Difference()
+    student: Difference = Difference()
+    parent: Difference = Difference()
 
 
-class _Damaged(_Fields):
+class Damaged(_Fields):
+    """A layer that a quality gate blames."""
+
     layer: str
     damage: _Bounded
 
 
-class _Gate(_Fields):
+class Gate(_Fields):
+    """A row against the model that its last stage was given."""
+
     passed: bool
     parent: Text = None
     parent_artifact: Text = None
-    task: Text = None
     split: Text = None
     metric: Text = None
     parent_value: Number = None
-    value: Number = None
     drop: Number = None
     max_drop: Number = None
-    chance: Number = None
     agreement: Number = None
     flips: Number = None
     examples: Number = None
-    collapsed: bool | None = None
-    worst: list[_Damaged] | None = None
+    collapsed: bool = False
+    worst: list[Damaged] = []
 
 
-class _Majority(_Fields):
-    metrics: dict[str, Number] | None = None
+class Layer(_Fields):
+    """What quantizing one layer alone does to the answers, by bits, and the bits it was given."""
 
-
-class _Collapsed(_Fields):
-    majority: _Majority | None = None
-
-
-class _Layer(_Fields):
     name: str
     weights: _Bounded
     damage: dict[Bits, Number]
     bits: int | None = None
 
 
-class _Sensitivity(_Fields):
+class Sensitivity(_Fields):
+    """What quantizing each layer alone does to the answers, and the budget that bits were chosen for."""
+
     examples: Number = None
     budget_mib: Number = None
     size_mib: Number = None
-    layers: list[_Layer]
+    layers: list[Layer]
 
 
-class _Quantized(_Fields):
-    bits: dict[str, int] | None = None
+class Quantization(_Fields):
+    """How a model is quantized: the bits of each layer, and what shares a scale."""
+
+    bits: dict[str, int] = {}
     granularity: Text = None
 
 
-class _Findings(_Fields):
-    sensitivity: _Sensitivity | None = None
-    quantization: _Quantized | None = None
+class Findings(_Fields):
+    """What the last stage found out besides the model."""
+
+    sensitivity: Sensitivity | None = None
+    quantization: Quantization | None = None
 
 
-class _Row(_Fields):
+class Row(_Fields):
+    """One row of the stage table: an evaluated, measured artifact."""
+
     name: str
     model: str
     stages: list[str]
-    control: bool | None = None
+    control: bool = False
     artifact: Text = None
     made_from: Text = None
-    metrics: dict[str, dict[str, dict[str, Number]]] | None = None
-    transfer: Texts = None
-    cost: _Costs | None = None
-    delta: _Delta | None = None
-    notes: Texts = None
-    gate: _Gate | None = None
-    collapsed: dict[str, dict[str, _Collapsed]] | None = None
-    findings: _Findings | None = None
+    metrics: dict[str, dict[str, dict[str, Number]]] = {}
+    transfer: list[str] = []
+    cost: Costs = Costs()
+    delta: Delta = Delta()
+    notes: list[str] = []
+    gate: Gate | None = None
+    collapsed: dict[str, dict[str, dict[str, Any]]] = {}
+    findings: Findings = Findings()
+
+    def score(self, task: str | None, split: str | None, metric: str | None) -> float | None:
+        """A metric; None where it is not known."""
+        return self.metrics.get(task or "", {}).get(split or "", {}).get(metric or "")
 
 
-class _File(_Fields):
+class Content(_Fields):
+    """All of one run.json."""
+
     study: str
-    experiment: Text = None
-    job: _Job
-    started: Text = None
-    ended: Text = None
+    job: Job
+    started: str = ""
+    ended: str = ""
     seed: int
-    task: _Task | None = None
-    order: _Order | None = None
-    config: dict[str, Any] | None = None
-    host: _Host | None = None
-    versions: dict[str, str] | None = None
+    task: Task = Task()
+    order: Order = Order()
+    config: dict[str, Any] = {}
+    host: Host = Host()
+    versions: dict[str, str] = {}
     precision: Text = None
-    threads: list[int] | None = None
+    threads: list[int] = []
     device: Text = None
     published: Text = None
-    nodes: list[_Node] | None = None
-    warnings: Texts = None
-    rows: list[_Row]
-
-
-def wrong(data: dict[str, Any]) -> str | None:
-    """The first field that is not as it must be: where it is, what was expected, what was given; None if all are."""
-    try:
-        _File.model_validate(data)
-    except ValidationError as found:
-        error = found.errors(include_url=False)[0]
-        if error["type"] == "value_error":
-            expected, given = error["ctx"]["error"], error["input"]
-        else:
-            expected, given = _EXPECTED[error["type"]], _kind(error["input"])
-        return f"{_where(error['loc'])}: expected {expected}, given {given}"
-    return None
-
-
-def _where(location: tuple[int | str, ...]) -> str:
-    named = [part for part in location if part != "[key]"]
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named).removeprefix(".")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 1024:
-        return "a number that is too large"
-    return "nothing" if value is None else _NAMES.get(type(value), "a number")
+    nodes: list[Node] = []
+    warnings: list[str] = []
+    rows: list[Row]

@@ -89,10 +89,10 @@ def figures(study: Study) -> tuple[list[Drawing], list[str]]:
 
 def _missing(study: Study, task: str, cost: Measure) -> str:
     """Why a figure has no point, and what to do about it."""
-    runs = [run for run in study.runs if run.task == task]
+    runs = [run for run in study.runs if run.task.name == task]
     if any(cost.read(run, row) is not None for run in runs for row in run.rows):
         return "no row has a score"
-    if cost.form is not None and not any(run.config("measure") for run in runs):
+    if cost.form is not None and not any(run.chosen("measure") for run in runs):
         return "measure=none took no latencies: run the same command without it, which trains nothing again"
     return f"no row has a {cost.column.title.partition(',')[0].lower()}"
 
@@ -159,19 +159,19 @@ def saved(figure: Figure, kind: str) -> bytes:
 
 
 def _metric(study: Study, task: str) -> str:
-    return m.metric_title(next(run.metric for run in study.runs if run.task == task) or "accuracy").lower()
+    return m.metric_title(next(run.task.metric for run in study.runs if run.task.name == task) or "accuracy").lower()
 
 
 def _vertical(study: Study, task: str) -> str:
-    run = next(run for run in study.runs if run.task == task)
-    metric = run.metric or "accuracy"
+    run = next(run for run in study.runs if run.task.name == task)
+    metric = run.task.metric or "accuracy"
     unit = m.metric_column(metric, metric, "", CORE).unit or "x100"
     split = f", {m.split_title(run.splits[0])}" if run.splits else ""
     return f"{m.metric_title(metric)}{split} ({unit})"
 
 
 def _axes(axes: Axes, shown: Sequence[Point], cost: Measure) -> None:
-    """Limits with room for the bars and the names; logarithmic where the costs span too much."""
+    """Sets limits that leave room for bars and names, and a logarithmic scale where the costs span too much."""
     axes.set_xlabel(f"{cost.column.title} ({cost.column.unit})")
     low, high = _span([point.x for point in shown], cost.column.factor)
     if low > 0 and high / low > _LOG_FROM:
@@ -301,5 +301,5 @@ def _extent(figure: Figure, name: str, font: float) -> tuple[float, float]:
 
 
 def literal(name: str) -> str:
-    """A name that matplotlib does not take for mathematics."""
+    """The name, written so that matplotlib does not take it for mathematics."""
     return name.replace("$", r"\$")

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgemin.report.schema import Row, Run
+from edgemin.report.fields import Row
+from edgemin.report.schema import Run
 
 SEED = "seed"
 TASK = "task"
@@ -99,7 +100,7 @@ class Group:
     @property
     def task(self) -> str | None:
         """The name of the task of these jobs."""
-        return self.runs[0].task
+        return self.runs[0].task.name
 
 
 @dataclass(frozen=True)

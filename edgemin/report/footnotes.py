@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from edgemin.report.entries import ALL, Entry
+from edgemin.report.fields import Row
 from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.measures import REFERENCE_TITLES, TORCH, Measure, metric_title, split_title, task_title
-from edgemin.report.schema import Row, Run
+from edgemin.report.schema import Run
 
 UNSTABLE = "the spread of the timings is too wide to support a speed-up"
 BESIDE = "measured beside other work on the machine, which was not free within measure.wait_minutes"
@@ -58,38 +57,32 @@ def withheld(measure: Measure, run: Run, row: Row) -> str:
     if measure.reference is None or measure.name != "metric_retained" or measure.read(run, row) is not None:
         return ""
     title, reference = REFERENCE_TITLES[measure.reference], run.reference(measure.reference, row)
-    if reference is None or not run.task or not run.metric:
+    if reference is None or run.task.metric is None:
         return ""
-    if reference.get("collapsed", run.task, run.first_split) is not None:
+    if (run.first_split or "") in reference.collapsed.get(run.task.name or "", {}):
         return f"no share: the {title} gives one answer to every example"
     score = run.score(reference)
     none = score is not None and score <= 0
-    return f"no share: {metric_title(run.metric)} of the {title} is not above 0" if none else ""
+    return f"no share: {metric_title(run.task.metric)} of the {title} is not above 0" if none else ""
 
 
 def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:
     """What one row's time, memory or energy does not say by itself."""
-    if measure.runtime is None or not measure.is_measured:
+    if not measure.is_measured:
         return []
     notes = []
     reference = run.reference(measure.reference, row) if measure.reference is not None else None
-    if any(timing(measure, one).get("unstable") for one in (row, reference) if one is not None):
+    if any(measure.timing(one).unstable for one in (row, reference) if one is not None):
         notes.append(UNSTABLE)
-    beside = row.runtimes.get(measure.runtime, {}).get("measured_beside_other_work")
-    if beside and (measure.form is not None or measure.is_energy):
+    if measure.cost(row).measured_beside_other_work and (measure.form is not None or measure.is_energy):
         notes.append(BESIDE)
-    if measure.runtime == TORCH and row.quantized:
+    if measure.runtime == TORCH and row.findings.quantization is not None:
         notes.append(SIMULATED)
     return notes
 
 
-def timing(measure: Measure, row: Row) -> Mapping[str, Any]:
-    """The timings of a row that a latency, a throughput or a speed-up rests on; empty of other measures."""
-    return row.get("cost", "runtimes", measure.runtime, "latency_ms", measure.form) or {}
-
-
 def same_graph_notes(measures: Sequence[Measure], lines: Sequence[Entry]) -> list[str]:
-    """Names rows that are one graph, and how far their latencies differ all the same: the noise."""
+    """Names rows that are the same graph; how far their latencies differ all the same is the noise."""
     timed = [measure for measure in measures if measure.name == "latency_ms" and measure.statistic == "p50"]
     spreads: dict[tuple[str, ...], float] = {}
     for measure in timed:
@@ -136,7 +129,7 @@ def study_notes(measures: Sequence[Measure], study: Study, lines: Sequence[Entry
     if any(measure.is_metric for measure in measures):
         notes += [*dict.fromkeys(said for run in study.runs if (said := _training(run)))]
     timed = any(measure.part == "cost" and measure.is_measured for measure in measures)
-    processors = dict.fromkeys(run.processor for run in study.runs if run.processor)
+    processors = dict.fromkeys(run.host.cpu for run in study.runs if run.host.cpu)
     if timed and len(processors) > 1:
         notes.append(
             f"measured on different machines ({', '.join(processors)}): compare times, memory and energy "
@@ -149,27 +142,26 @@ def study_notes(measures: Sequence[Measure], study: Study, lines: Sequence[Entry
 
 def _training(run: Run) -> str | None:
     """The precision and the number of threads that models were trained with, and what follows from them."""
-    device, precision = run.data.get("device"), run.data.get("precision")
-    if device is None or precision is None:
+    if run.device is None or run.precision is None:
         return None
-    said = f"trained on the {_DEVICES.get(device, device)} in {_PRECISIONS.get(precision, precision)}"
-    said += " (by trainer.precision=auto)" if run.config("trainer", "precision") == "auto" else ""
-    threads = run.data.get("threads")
-    if device != "cpu" or not threads:
+    device, precision = _DEVICES.get(run.device, run.device), _PRECISIONS.get(run.precision, run.precision)
+    said = f"trained on the {device} in {precision}"
+    said += " (by trainer.precision=auto)" if run.chosen("trainer", "precision") == "auto" else ""
+    if run.device != "cpu" or not run.threads:
         return said
-    count = f"{' and '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
+    count = f"{' and '.join(map(str, run.threads))} thread{'' if run.threads == [1] else 's'}"
     return f"{said} with {count}; digits repeat at an equal number of threads"
 
 
 def _energy(measure: Measure, rows: Sequence[Row]) -> list[str]:
-    sources = {row.get("cost", "runtimes", measure.runtime, "energy_source") for row in rows}
+    sources = {measure.cost(row).energy_source for row in rows}
     notes = ["an estimate: CPU time x a stated number of watts"] if "estimate" in sources else []
     return notes + (["read from the processor's RAPL counters"] if "rapl" in sources else [])
 
 
 def _length(measure: Measure, rows: Sequence[Row]) -> str:
-    found = {timing(measure, row).get("length") for row in rows}
-    lengths = sorted(length for length in found if length is not None and math.isfinite(length))
+    found = {measure.timing(row).length for row in rows}
+    lengths = sorted(length for length in found if length is not None)
     span = " to ".join(f"{length:.4g}" for length in dict.fromkeys((lengths[0], lengths[-1]))) if lengths else ""
     if measure.form == "padded":
         return f"batch 1, padded to {span} tokens" if span else "batch 1, padded"
@@ -177,14 +169,14 @@ def _length(measure: Measure, rows: Sequence[Row]) -> str:
 
 
 def _splits(study: Study) -> list[str]:
-    used = dict.fromkeys((run.task, run.splits[0]) for run in study.runs if run.task and run.splits)
-    where = [f"{task_title(task)} {split_title(split)}" for task, split in used if task]
+    used = dict.fromkeys((run.task.name, run.first_split) for run in study.runs)
+    where = [f"{task_title(task)} {split_title(split)}" for task, split in used if task and split]
     return [f"on {', '.join(where)}"] if where else []
 
 
 def _same_graph(measure: Measure, one: Row, other: Row) -> bool:
-    counts = [tuple(row.number("cost", key) for key in ("params", "params_visible", "macs")) for row in (one, other)]
-    sizes = [row.number("cost", "runtimes", measure.runtime, "size_bytes") or 0.0 for row in (one, other)]
+    counts = [(row.cost.params, row.cost.params_visible, row.cost.macs) for row in (one, other)]
+    sizes = [measure.cost(row).size_bytes or 0.0 for row in (one, other)]
     # Between equal graphs the bytes of config.json and structure.json may differ by a few.
     return None not in counts[0] and counts[0] == counts[1] and abs(sizes[0] - sizes[1]) < 0.005 * max(sizes)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from edgemin.report.entries import entries
+from edgemin.report.fields import Gate, Row
 from edgemin.report.fold import Line, Study
 from edgemin.report.grid import FULL, Column
 from edgemin.report.measures import Measure, metric_word, split_title, task_title
-from edgemin.report.schema import Row, Run
+from edgemin.report.schema import Run
 
 MEASURES = (
     Measure(
@@ -22,7 +22,7 @@ MEASURES = (
 )
 """The parent is the model that the row's last stage was given, whether or not that is a row."""
 _WORST = 3
-"""So many layers are named."""
+"""How many of the worst layers a line names."""
 
 
 def gate_notes(line: Line, *, name_task: bool = False) -> list[str]:
@@ -35,11 +35,11 @@ def gate_notes(line: Line, *, name_task: bool = False) -> list[str]:
     failed = _failed(line)
     if not failed:
         return []
-    run, row = failed[0]
-    said = f"quality gate not passed{f' on {task_title(run.task)}' if name_task and run.task else ''}"
+    run, row, _ = failed[0]
+    said = f"quality gate not passed{f' on {task_title(run.task.name)}' if name_task and run.task.name else ''}"
     said += f" in {len(failed)} of {len(line.rows)} seeds" if len(line.rows) > 1 else ""
     stage = row.stages[-1] if row.stages else "the last stage"
-    return [f"{said}: {stage} {_loss(run, [row for _, row in failed])}"]
+    return [f"{said}: {stage} {_loss(run, [gate for _, _, gate in failed])}"]
 
 
 def gate_details(study: Study) -> list[str]:
@@ -48,29 +48,27 @@ def gate_details(study: Study) -> list[str]:
     for entry in entries(study):
         for line in (line.first_of_each_seed for line in entry.lines.values()):
             labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, entry.labels, strict=True))
-            rows = [row for _, row in _failed(line)]
+            gates = [gate for _, _, gate in _failed(line)]
             name = f"{entry.name} ({labels})" if labels else entry.name
-            said += [f"{name}: {note}{_changed(rows)}{_worst(rows)}" for note in gate_notes(line)]
+            said += [f"{name}: {note}{_changed(gates)}{_worst(gates)}" for note in gate_notes(line)]
     return said
 
 
-def _failed(line: Line) -> list[tuple[Run, Row]]:
-    gated = [(run, row) for run, row in zip(line.runs, line.rows, strict=True) if row.get("gate") is not None]
-    return [(run, row) for run, row in gated if not row.get("gate", "passed")]
+def _failed(line: Line) -> list[tuple[Run, Row, Gate]]:
+    rows = zip(line.runs, line.rows, strict=True)
+    return [(run, row, row.gate) for run, row in rows if row.gate is not None and not row.gate.passed]
 
 
-def _loss(run: Run, rows: Sequence[Row]) -> str:
-    gate = rows[0].get("gate")
-    drops = [100 * drop for row in rows if (drop := row.number("gate", "drop")) is not None]
-    metric = metric_word(str(gate.get("metric", "the primary metric")))
-    split = gate.get("split")
-    where = f" on {split_title(split)}" if split and run.splits and split != run.splits[0] else ""
-    allowed = rows[0].number("gate", "max_drop")
-    limits = [] if allowed is None else [100 * allowed]
+def _loss(run: Run, gates: Sequence[Gate]) -> str:
+    gate = gates[0]
+    drops = [100 * one.drop for one in gates if one.drop is not None]
+    metric = metric_word(gate.metric or "the primary metric")
+    where = f" on {split_title(gate.split)}" if gate.split and run.splits and gate.split != run.first_split else ""
+    limits = [] if gate.max_drop is None else [100 * gate.max_drop]
     digits = _digits(drops, limits)
     limit = f" ({_span(limits, digits)} allowed)" if limits else ""
     cost = f"cost {_span(drops, digits) if drops else 'too many'} points of {metric}{where}"
-    if all(row.get("gate", "collapsed") for row in rows):
+    if all(one.collapsed for one in gates):
         return f"left one answer to every example ({cost})"
     return f"{cost} against {_parent(run, gate)}{limit}"
 
@@ -85,32 +83,31 @@ def _digits(drops: Sequence[float], limits: Sequence[float]) -> int:
 
 
 def _span(values: Sequence[float], digits: int) -> str:
-    """``3.2`` or ``2.1 to 3.2``."""
+    """The least and the greatest as text: `3.2`, or `2.1 to 3.2` where they differ."""
     return " to ".join(dict.fromkeys(f"{value:z.{digits}f}" for value in (min(values), max(values))))
 
 
-def _parent(run: Run, gate: Mapping[str, Any]) -> str:
-    """The model before by the name of its row, else by its path."""
-    artifact = gate.get("parent_artifact")
-    named = (row.name for row in run.rows if artifact is not None and row.artifact == artifact)
+def _parent(run: Run, gate: Gate) -> str:
+    """The model that was compared with, by the name of its row, else by its path."""
+    named = (row.name for row in run.rows if row.artifact is not None and row.artifact == gate.parent_artifact)
     name = next(named, None)
-    return str(gate.get("parent", "")) if name is None else f'"{name}"'
+    return gate.parent or "" if name is None else f'"{name}"'
 
 
-def _changed(rows: Sequence[Row]) -> str:
+def _changed(gates: Sequence[Gate]) -> str:
     """How many predictions differ from the parent's; nothing for a regression, which has none to count."""
-    flips = [flips for row in rows if (flips := row.number("gate", "flips")) is not None]
-    examples = [n for row in rows if (n := row.number("gate", "examples")) is not None]
+    flips = [gate.flips for gate in gates if gate.flips is not None]
+    examples = [gate.examples for gate in gates if gate.examples is not None]
     if not flips:
         return ""
     return f", {_span(flips, 0)}{f' of {max(examples):.0f}' if examples else ''} predictions changed"
 
 
-def _worst(rows: Sequence[Row]) -> str:
+def _worst(gates: Sequence[Gate]) -> str:
     """The layers that did most of the damage, by its sum over seeds."""
     damage: dict[str, float] = {}
-    for row in rows:
-        for entry in row.get("gate", "worst") or ():
-            damage[entry["layer"]] = damage.get(entry["layer"], 0.0) + entry["damage"]
+    for gate in gates:
+        for blamed in gate.worst:
+            damage[blamed.layer] = damage.get(blamed.layer, 0.0) + blamed.damage
     layers = sorted(damage, key=lambda layer: -damage[layer])[:_WORST]
     return f"; worst layers: {', '.join(layers)}" if layers else ""

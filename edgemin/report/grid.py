@@ -11,7 +11,7 @@ from edgemin.report.fold import Statistic
 CORE, MAIN, PAGE, FULL = range(4)
 """Where a column is shown: CORE everywhere, MAIN where there is room, PAGE where a file has room, FULL in CSV alone."""
 _MOST = 8
-"""So many columns does a table for people have; the CSV has them all."""
+"""A table for people has at most so many columns; the CSV has all of them."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Footnotes:
     general: list[str] = field(default_factory=list)
 
     def mark(self, notes: Sequence[str]) -> tuple[str, ...]:
-        """The letters of some notes."""
+        """The letters of these notes, new ones for notes that have none yet."""
         for note in notes:
             self.letters.setdefault(note, _letter(len(self.letters)))
         return tuple(sorted({self.letters[note] for note in notes}, key=lambda letter: (len(letter), letter)))

@@ -1,9 +1,9 @@
-r"""``ablate=interaction``: whether two stages help or hurt one another, from the rows with neither, each and both.
+"""`ablate=interaction`: whether two stages help or hurt one another, from the rows with neither, each and both.
 
 A metric is compared by differences and a cost by ratios, both against the order with neither stage:
 
-.. math:: I_{metric} = (m_{both} - m_{one}) - (m_{other} - m_{neither}), \qquad
-          I_{cost} = \frac{c_{neither} / c_{both}}{(c_{neither} / c_{one}) \, (c_{neither} / c_{other})}.
+    I_metric = (m_both - m_one) - (m_other - m_neither)
+    I_cost = (c_neither / c_both) / ((c_neither / c_one) * (c_neither / c_other))
 
 0 and 1 say that what the stages do alone adds up (multiplies) to what they do together.
 """
@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from edgemin.report import measures as m
+from edgemin.report.fields import Row
 from edgemin.report.fold import Group, Statistic, Study, statistic
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
 from edgemin.report.measures import Measure
-from edgemin.report.schema import Row, Run
+from edgemin.report.schema import Run
 
 ABLATION = "interaction"
 """The name of `order.ablation` in the run.json of a job that asked for it."""
@@ -67,11 +68,10 @@ _EFFECTS = (
 
 def stages(run: Run) -> tuple[str, str] | None:
     """The two stages that a job crossed; None where it did not."""
-    ablation = run.order.get("ablation") or {}
-    if ablation.get("name") != ABLATION:
+    ablation = run.order.ablation
+    if ablation is None or ablation.name != ABLATION or len(ablation.stages) != 2:
         return None
-    one, other = ablation["stages"]
-    return one, other
+    return ablation.stages[0], ablation.stages[1]
 
 
 def cells(run: Run) -> Cells | None:
@@ -79,10 +79,9 @@ def cells(run: Run) -> Cells | None:
     crossed = stages(run)
     if crossed is None:
         return None
-    every = run.order.get("stages") or ()
     found = []
     for without in (crossed, crossed[1:], crossed[:1], ()):
-        path = tuple(stage for stage in every if stage not in without)
+        path = [stage for stage in run.order.stages if stage not in without]
         found.append(next((row for row in run.rows if row.model == "student" and row.stages == path), None))
     there = [row for row in found if row is not None]
     return Cells(*there) if len(there) == len(found) else None
@@ -199,7 +198,7 @@ def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Cells]
 
 
 def _timing(measure: Measure, known: Sequence[tuple[Run, Cells]]) -> list[str]:
-    """What weakens a measure: timings that spread, or are of rounded floats."""
+    """The footnotes that weaken a measure: timings that spread, or that say nothing about integer kernels."""
     return [note for run, rows in known for row in rows for note in timing_notes(measure, run, row)]
 
 

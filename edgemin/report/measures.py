@@ -1,4 +1,4 @@
-"""What the tables show of a row: where it lies in run.json, its unit, and how it is displayed."""
+"""The numbers that tables show of a row: each knows what it is, where it was measured, and how it is displayed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from edgemin.report.fields import Latency, Row, Runtime
 from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Column
-from edgemin.report.schema import Row, Run
+from edgemin.report.schema import Run
 
 MIB = 2.0**-20
 TORCH = "torch"
-"""The runtime of all that is measured yet."""
+"""The only runtime that models are measured in yet."""
 FORMS = {"padded": "padded", "task": "own length"}
 """What is timed, and how titles call it: sentences padded to one length, or the task's own as they are."""
 REFERENCES = ("teacher", "student")
@@ -92,11 +93,26 @@ class Measure:
         if self.transfer is not None and (self.task in row.transfer) != self.transfer:
             return None
         if self.is_metric:
-            task, split = self.task or run.task, self.split or run.first_split
-            return row.number("metrics", task, split, self.name) if task and split else None
-        below = ("runtimes", self.runtime) if self.runtime else ()
-        keys = (self.part, self.reference, *below, self.name, self.form, self.statistic)
-        return row.number(*(key for key in keys if key is not None))
+            return row.score(self.task or run.task.name, self.split or run.first_split, self.name)
+        place: Any = getattr(row, self.part)
+        if self.reference is not None:
+            place = getattr(place, self.reference)
+        if self.runtime is not None:
+            place = place.runtimes.get(self.runtime)
+        for name in (self.name, self.form, self.statistic):
+            if name is not None and place is not None:
+                place = getattr(place, name)
+        return None if place is None else float(place)
+
+    def cost(self, row: Row) -> Runtime:
+        """What a row costs in the runtime of this measure."""
+        return row.cost.runtimes.get(self.runtime or "", Runtime())
+
+    def timing(self, row: Row) -> Latency:
+        """The timings of a row that a latency, a throughput or a speed-up rests on."""
+        found = getattr(self.cost(row).latency_ms, self.form or "", Latency())
+        assert isinstance(found, Latency)
+        return found
 
     def fold(self, line: Line) -> Statistic | None:
         """The number over the seeds of a row; None where it is missing.
@@ -141,7 +157,7 @@ def metric_column(metric: str, key: str, title: str, level: int) -> Column:
 
 def primary_metrics(study: Study) -> list[Measure]:
     """The metric that each job's task lists first, on its first split."""
-    return [own_metric(metric) for metric in dict.fromkeys(run.metric for run in study.runs) if metric]
+    return [own_metric(metric) for metric in dict.fromkeys(run.task.metric for run in study.runs) if metric]
 
 
 def further_metrics(study: Study) -> list[Measure]:
@@ -149,9 +165,9 @@ def further_metrics(study: Study) -> list[Measure]:
     found: dict[str, None] = {}
     for run in study.runs:
         for row in run.rows:
-            values = row.metrics.get(run.task or "", {}).get(run.first_split or "", {})
+            values = row.metrics.get(run.task.name or "", {}).get(run.first_split or "", {})
             found.update(dict.fromkeys(key for key in values if key not in _NOT_METRICS))
-    primary = {run.metric for run in study.runs}
+    primary = {run.task.metric for run in study.runs}
     return [own_metric(metric, MAIN) for metric in found if metric not in primary]
 
 
@@ -164,8 +180,8 @@ def other_splits(study: Study) -> list[Measure]:
     """The primary metric on the reported splits after the first."""
     found: dict[tuple[str, str, str], None] = {}
     for run in study.runs:
-        if run.task and run.metric:
-            found.update(dict.fromkeys((run.task, split, run.metric) for split in run.splits[1:]))
+        if run.task.name and run.task.metric:
+            found.update(dict.fromkeys((run.task.name, split, run.task.metric) for split in run.splits[1:]))
     measures = []
     for task, split, metric in found:
         title = f"{metric_title(metric)} {split_title(split)}"
@@ -211,7 +227,7 @@ def latency(form: str, statistic: str, level: int) -> Measure:
 
 
 def throughput(form: str, level: int) -> Measure:
-    """Sentences per second."""
+    """How many sentences per second a model answers, one after the other."""
     column = Column(f"throughput_{form}_per_s", f"Throughput, {FORMS[form]}", "1/s", 1.0, 1, True, level=level)
     return Measure("cost", "throughput_per_s", column, TORCH, form)
 

@@ -27,9 +27,9 @@ class _Node:
     control: bool
     rows: list[str] = field(default_factory=list)
     children: dict[str, _Node] = field(default_factory=dict)
-    x: float = 0.0
-    y: float = 0.0
-    width: float = 0.0
+    x: float = field(init=False)
+    y: float = field(init=False)
+    width: float = field(init=False)
 
     @property
     def needed(self) -> float:
@@ -41,7 +41,7 @@ class _Node:
         return 2 * _PAD + _FONT + _LINE * len(self.rows)
 
     def everything(self) -> Iterator[_Node]:
-        """Itself and all that follows it."""
+        """This node and all that follow it."""
         yield self
         for child in self.children.values():
             yield from child.everything()
@@ -96,13 +96,13 @@ def _tip(name: str, colour: str) -> str:
 
 
 def _trees(run: Run) -> list[_Node]:
-    """One tree per model: the teacher's first; a node is a control while no row that is none needs it."""
+    """One tree per model, the teacher's first; a node is a control where only controls need it."""
     trees: dict[str, _Node] = {}
     paths = [((row.model, *row.stages), row.name, row.control) for row in run.rows]
     known = {path for path, _, _ in paths}
     # Nodes that no row shows (a teacher that the order does not print) are drawn all the same.
     for node in run.nodes:
-        path = (node["model"], *node["stages"])
+        path = (node.model, *node.stages)
         if path not in known:
             paths.append((path, "", not any(other[: len(path)] == path for other in known)))
     for path, name, control in sorted(paths, key=lambda item: item[0][0] != "teacher"):
@@ -158,9 +158,9 @@ def _lessons(run: Run, nodes: dict[str, _Node]) -> list[str]:
     """Dotted lines from what teaches to what learns from it."""
     lines = []
     for node in run.nodes:
-        pupil = nodes.get(node["path"])
-        for path in node.get("teachers") or ():
-            teacher = nodes.get(str(path))
+        pupil = nodes.get(node.path)
+        for path in node.teachers:
+            teacher = nodes.get(path)
             if teacher is None or pupil is None:
                 continue
             start = (teacher.x + teacher.width / 2, teacher.y + teacher.height)
@@ -190,4 +190,4 @@ def _boxed(node: _Node, fill: str, stroke: str, *, bold: bool) -> Iterator[str]:
 
 
 def _order(run: Run) -> str:
-    return run.order.get("name") or ", ".join(run.order.get("stages") or ()) or run.study
+    return run.order.name or ", ".join(run.order.stages) or run.study

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import PurePosixPath
 
+from edgemin.report.fields import Host
 from edgemin.report.fold import Study
 from edgemin.report.gate import gate_details
 from edgemin.report.grid import Table
 from edgemin.report.render import escape_markdown, markdown
 
 _FOLDED_AWAY_FROM = 40
-"""Longer tables open on a click."""
+"""Tables of more rows than this open on a click."""
 
 
 def page(
@@ -84,24 +85,22 @@ def _facts(study: Study) -> list[str]:
         return ", ".join(known)
 
     runs = study.runs
-    hosts = [run.data.get("host") or {} for run in runs]
-    versions = [run.data.get("versions") or {} for run in runs]
     facts = {
         "Jobs": str(len(runs)) if len(runs) > 1 else "",
-        "Task": each(*(run.task for run in runs)),
-        "Order": each(*(run.order.get("name") for run in runs)),
+        "Task": each(*(run.task.name for run in runs)),
+        "Order": each(*(run.order.name for run in runs)),
         "Seed": each(*(run.seed for run in runs)),
-        "Command": each(*(run.data["job"].get("command") for run in runs)),
-        "Machine": each(*(_host(host) for host in hosts)),
-        "Device": each(*(run.data.get("device") for run in runs)),
-        "Precision of training": each(*(run.data.get("precision") for run in runs)),
-        "Versions": each(*(", ".join(f"{name} {number}" for name, number in one.items()) for one in versions)),
-        "Ended": each(*(run.data.get("ended") for run in runs[-1:])),
+        "Command": each(*(run.job.command for run in runs)),
+        "Machine": each(*(_host(run.host) for run in runs)),
+        "Device": each(*(run.device for run in runs)),
+        "Precision of training": each(*(run.precision for run in runs)),
+        "Versions": each(*(", ".join(f"{name} {number}" for name, number in run.versions.items()) for run in runs)),
+        "Ended": each(*(run.ended for run in runs[-1:])),
     }
     return [*(f"- {name}: {escape_markdown(value)}" for name, value in facts.items() if value), ""]
 
 
-def _host(host: dict[str, object]) -> str:
-    parts = [str(host["cpu"])] if host.get("cpu") else []
-    parts += [f"{host[key]} {key}" for key in ("cores", "threads") if host.get(key)]
-    return ", ".join(parts)
+def _host(host: Host) -> str:
+    counts = {"cores": host.cores, "threads": host.threads}
+    parts = [host.cpu] if host.cpu else []
+    return ", ".join(parts + [f"{count} {name}" for name, count in counts.items() if count])

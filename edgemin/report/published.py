@@ -12,10 +12,11 @@ import yaml
 from edgemin.errors import UserError
 from edgemin.report import measures as m
 from edgemin.report.entries import Entry, entries
+from edgemin.report.fields import Row
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table
 from edgemin.report.measures import Measure
-from edgemin.report.schema import Row, Run
+from edgemin.report.schema import Run
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Published:
 
 
 def text(published: Published) -> str:
-    """A published.yaml that :func:`read` reads alike, of nothing but what was read."""
+    """What `read` read, as a published.yaml that it reads alike: a copy without anything else of the file."""
     return str(yaml.safe_dump(dict(published.document), sort_keys=False, allow_unicode=True, width=120))
 
 
@@ -195,9 +196,9 @@ def _block(key: tuple[str, str | None], lines: list[Entry], published: Published
 def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> float | None:
     """Our number: a metric on the task's first split that has it; a cost only of the job's own task."""
     if measure.is_metric:
-        scores = (row.number("metrics", task, split, measure.name) for split in row.metrics.get(task or "", {}))
+        scores = (row.score(task, split, measure.name) for split in row.metrics.get(task or "", {}))
         return next((score for score in scores if score is not None), None)
-    return measure.read(run, row) if task in (None, run.task) else None
+    return measure.read(run, row) if task in (None, run.task.name) else None
 
 
 def _difference(figure: Figure, ours: Statistic | None, measure: Measure) -> Statistic | None:

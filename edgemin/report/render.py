@@ -209,7 +209,10 @@ def _fitting(table: Table, ascii_only: bool, console: Console) -> tuple[Table, T
 
 
 def _least(table: Table, level: int) -> int | None:
-    """The column to drop next, of this level or above: of the highest the last one; texts and the first number stay."""
+    """The column to drop next: the last of the highest level, if that is at least `level`.
+
+    Texts and the first number stay.
+    """
     numbers = [place for place, column in enumerate(table.columns) if not column.text]
     found = [place for place in numbers[1:] if table.columns[place].level >= level]
     return max(found, key=lambda place: (table.columns[place].level, place), default=None)
@@ -250,7 +253,7 @@ def _drawn(table: Table, ascii_only: bool, heading: int = _HEADING, names: int |
 
 
 def _broken_heading(column: Column, title: str, width: int, names: int | None) -> list[str]:
-    """A heading's lines: the title, the unit, the marks."""
+    """The lines of a heading: its title, its unit and its footnotes."""
     if column.text:
         lines = [title] if names is None else title.replace(".", ".\n").split("\n")
     else:

@@ -1,16 +1,15 @@
-"""What quantizing one layer at a time does, by layer and bits: folded from the rows whose stage looked, as a table."""
+"""What quantizing one layer at a time does, by layer and bits: folded over seeds, as a table."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgemin.report import fields
 from edgemin.report.entries import entries
 from edgemin.report.fold import Line, Statistic, Study, statistic
 from edgemin.report.grid import CORE, MAIN, Cell, Column, Footnotes, Table
-from edgemin.report.schema import Row
 
 _REGRESSION = ("pearson", "spearman")
 
@@ -33,7 +32,7 @@ class Layer:
 
     @property
     def bits(self) -> str:
-        """The chosen bits as text: ``4``, or ``8 (2 of 3), 4 (1 of 3)`` where seeds differ."""
+        """The chosen bits as text: `4`, or `8 (2 of 3), 4 (1 of 3)` where seeds differ."""
         seeds = sum(self.chosen.values())
         if len(self.chosen) < 2:
             return "".join(map(str, self.chosen))
@@ -42,7 +41,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one row found, folded over seeds.
+    """What quantizing each layer alone did in one row, folded over seeds.
 
     Args:
         labels: the values of the study's swept keys.
@@ -64,28 +63,28 @@ class Sensitivity:
 
     @property
     def unit(self) -> str:
-        """Of damage."""
+        """What damage is measured in."""
         return "mean squared difference" if self.squared else "nats"
 
 
 def found(study: Study) -> list[Sensitivity]:
-    """Every row that looked, in the order of the tables."""
+    """The sensitivities of every row whose stage measured them, in the order of the tables."""
     made = []
     for entry in entries(study):
         line = next(iter(entry.lines.values())).first_of_each_seed
-        rows = [row for row in line.rows if row.get("findings", "sensitivity") is not None]
-        if rows:
-            squared = line.runs[0].metric in _REGRESSION
-            layers = _layers(rows)
+        looks = [row.findings.sensitivity for row in line.rows if row.findings.sensitivity is not None]
+        if looks:
+            squared = line.runs[0].task.metric in _REGRESSION
+            layers = _layers(looks)
             bits = {bits for layer in layers for bits in layer.damage}
             candidates = tuple(sorted(bits, reverse=True))
-            notes = _notes(rows, line, squared)
-            made.append(Sensitivity(entry.labels, entry.name, layers, candidates, len(rows), squared, notes))
+            notes = _notes(looks, line, squared)
+            made.append(Sensitivity(entry.labels, entry.name, layers, candidates, len(looks), squared, notes))
     return made
 
 
 def table(study: Study) -> Table | None:
-    """The damage of every layer at every candidate's bits, and the bits it was given; None where no row looked."""
+    """The damage of every layer at every candidate's bits, and the bits it was given; None where no row has it."""
     every = found(study)
     if not every:
         return None
@@ -118,18 +117,17 @@ def table(study: Study) -> Table | None:
     return Table("sensitivity", title, tuple(columns), tuple(rows), tuple(sections), footnotes.listed())
 
 
-def _layers(rows: Sequence[Row]) -> tuple[Layer, ...]:
+def _layers(looks: Sequence[fields.Sensitivity]) -> tuple[Layer, ...]:
     """The layers of one row, by name over its seeds."""
     weights: dict[str, list[float]] = {}
     damage: dict[str, dict[int, list[float]]] = {}
     chosen: dict[str, Counter[int]] = {}
-    for layer in (layer for row in rows for layer in row.get("findings", "sensitivity", "layers")):
-        name, bits = layer["name"], layer.get("bits")
-        weights.setdefault(name, []).append(float(layer["weights"]))
-        for candidate, value in layer["damage"].items():
-            if value is not None and math.isfinite(value):
-                damage.setdefault(name, {}).setdefault(int(candidate), []).append(value)
-        chosen.setdefault(name, Counter()).update([] if bits is None else [bits])
+    for layer in (layer for look in looks for layer in look.layers):
+        weights.setdefault(layer.name, []).append(layer.weights)
+        for candidate, value in layer.damage.items():
+            if value is not None:
+                damage.setdefault(layer.name, {}).setdefault(int(candidate), []).append(value)
+        chosen.setdefault(layer.name, Counter()).update([] if layer.bits is None else [layer.bits])
     return tuple(
         Layer(
             name,
@@ -142,12 +140,13 @@ def _layers(rows: Sequence[Row]) -> tuple[Layer, ...]:
     )
 
 
-def _notes(rows: Sequence[Row], line: Line, squared: bool) -> tuple[str, ...]:
-    def mean(key: str) -> float | None:
-        folded = statistic(v for row in rows if (v := row.number("findings", "sensitivity", key)) is not None)
+def _notes(looks: Sequence[fields.Sensitivity], line: Line, squared: bool) -> tuple[str, ...]:
+    def mean(values: Iterable[float | None]) -> float | None:
+        folded = statistic(value for value in values if value is not None)
         return folded.mean if folded else None
 
-    examples, size, budget = mean("examples"), mean("size_mib"), mean("budget_mib")
+    examples, size = mean(look.examples for look in looks), mean(look.size_mib for look in looks)
+    budget = mean(look.budget_mib for look in looks)
     answers = "outputs: their mean squared difference" if squared else "answers: the mean KL of them"
     on = f"on {examples:.0f} examples, " if examples is not None else ""
     found = [f"{on}what one layer quantized alone does to the full-precision model's {answers}"]
@@ -156,6 +155,6 @@ def _notes(rows: Sequence[Row], line: Line, squared: bool) -> tuple[str, ...]:
             f"the chosen bits make {size:.2f} MiB"
             + (f", the budget was {budget:.2f} MiB" if budget is not None else "; no budget was set")
         )
-    if len(rows) < len(line.rows):
-        found.append(f"known for {len(rows)} of {len(line.rows)} seeds")
+    if len(looks) < len(line.rows):
+        found.append(f"known for {len(looks)} of {len(line.rows)} seeds")
     return tuple(found)

@@ -25,11 +25,11 @@ _ABOVE, _BELOW = 0.85, 0.65
 _DECADES = 8
 """Damage below the greatest by more than this is drawn at the left edge."""
 _EDGE = 1.6
-"""The left edge lies at least so far below the least damage."""
+"""The left edge lies below the least damage by at least this factor."""
 
 
 def sensitivities(study: Study) -> list[Drawing]:
-    """Draws one figure for every row that looked: `sensitivity`, or `sensitivity_1` ... where there are several."""
+    """Draws a figure for every row that has sensitivities: `sensitivity`, or `sensitivity_1` ... for several."""
     every = [one for one in found(study) if any(layer.damage for layer in one.layers)]
     made = []
     for number, one in enumerate(every, 1):
@@ -120,7 +120,7 @@ def _bands(axes: Axes, layers: Sequence[Layer]) -> None:
 
 
 def _blocks(layers: Sequence[Layer]) -> Iterator[tuple[int, int]]:
-    """Runs of layers of one number: the encoder's blocks, and what stands outside of them."""
+    """The first and the last layer of each of the encoder's blocks, and of what stands outside of them."""
     numbers = [next(iter(re.findall(r"\.(\d+)\.", layer.name)), "") for layer in layers]
     first = 0
     for place in range(1, len(numbers) + 1):

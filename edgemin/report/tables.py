@@ -74,10 +74,10 @@ def accuracy(study: Study) -> Table | None:
     for run in study.runs:
         for row in run.rows:
             for task, splits in row.metrics.items():
-                source = run.task if task in row.transfer else None
+                source = run.task.name if task in row.transfer else None
                 names = {(task, split, metric, source): None for split in splits for metric in splits[split]}
                 found.update({name: None for name in names if name[2] not in ("loss", "n")})
-    primary = {run.task: run.metric for run in study.runs}
+    primary = {run.task.name: run.task.metric for run in study.runs}
     leading = sorted(found, key=lambda name: name[2] != primary.get(name[0], "accuracy"))
     measures = [_score(*name, primary, study) for name in leading]
     return _table("table1_accuracy", "Table I: task metrics", study, keys, lines, measures)

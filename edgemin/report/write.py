@@ -115,7 +115,7 @@ def _print(runs: Sequence[Run], file: TextIO | None) -> None:
 def _tables(study: Study) -> tuple[list[Table], list[str]]:
     """The tables, the published figures beside ours last; and why these are missing where they are."""
     built = tables(study)
-    names = [*dict.fromkeys(str(run.data["published"]) for run in study.runs if run.data.get("published"))]
+    names = [*dict.fromkeys(run.published for run in study.runs if run.published)]
     if not names:
         return built, []
     if len(names) > 1:

@@ -33,7 +33,7 @@ class Ablation(ABC):
     @property
     @abstractmethod
     def described(self) -> dict[str, Any]:
-        """What ``run.json`` says of it: a ``name``, and what the report finds the rows by."""
+        """What `run.json` says of it: a `name`, and what the report finds the rows by."""
 
     @abstractmethod
     def rows(self, stages: Sequence[str], rows: Sequence[RowSpec]) -> list[RowSpec]:
@@ -53,7 +53,7 @@ class Interaction(Ablation):
 
     With :math:`m` the primary metric, the stages interact by
     :math:`(m_{both} - m_{one}) - (m_{other} - m_{neither})`, which the report forms from these rows
-    (:mod:`edgemin.report.interaction`). It finds them by their stages, so their names are free.
+    (``edgemin/report/interaction.py``). It finds them by their stages, so their names are free.
 
     Args:
         stages: the two, each once in the order.

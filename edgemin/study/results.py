@@ -1,4 +1,4 @@
-"""A job's result as data: the rows with their differences, as ``run.json`` keeps them."""
+"""A job's result as data: the rows with their differences, as `run.json` keeps them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def rows(
     primary: tuple[str, str, str] | None,
     transfer: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The rows of ``run.json``; predictions are copied beside it.
+    """The rows of `run.json`; predictions are copied beside it.
 
     Args:
         plan: its rows, in order.
         scored: what is known of each node, by key.
         run_dir: the job's directory.
-        primary: (task, split, metric) that differences are formed in; ``None`` without data.
+        primary: (task, split, metric) that differences are formed in; `None` without data.
         transfer: tasks that were scored zero-shot.
     """
     made = [_row(number, row, scored[row.node.key], run_dir, transfer) for number, row in enumerate(plan.rows)]
@@ -99,10 +99,10 @@ def difference(
     """One row against another; every ratio says how many times smaller or faster the first is.
 
     Returns:
-        ``metric`` (difference of the primary metric, a fraction) and ``metric_retained`` (their quotient; a share of
-        what is not above 0, or of a model that gives one answer to everything, says nothing); ``params_ratio`` and
-        ``flops_ratio`` (the other's over this one's); and in ``runtimes``, by runtime, ``compression_ratio`` (bytes
-        likewise) and ``speed_up`` by form of input (p50 likewise). What cannot be formed is absent.
+        `metric` (difference of the primary metric, a fraction) and `metric_retained` (their quotient; a share of
+        what is not above 0, or of a model that gives one answer to everything, says nothing); `params_ratio` and
+        `flops_ratio` (the other's over this one's); and in `runtimes`, by runtime, `compression_ratio` (bytes
+        likewise) and `speed_up` by form of input (p50 likewise). What cannot be formed is absent.
     """
     found: dict[str, Any] = {}
     if primary is not None:
@@ -128,7 +128,7 @@ def _ratios(cost: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
 
 
 def write(run_dir: Path, content: Mapping[str, Any]) -> Path:
-    """Write ``run.json``, whole or not at all."""
+    """Write `run.json`, whole or not at all."""
     path = run_dir / FILE
     write_atomically(path, (json.dumps({"schema": SCHEMA, **content}, indent=1) + "\n").encode())
     return path

@@ -38,7 +38,7 @@ def below(*runs: dict[str, Any]) -> list[str]:
 
 def test_without_the_ablation_there_is_none() -> None:
     plain, other = run_json.run(), run_json.run()
-    other["order"]["ablation"] = {"name": "other", "stages": ["prune", "quantize"]}
+    other["order"]["ablation"] = {"name": "other", "question": "of somebody's own"}
     other["config"]["ablate"] = {"_target_": "edgemin.study.order.Interaction", "stages": ["prune", "quantize"]}
     for data in (plain, other):
         assert interaction.table(study(data)) is None and below(data) == []

@@ -18,12 +18,12 @@ from edgemin.report import figures, labels, measures, order_figure, write
 from edgemin.report.fold import Study, fold
 from edgemin.report.grid import CORE
 from edgemin.report.points import Point, points
-from edgemin.report.schema import Run
+from edgemin.report.schema import parse
 from edgemin.report.sweep import SweepTables
 
 
 def study(*runs: dict[str, Any]) -> Study:
-    return fold([Run(Path(f"{number}/run.json"), data) for number, data in enumerate(runs)])
+    return fold([parse(Path(f"{number}/run.json"), data) for number, data in enumerate(runs)])
 
 
 def sweep() -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def test_the_pipeline_is_well_formed_and_names_every_row_and_stage() -> None:
     }
     data["rows"].append(control)
     data["nodes"][2]["teachers"] = ["teacher/finetune"]
-    svg = order_figure.pipeline(Run(Path("run.json"), data))
+    svg = order_figure.pipeline(parse(Path("run.json"), data))
     root = ElementTree.fromstring(svg)
     space = "{http://www.w3.org/2000/svg}"
     texts = [text.text for text in root.iter(f"{space}text")]
@@ -145,7 +145,7 @@ def test_the_pipeline_is_well_formed_and_names_every_row_and_stage() -> None:
 
 
 def test_boxes_of_the_pipeline_do_not_overlap() -> None:
-    root = ElementTree.fromstring(order_figure.pipeline(Run(Path("run.json"), run_json.run())))
+    root = ElementTree.fromstring(order_figure.pipeline(parse(Path("run.json"), run_json.run())))
     boxes = []
     for box in root.iter("{http://www.w3.org/2000/svg}rect"):
         if box.get("x"):

@@ -13,13 +13,14 @@ from test_report_tables import cell, mean, notes, study
 
 from edgemin.errors import UserError
 from edgemin.report import measures, render, schema, tables
+from edgemin.report.fields import Findings
 from edgemin.report.fold import fold
 from edgemin.report.footnotes import SIMULATED, UNSTABLE
 from edgemin.report.gate import gate_details
 from edgemin.report.grid import CORE
 from edgemin.report.page import page
 from edgemin.report.points import points
-from edgemin.report.schema import Run
+from edgemin.report.schema import parse
 
 ROW = "Pruned + quantized"
 
@@ -132,11 +133,11 @@ def test_a_gate_of_another_form_is_refused_in_one_line(tmp_path: Path, changes: 
     assert str(caught.value) == f"{tmp_path / 'run.json'}: rows[5].gate.{expected}"
 
 
-@pytest.mark.parametrize("key", ["gate", "findings"])
-def test_gate_and_findings_are_objects_where_they_are_there(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(("key", "absent"), [("gate", None), ("findings", Findings())])
+def test_gate_and_findings_are_objects_where_they_are_there(tmp_path: Path, key: str, absent: Findings | None) -> None:
     data = run_json.run()
     data["rows"][0][key] = None
-    assert schema.read(run_json.save(tmp_path, data)).rows[0].get(key) is None
+    assert getattr(schema.read(run_json.save(tmp_path, data)).rows[0], key) == absent
     data["rows"][0][key] = []
     with pytest.raises(UserError, match=rf"rows\[0\]\.{key}: expected an object, given a list"):
         schema.read(run_json.save(tmp_path, data))
@@ -172,7 +173,7 @@ def test_without_times_there_is_nothing_to_warn_of() -> None:
 
 
 def test_the_figure_of_latency_names_simulated_points_and_that_of_size_does_not() -> None:
-    folded = fold([Run(Path("run.json"), simulated())])
+    folded = fold([parse(Path("run.json"), simulated())])
     name = "Quantized (not pruned)"
     assert f"{name} (simulated)" in {
         one.name for one in points(folded, "sst2", measures.latency("padded", "p50", CORE))

@@ -14,7 +14,7 @@ import run_json
 from edgemin.report import published, render, tables, write
 from edgemin.report.fold import Statistic, fold
 from edgemin.report.grid import CORE, MAIN, Cell, Column, Table
-from edgemin.report.schema import Run
+from edgemin.report.schema import parse
 
 PAPER = Path(__file__).parents[2] / "experiments" / "paper" / "published.yaml"
 NASTY = r"50% & more_less #1 ~ ^ {x} \ $5 | <b> [link](x)"
@@ -31,7 +31,7 @@ class Screen(io.StringIO):
 
 def stages(*runs: dict[str, Any]) -> Table:
     given = runs or (run_json.run(),)
-    table = tables.stage_table(fold([Run(Path(f"{n}/run.json"), data) for n, data in enumerate(given)]))
+    table = tables.stage_table(fold([parse(Path(f"{n}/run.json"), data) for n, data in enumerate(given)]))
     assert table is not None
     return table
 
@@ -194,7 +194,7 @@ def test_no_file_for_people_has_more_than_eight_columns(form: Any) -> None:
 
 
 def all_tables() -> list[Table]:
-    folded = fold([Run(Path("run.json"), run_json.run())])
+    folded = fold([parse(Path("run.json"), run_json.run())])
     compared = published.compare(folded, published.read(PAPER))
     assert compared is not None
     return [*tables.tables(folded), compared]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import run_json
 
 from edgemin.errors import UserError
+from edgemin.report import measures as m
 from edgemin.report import schema
 from edgemin.report.__main__ import main
+from edgemin.report.footnotes import SIMULATED, UNSTABLE, timing_notes
 
 WHAT_TO_DO = ": run the job again with this EdgeMIN, or build its report with the one that wrote it"
 
@@ -33,10 +36,7 @@ def broken(tmp_path: Path, **changes: Any) -> Path:
         ({"rows": [7]}, "rows[0]: expected an object, given a whole number"),
         ({"rows": [{"model": "x", "stages": []}]}, "rows[0].name: expected a text, given nothing"),
         ({"schema": True}, f"schema: expected 2, given True, written by EdgeMIN 0.1.0{WHAT_TO_DO}"),
-        (
-            {"order": {"ablation": {"name": "x", "stages": ["a"]}}},
-            "order.ablation.stages: expected two stages, given ['a']",
-        ),
+        ({"order": {"ablation": {"stages": []}}}, "order.ablation.name: expected a text, given nothing"),
         ({"nodes": [{"path": "teacher"}]}, "nodes[0].model: expected a text, given nothing"),
         ({"job": {"overrides": 5}}, "job.overrides: expected a list, given a whole number"),
         ({"warnings": ["a", 5]}, "warnings[1]: expected a text, given a whole number"),
@@ -131,10 +131,45 @@ def test_what_a_terminal_acts_on_is_written_out_when_a_file_is_read(tmp_path: Pa
 
 def test_missing_null_and_infinite_numbers_are_missing(tmp_path: Path) -> None:
     data = run_json.run()
-    data["rows"][0]["cost"] |= {"macs": None, "flops": float("nan")}
-    row = schema.read(run_json.save(tmp_path, data)).rows[0]
-    assert [row.number("cost", key) for key in ("macs", "flops", "nothing")] == [None, None, None]
-    assert row.number("nothing", "at", "all") is None
+    data["rows"][0]["cost"] |= {"macs": None, "flops": float("nan"), "params": float("inf")}
+    del data["rows"][0]["cost"]["params_visible"]
+    data["rows"][0]["metrics"]["sst2"]["validation"] = {"accuracy": float("-inf"), "f1": None}
+    run = schema.read(run_json.save(tmp_path, data))
+    cost = run.rows[0].cost
+    assert (cost.macs, cost.flops, cost.params, cost.params_visible) == (None, None, None, None)
+    missing = [
+        m.FLOPS,
+        m.own_metric("accuracy"),
+        m.own_metric("f1"),
+        m.own_metric("matthews"),
+        m.ratio("flops", "parent", 0),
+    ]
+    assert [measure.read(run, run.rows[0]) for measure in missing] == [None] * 5
+
+
+def test_a_number_is_read_in_its_own_runtime_and_only_torch_computes_quantized_layers_in_float() -> None:
+    data = run_json.run()
+    row = data["rows"][4]
+    row["findings"] = {"quantization": run_json.QUANTIZATION}
+    other = json.loads(json.dumps(run_json.in_torch(row)))
+    other["size_bytes"], other["latency_ms"]["padded"] = 5.0, {"p50": 2.0, "unstable": True}
+    row["cost"]["runtimes"]["another"] = other
+    row["delta"]["teacher"]["runtimes"]["another"] = {"compression_ratio": 7.0, "speed_up": {"padded": 3.0}}
+    run = schema.parse(Path("run.json"), data)
+    latency, speed_up = m.latency("padded", "p50", 0), m.speed_up("padded", "teacher", 0)
+    own = [m.SIZE, latency, m.ratio("compression", "teacher", 0), speed_up]
+    cost, ratios = run_json.in_torch(row), row["delta"]["teacher"]["runtimes"]["torch"]
+    assert [measure.read(run, run.rows[4]) for measure in own] == [
+        cost["size_bytes"],
+        cost["latency_ms"]["padded"]["p50"],
+        ratios["compression_ratio"],
+        ratios["speed_up"]["padded"],
+    ]
+    there = [replace(measure, runtime="another") for measure in own]
+    assert [measure.read(run, run.rows[4]) for measure in there] == [5.0, 2.0, 7.0, 3.0]
+    assert [measure.read(run, run.rows[0]) for measure in there] == [None] * 4
+    assert timing_notes(latency, run, run.rows[4]) == timing_notes(speed_up, run, run.rows[4]) == [SIMULATED]
+    assert timing_notes(there[1], run, run.rows[4]) == timing_notes(there[3], run, run.rows[4]) == [UNSTABLE]
 
 
 def test_a_name_used_twice_is_made_unique(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from edgemin.report import published, tables
 from edgemin.report.fold import Statistic, Study, fold, statistic
 from edgemin.report.footnotes import BESIDE, UNSTABLE
 from edgemin.report.grid import Cell, Table
-from edgemin.report.schema import Run
+from edgemin.report.schema import parse
 
 PAPER = Path(__file__).parents[2] / "experiments" / "paper" / "published.yaml"
 
 
 def study(*runs: dict[str, Any]) -> Study:
-    return fold([Run(Path(f"{number}/run.json"), data) for number, data in enumerate(runs)])
+    return fold([parse(Path(f"{number}/run.json"), data) for number, data in enumerate(runs)])
 
 
 def cell(table: Table | None, row: str, key: str, labels: tuple[str, ...] = ()) -> Cell:
