@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin.encoder import config_file, quantized, structure_file
-from edgemin.errors import UserError
+from edgemin.errors import UserError, first_line
+from edgemin.store.json_file import read_object
 
 WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
 # What a runtime reads to run the model; the tokenizer is apart.
@@ -81,14 +82,14 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
     except UserError as error:
         raise UserError(f"artifact {directory}: {error}") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"artifact {directory}: {WEIGHTS} is damaged ({_one_line(error)})") from error
+        raise UserError(f"artifact {directory}: {WEIGHTS} is damaged ({first_line(error)})") from error
     tokenizer = _tokenizer(directory) if (directory / "tokenizer_config.json").is_file() else None
     # the weights drawn here are overwritten: leave the caller's generator alone
     with torch.random.fork_rng(devices=[]):
         try:
             model = quantized.build(config, structure)
         except Exception as error:  # the rest was checked: what is left is how layers are quantized
-            raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({_one_line(error)})") from error
+            raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({first_line(error)})") from error
     _fill(model, tensors, directory)
     return model.eval(), tokenizer
 
@@ -97,7 +98,7 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds: the readers of its files expect what they wrote
-        raise UserError(f"artifact {directory}: its tokenizer is damaged ({_one_line(error)})") from error
+        raise UserError(f"artifact {directory}: its tokenizer is damaged ({first_line(error)})") from error
     return cast(PreTrainedTokenizerBase, found)
 
 
@@ -129,13 +130,11 @@ def read_provenance(path: Path) -> dict[str, Any]:
         UserError: it is missing, damaged or not of the form in which it is saved.
     """
     try:
-        found = json.loads((path / PROVENANCE).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_object(path / PROVENANCE)
+    except (OSError, ValueError) as error:
         raise UserError(f"artifact {path}: {PROVENANCE} cannot be read ({type(error).__name__})") from error
     kinds = {"head_trained": bool, "notes": list, "findings": dict}
-    if not isinstance(found, dict) or any(
-        not isinstance(found.get(name, kind()), kind) for name, kind in kinds.items()
-    ):
+    if any(not isinstance(found.get(name, kind()), kind) for name, kind in kinds.items()):
         raise UserError(f"artifact {path}: {PROVENANCE} is not of the form that EdgeMIN writes")
     return found
 
@@ -149,12 +148,8 @@ def _fill(model: PreTrainedModel, tensors: Mapping[str, Tensor], directory: Path
             f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} (first difference: {error.args[0]})"
         ) from error
     except RuntimeError as error:
-        raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({_one_line(error)})") from error
+        raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({first_line(error)})") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

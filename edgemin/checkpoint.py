@@ -24,9 +24,10 @@ from edgemin import artifact, toy
 from edgemin.encoder import building, config_file, parts, slicing, structure_file, taps
 from edgemin.encoder.quantized import Kind, kind
 from edgemin.encoder.weights_file import tensor_names
-from edgemin.errors import UserError
+from edgemin.errors import UserError, first_line
 from edgemin.progress import counted, live_line
-from edgemin.store.disk import file_digest
+from edgemin.store.content import file_digest
+from edgemin.store.memo import Memo
 
 #: Files of a checkpoint that decide what is loaded.
 _FILES = (
@@ -60,6 +61,11 @@ class Facts:
         return kind(self.structure)
 
 
+# All jobs of a sweep ask for the same models, for their plans and for themselves.
+_known_facts = Memo[Facts]()
+_known_tokenizers = Memo[PreTrainedTokenizerBase]()
+
+
 def read_facts(source: str, key: str) -> Facts:
     """Find a checkpoint (download it where it is a Hub id) and read its configuration.
 
@@ -70,14 +76,14 @@ def read_facts(source: str, key: str) -> Facts:
             damaged or do not fit one another.
     """
     directory = find(source, key)
+    files = [*_files(directory), directory / artifact.PROVENANCE]
     try:
-        return _facts(directory, _state(directory))
+        return _known_facts.of(directory, files, lambda: _facts(directory))
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
 
-@cache  # the jobs of a sweep share a process
-def _facts(directory: Path, _state: tuple[tuple[str, int, int], ...]) -> Facts:
+def _facts(directory: Path) -> Facts:
     config = config_file.read_config(directory / artifact.CONFIG)
     structure = None
     if (directory / artifact.STRUCTURE).is_file():  # an EdgeMIN artifact says itself whether its head was trained
@@ -86,7 +92,7 @@ def _facts(directory: Path, _state: tuple[tuple[str, int, int], ...]) -> Facts:
             classifier = bool(artifact.read_provenance(directory)["head_trained"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"expected a checkpoint with a {artifact.PROVENANCE}, given {directory} ({_first_line(error)})"
+                f"expected a checkpoint with a {artifact.PROVENANCE}, given {directory} ({first_line(error)})"
             ) from error
     else:
         classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
@@ -98,12 +104,6 @@ def _facts(directory: Path, _state: tuple[tuple[str, int, int], ...]) -> Facts:
     with torch.random.fork_rng(devices=[]):  # leave the caller's generator alone
         _try_out(load_checkpoint(facts, 0), directory)
     return facts
-
-
-def _state(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    """By what is seen whether a checkpoint has changed."""
-    states = [(path.name, path.stat()) for path in _files(directory)]
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
 def _files(directory: Path) -> list[Path]:
@@ -122,7 +122,7 @@ def _try_out(model: PreTrainedModel, directory: Path) -> None:
                 torch.isfinite(taps.logits(model.eval(), {"input_ids": tokens, "attention_mask": tokens + 1})).all()
             )
     except Exception as error:  # whatever of its configuration has passed until here
-        raise UserError(f"the model in {directory} cannot be run ({_first_line(error)})") from error
+        raise UserError(f"the model in {directory} cannot be run ({first_line(error)})") from error
     if not finite:
         raise UserError(f"expected a model whose logits are finite, given that in {directory}")
 
@@ -152,20 +152,11 @@ def fingerprint(directory: Path) -> dict[str, str]:
     files = _files(directory)
     if any(path.suffix == ".safetensors" for path in files):
         files = [path for path in files if path.suffix != ".bin"]
-    return {
-        path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in counted(files, f"{directory}  reading files for its key")
-    }
-
-
-@cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    """A file's, once for every state of it: all jobs of a sweep ask for that of the same weights."""
-    return file_digest(path)
+    return {path.name: file_digest(path) for path in counted(files, f"{directory}  reading files for its key")}
 
 
 def read_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hub id or local directory, or the toy task's.
+    """The tokenizer of a Hub id or local directory, or the toy task's: of one directory the same object for all.
 
     Raises:
         UserError: there is none.
@@ -177,12 +168,16 @@ def read_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{key}: expected a tokenizer (tokenizer.json, vocab.txt ...) beside the weights of {source}, found none"
         )
+    return _known_tokenizers.of(directory, _files(directory), lambda: _tokenizer(directory, key))
+
+
+def _tokenizer(directory: Path, key: str) -> PreTrainedTokenizerBase:
     try:
         found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         words = set(found.get_vocab()) - set(found.all_special_tokens)
     except Exception as error:  # of many kinds: the readers of its files expect what they wrote
         raise UserError(
-            f"{key}: the tokenizer in {directory} cannot be read ({type(error).__name__}: {_first_line(error)})"
+            f"{key}: the tokenizer in {directory} cannot be read ({type(error).__name__}: {first_line(error)})"
         ) from error
     rules = {
         "tokenizer.json, a fast tokenizer": found.is_fast,
@@ -236,7 +231,7 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
         ) from error
     except Exception as error:  # of many kinds, torch's and transformers' own among them
         raise UserError(
-            f"the weights in {facts.directory} cannot be loaded ({type(error).__name__}: {_first_line(error)})"
+            f"the weights in {facts.directory} cannot be loaded ({type(error).__name__}: {first_line(error)})"
         ) from error
     _check_report(report, model, facts.directory)
     building.silence_padding(model)
@@ -304,7 +299,3 @@ def head_order(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
 
 def _plain(label: str) -> str:
     return label.lower().replace("-", "_").replace(" ", "_")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""The one kind of error that is meant for the user."""
+"""The one kind of error that is meant for the user, and what errors of others say."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2. A programmer's mistake is an ``assert``.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, as part of a line: its first line, at most 200 characters, or else its kind."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def check_name(value: Any, key: str) -> None:

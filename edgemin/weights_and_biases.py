@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 import netrc
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from edgemin.errors import UserError
+from edgemin.store.content import digest
 from edgemin.store.disk import write_atomically
 from edgemin.store.json_file import read_object
 from edgemin.tracking import Tracker
@@ -168,7 +168,7 @@ class WandbTracker(Tracker):
 
     def sweep(self, directory: Path, group: str, study: str) -> None:
         """See :meth:`Tracker.sweep`."""
-        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("**/run.json"))]
+        jobs = [read_object(path) for path in sorted(directory.glob("**/run.json"))]
         lines = [
             {"job": run["job"]["number"], "overrides": " ".join(run["job"]["overrides"]), "seed": run["seed"]}
             | {"row": row["name"], "control": row["control"]}
@@ -197,7 +197,7 @@ class WandbTracker(Tracker):
                 # The file W&B itself writes online; offline it is missing (wandb issue 9646), and the numbers
                 # would lie in a binary log that nothing but an upload can read.
                 summary = json.dumps(dict(run.summary), default=dict)
-                Path(run.dir, "wandb-summary.json").write_text(summary, encoding="utf-8")
+                write_atomically(Path(run.dir, "wandb-summary.json"), summary.encode())
         finally:
             run.finish(exit_code=int(failed))
 
@@ -287,7 +287,7 @@ def _without_directories(value: Any) -> Any:
 def _run_id(run_dir: Path, asked: Mapping[str, Any]) -> str:
     """The id of a job's run: kept in its directory, for as long as the same is asked for there and it can be read."""
     path = run_dir / "wandb" / _ID_FILE
-    content = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+    content = digest(json.dumps(asked, sort_keys=True, default=str))
     with suppress(OSError, ValueError):  # of no file, or a damaged one
         kept = read_object(path)
         if kept.get("asked") == content and isinstance(kept.get("id"), str):

@@ -19,7 +19,7 @@ from edgemin.data.task import Task
 from edgemin.encoder import taps
 from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, matthews, primary_metric, score
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
 
 
 class Oracle(nn.Module):

@@ -19,7 +19,7 @@ from edgemin.data.module import DataModule
 from edgemin.data.splits import load
 from edgemin.data.task import Task
 from edgemin.encoder import building, shapes, taps
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
 from edgemin.training import fitting
 from edgemin.training.stage import Stage
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 from edgemin.data.task import listed
 from edgemin.errors import UserError
 from edgemin.progress import live_line
+from edgemin.store.content import file_digest
 
 SHORTEST = 8
 BROKEN = (OSError, HTTPError)  # HTTPError: of the HTTP library that the Hub's client is built on
@@ -198,14 +198,8 @@ def _suffix(file: Path) -> str:
 
 
 def _digest(file: Path) -> str:
-    state = file.stat()
-    return _digest_of(file, state.st_size, state.st_mtime_ns)
-
-
-@functools.cache  # the jobs of a sweep share a process, and a corpus may be large
-def _digest_of(file: Path, _size: int, _modified: int) -> str:
-    with live_line(f"corpus  reading {file.name} for its checksum"), file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    with live_line(f"corpus  reading {file.name} for its checksum"):
+        return file_digest(file)
 
 
 def _hub(corpus: Corpus) -> _Source:

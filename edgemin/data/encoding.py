@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from edgemin.data.task import refusal
 from edgemin.errors import UserError
 from edgemin.progress import Line, live_line
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
+from edgemin.store.content import content_key
 
 if TYPE_CHECKING:
     from edgemin.data.examples import Examples, Labels
@@ -112,15 +111,15 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
     backend = _backend(tokenizer, max_length)
     with_types = "token_type_ids" in tokenizer.model_input_names
     assert isinstance(tokenizer.pad_token_id, int)
-    content = [
-        _FORMAT,
-        examples.fingerprint,
-        backend.to_str(),
-        with_types,
-        tokenizer.pad_token_id,
-        max_length,
-    ]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    content = {
+        "format": _FORMAT,
+        "examples": examples.fingerprint,
+        "tokenizer": backend.to_str(),
+        "types": with_types,
+        "padding": tokenizer.pad_token_id,
+        "max_length": max_length,
+    }
+    key = content_key(content)
     name = f"{key}/encoded.safetensors"
     path = cache.find(name)
     if path is None:

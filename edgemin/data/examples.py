@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +16,7 @@ from edgemin.config import is_text
 from edgemin.data.loading import Table
 from edgemin.data.task import Task, listed, refusal
 from edgemin.errors import UserError
+from edgemin.store.content import digest
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +44,16 @@ class Examples:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of texts and labels: equal wherever equal data was read from."""
-        digest = hashlib.sha256(f"{len(self)} {self.labels.dtype}".encode())
+        return digest(self._contents())
+
+    def _contents(self) -> Iterator[bytes | str]:
+        yield f"{len(self)} {self.labels.dtype}"
         for texts in self.texts:
             for text in texts:
                 content = text.encode("utf-8", "surrogatepass")
-                digest.update(len(content).to_bytes(8, "little"))
-                digest.update(content)
-        digest.update(np.ascontiguousarray(self.labels).tobytes())
-        return digest.hexdigest()
+                yield len(content).to_bytes(8, "little")
+                yield content
+        yield np.ascontiguousarray(self.labels).tobytes()
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         """The examples at these rows."""

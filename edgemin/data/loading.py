@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from edgemin.data.task import Task, listed, refusal
 from edgemin.errors import UserError
+from edgemin.store.content import digest
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SPLIT_COLUMN = "split"
@@ -66,15 +66,13 @@ def read_tables(task: Task) -> dict[str, Table]:
     return _data_set(task, str(path) if path.is_dir() else task.path, wanted)
 
 
-def file_states(path: str | None) -> tuple[tuple[str, int, int], ...]:
-    """Path, size and time of change of the files that a task may be read from, where they are on this machine."""
+def local_files(path: str | None) -> list[Path]:
+    """The files that a task may be read from, where they are on this machine."""
     place = Path(path).expanduser() if path is not None else None
     if place is None or not place.exists():
-        return ()
+        return []
     found = [place] if place.is_file() else sorted(file for level in ("*", "*/*") for file in place.glob(level))
-    return tuple(
-        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.is_file()
-    )
+    return [file.resolve() for file in found if file.is_file()]
 
 
 def _is_own_data(path: Path, task: Task, wanted: Sequence[str]) -> bool:
@@ -228,9 +226,7 @@ def _cache_directory(path: str) -> str | None:
         return None
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return str(
-        Path(datasets.config.HF_DATASETS_CACHE) / f"local-{hashlib.sha256(repr(states).encode()).hexdigest()[:20]}"
-    )
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"local-{digest(repr(states))[:20]}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edgemin.data.encoding import Encoded, encode
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
 
 if TYPE_CHECKING:
     from edgemin.data.examples import Examples

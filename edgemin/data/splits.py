@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,11 @@ from numpy.typing import NDArray
 
 from edgemin import toy
 from edgemin.data.examples import Examples, Labels, check_table, class_names, read_examples
-from edgemin.data.loading import Table, file_states, read_tables
+from edgemin.data.loading import Table, local_files, read_tables
 from edgemin.data.task import Task, checked_metrics, refusal
 from edgemin.progress import live_line
+from edgemin.store.content import digest
+from edgemin.store.memo import Memo
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Splits:
         """SHA-256 of the class names and the examples of `train`, `holdout` or an evaluation split."""
         examples = {"train": self.train, "holdout": self.holdout, **self.evaluation}[kind]
         assert examples is not None, "the task has no hold-out"
-        return hashlib.sha256("\0".join((examples.fingerprint, *self.labels)).encode()).hexdigest()
+        return digest("\0".join((examples.fingerprint, *self.labels)))
 
     def content(self) -> dict[str, Any]:
         """What a stage that trains on this task depends on, for its key."""
@@ -54,6 +54,10 @@ class Splits:
             "regression": self.task.regression,
             "max_length": self.task.max_length,
         }
+
+
+# A sweep reads each task once, for all plans and all jobs; of the largest two, QQP and MNLI, each takes a quarter GB.
+_known = Memo[tuple[Splits, list[logging.LogRecord]]](most=8)
 
 
 def load(task: Task) -> Splits:
@@ -73,15 +77,14 @@ def load(task: Task) -> Splits:
         UserError: If a file, split, column, text or label is not what the task says.
     """
     assert task.name != "none", "the task 'none' has no data"
-    splits, said = _kept(task, file_states(task.path))
+    splits, said = _known.of(task, local_files(task.path), lambda: _listened(task))
     for record in said:
         logging.getLogger(record.name).handle(record)
     return splits
 
 
-@lru_cache(maxsize=4)
-def _kept(task: Task, states: tuple[tuple[str, int, int], ...]) -> tuple[Splits, list[logging.LogRecord]]:
-    """The data of a task whose files are in these states, and what was warned of."""
+def _listened(task: Task) -> tuple[Splits, list[logging.LogRecord]]:
+    """The data of a task, and what was warned of while it was read."""
     package, said = logging.getLogger("edgemin.data"), list[logging.LogRecord]()
 
     def keep(record: logging.LogRecord) -> bool:

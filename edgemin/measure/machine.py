@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import math
 import os
 import platform
@@ -12,11 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+
+from edgemin.store.content import digest
+from edgemin.store.lock import Lock, holders
 
 # Instruction sets that decide how fast integer and low-precision products are (x86 and ARM names).
 # fmt: off
@@ -30,7 +31,7 @@ _FLAGS = (
 LOCK_DIRECTORY = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
 
 WAIT_MINUTES = 10.0
-_POLL_S = 0.2
+_MODE = 0o644  # of the lock's files: every user may take it
 
 _held = threading.local()
 
@@ -50,7 +51,7 @@ def host() -> dict[str, Any]:
     cores, threads = available_cores(), len(_available_cpus())
     identity = "|".join(map(str, (cpu, cores, threads, flags, round(memory_bytes / 2**30), system)))
     return {
-        "id": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "id": digest(identity)[:16],
         "cpu": cpu,
         "cores": cores,
         "threads": threads,
@@ -115,10 +116,7 @@ def machine_lock(
 ) -> Iterator[Callable[[], bool]]:
     """Holds the machine for training (shared with other training) or for measuring (alone, if it can be had).
 
-    A reader-writer lock of files under `flock`, because that is what every need here asks for: the kernel
-    releases it when its holder dies, even by `kill -9`, and knows who holds it; and it needs no more than the
-    right to open the files for reading, so that another user's process takes the same lock (SQLite-based locks
-    such as `filelock.ReadWriteLock` create a file that only its owner may open).
+    A lock for readers and writers, of files that every user may lock (`edgemin.store.lock`).
 
     Plain `flock` lets new readers pass a waiting writer for ever. Therefore everyone first takes the *gate*
     alone, then the lock itself, and then lets the gate go: a measurement waits for the training that ran when it
@@ -140,22 +138,22 @@ def machine_lock(
     """
     assert not getattr(_held, "kind", None), f"machine_lock({kind!r}) inside machine_lock({_held.kind!r})"
     directory = directory or LOCK_DIRECTORY
-    gate, machine, beside = (_Lock(directory / f"edgemin.{name}.lock") for name in ("gate", "machine", "beside"))
+    gate, machine, beside = (Lock(directory / f"edgemin.{name}.lock", _MODE) for name in ("gate", "machine", "beside"))
     deadline = time.monotonic() + 60 * wait_minutes
     tell = _Once(waiting, kind, wait_minutes)
     alone = False
     try:
-        passed = gate.acquire(fcntl.LOCK_EX, tell, deadline)
+        passed = gate.acquire(wait=tell, deadline=deadline)
         if kind == "training":
-            machine.acquire(fcntl.LOCK_SH, tell)
+            machine.acquire(shared=True, wait=tell)
         else:
-            alone = passed and machine.acquire(fcntl.LOCK_EX, tell, deadline)
+            alone = passed and machine.acquire(wait=tell, deadline=deadline)
             if not alone:
-                beside.acquire(fcntl.LOCK_SH)
-                machine.acquire(fcntl.LOCK_SH, deadline=0)  # where it is free: keeps the next measurement waiting
+                beside.acquire(shared=True)
+                machine.acquire(shared=True, deadline=0)  # where it is free: keeps the next measurement waiting
         gate.release()
         _held.kind = kind
-        yield lambda: alone and _is_free(beside.path)
+        yield lambda: alone and _is_free(beside)
     finally:
         _held.kind = None
         for lock in (beside, machine, gate):
@@ -171,7 +169,7 @@ class _Once:
     def __call__(self, path: Path) -> None:
         if self.say is None:
             return
-        pids = ", ".join(map(str, _holders(path)))
+        pids = ", ".join(map(str, holders(path)))
         who = f" (process {pids})" if pids else ""
         if self.kind == "training":
             what = f"a measurement is running on it, or waits to run{who}; a run with measure=none keeps nobody waiting"
@@ -184,84 +182,8 @@ class _Once:
         self.say = None
 
 
-class _Lock:
-    """A lock on one file by the system call `flock`, for several readers or one writer."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.descriptor: int | None = None
-
-    def acquire(
-        self, operation: int, wait: Callable[[Path], None] | None = None, deadline: float | None = None
-    ) -> bool:
-        """Takes the lock, waiting until a deadline on the monotonic clock if there is one; says whether it got it."""
-        while True:
-            self.descriptor = _open(self.path)
-            if not _flock(self.descriptor, operation, lambda: wait and wait(self.path), deadline):
-                self.release()
-                return False
-            if self._is_current():
-                return True
-            self.release()  # the file was deleted meanwhile, and a lock on it keeps nobody out
-
-    def release(self) -> None:
-        if self.descriptor is not None:
-            # Unlocked explicitly: closing alone would not do it while a forked child holds the descriptor open.
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-            os.close(self.descriptor)
-            self.descriptor = None
-
-    def _is_current(self) -> bool:
-        assert self.descriptor is not None
-        try:
-            return os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
-        except FileNotFoundError:
-            return False
-
-
-def _flock(descriptor: int, operation: int, wait: Callable[[], object], deadline: float | None) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-        return True
-    if deadline is None:
-        wait()
-        fcntl.flock(descriptor, operation)
-        return True
-    if time.monotonic() < deadline:
-        wait()
-    while time.monotonic() < deadline:  # flock itself knows no deadline
-        time.sleep(_POLL_S)
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-            return True
-    return False
-
-
-def _is_free(path: Path) -> bool:
-    lock = _Lock(path)
-    free = lock.acquire(fcntl.LOCK_EX, deadline=0)
-    lock.release()
+def _is_free(lock: Lock) -> bool:
+    other = Lock(lock.path, _MODE)
+    free = other.acquire(deadline=0)
+    other.release()
     return free
-
-
-def _holders(path: Path, table: Path = Path("/proc/locks")) -> list[int]:
-    """The processes that hold a file under `flock`, where the system says so (Linux), but for this one."""
-    try:
-        inode, lines = path.stat().st_ino, table.read_text().splitlines()
-    except OSError:
-        return []
-    # "4: FLOCK  ADVISORY  READ 9792 fe:00:2146378 0 EOF"; who waits has "->" for the second word
-    held = (words for line in lines if (words := line.split())[1:2] == ["FLOCK"])
-    pids = {int(words[4]) for words in held if int(words[5].rpartition(":")[2]) == inode}
-    return sorted(pid for pid in pids if pid > 0 and pid != os.getpid())
-
-
-def _open(path: Path) -> int:
-    """Opens a file that every user may lock. Never O_CREAT on an existing one: Linux forbids that in /tmp."""
-    while True:
-        with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        with suppress(FileExistsError):  # another process was faster
-            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            os.fchmod(descriptor, 0o644)  # whatever the umask says
-            return descriptor

@@ -2,6 +2,7 @@
 
 Layout below ``paths.store``::
 
+    .format           the format of all that lies beside it: made before anything else, see :data:`FORMAT`
     <key>/            an artifact with its training curves, committed: complete, checksummed, never changed again
     .work/<key>/      checkpoints of a stage that is running or was killed
     .locks/<key>      one per key: who holds it computes, the others wait
@@ -15,7 +16,6 @@ new and can be made again goes below ``paths.outputs`` then (``.results`` and ``
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,18 +25,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from edgemin.errors import UserError
-from edgemin.store.disk import Cache, disk_errors, file_digest, is_allowed, refusal, sync
+from edgemin.store.cache import Cache
+from edgemin.store.content import content_key, file_digest
+from edgemin.store.disk import disk_errors, is_allowed, refusal, sync, write_atomically
+from edgemin.store.json_file import read_object
+from edgemin.store.lock import Lock
 
 MANIFEST = "manifest.json"
-
-
-def content_key(content: Mapping[str, Any]) -> str:
-    """The key of a JSON-able description: 20 hex digits of the SHA-256 of its canonical form."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+MARK = ".format"
+#: Raised whenever code of today would misread what code of before has stored.
+FORMAT = "2"
+_OWN = (".work", ".locks", ".results", ".tokens")
 
 
 class Store:
@@ -51,7 +51,7 @@ class Store:
         results: evaluations and measurements, by kind and key.
 
     Raises:
-        UserError: the directory cannot be read, or is missing and cannot be made.
+        UserError: the directory cannot be read, or is missing and cannot be made, or holds results in another format.
     """
 
     def __init__(self, root: str | Path, outputs: str | Path | None = None) -> None:
@@ -61,10 +61,37 @@ class Store:
             raise UserError(f"paths.store: expected a directory that can be made, given {root} ({reason})")
         if self.root.is_dir() and not is_allowed(self.root, os.R_OK | os.X_OK):
             raise UserError(f"paths.store: expected a directory that can be read, given {root} (Permission denied)")
+        self._check_format()
         spare = None if outputs is None else Path(outputs).expanduser()
         self.tokens, self.results = (
-            Cache(self.root / name, None if spare is None else spare / name) for name in (".tokens", ".results")
+            Cache(self.root / name, None if spare is None else spare / name, self._begin)
+            for name in (".tokens", ".results")
         )
+
+    def _check_format(self) -> None:
+        """Refuse a store with another mark, or with results and no mark, as all had before there was one."""
+        try:
+            found = (self.root / MARK).read_text(errors="replace").strip()
+            given = f"one of format {found[:20]!r}"
+        except FileNotFoundError:
+            artifact = next(self.root.glob(f"*/{MANIFEST}"), None)
+            if artifact is None and not any((self.root / name).exists() for name in _OWN):
+                return  # nothing was stored yet
+            found, given = "", "one of an older version"
+        except OSError as error:
+            found, given = "", f"one whose {MARK} cannot be read ({error.strerror})"
+        if found != FORMAT:
+            raise UserError(
+                f"paths.store: expected a new store or one of format {FORMAT!r}, given {given} in {self.root}; name "
+                "another directory, or delete that one, to compute its results again"
+            )
+
+    def _begin(self) -> None:
+        """Make the directory and its mark, before anything else is written there."""
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not (self.root / MARK).exists():
+                write_atomically(self.root / MARK, f"{FORMAT}\n".encode())
 
     def path(self, key: str) -> Path:
         """Where the artifact of a key lies, or would."""
@@ -119,16 +146,11 @@ class Store:
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold a key: two runs that need the same node compute it once. A process that dies lets go."""
-        directory = self.root / ".locks"
+        lock = Lock(self.root / ".locks" / key)
         with disk_errors(self.root):
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(directory / key)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if waiting is not None:
-                    waiting()
-                lock.acquire()
+            self._begin()
+            lock.path.parent.mkdir(exist_ok=True)
+            lock.acquire(wait=lambda _: waiting() if waiting is not None else None)
         try:
             yield
         finally:
@@ -141,6 +163,7 @@ class Store:
     def work(self, key: str) -> Path:
         """The directory in which an unfinished stage keeps its checkpoints."""
         directory = self.work_path(key)
+        self._begin()
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
@@ -152,7 +175,7 @@ class Store:
             UserError: the disk is full or cannot be written; nothing half-written stays, checkpoints do.
         """
         with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._begin()
             for left_over in self.root.glob(f".{key}-*"):  # of a killed run; this one holds the key's lock
                 shutil.rmtree(left_over)
             temporary = self.root / f".{key}-{uuid.uuid4().hex}"
@@ -171,8 +194,7 @@ class Store:
     def result(self, kind: str, key: str) -> dict[str, Any] | None:
         """A result kept earlier, or ``None``. A damaged one counts as absent: it is cheap to make again."""
         path = self.results.find(f"{kind}/{key}.json")
-        found = None if path is None else json.loads(path.read_text())
-        return found if isinstance(found, dict) else None
+        return None if path is None else read_object(path)
 
     def keep_result(self, kind: str, key: str, content: Mapping[str, Any]) -> None:
         """Keep a result, atomically."""
@@ -195,10 +217,10 @@ def _seal(directory: Path) -> None:
 
 def _read_manifest(path: Path, again: str) -> dict[str, str]:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_object(path)
         files: dict[str, str] = manifest["files"]
         whole = manifest["sha256"] == content_key(files)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"artifact {path.parent}: {path.name} cannot be read; {again}") from error
     if not whole:
         raise UserError(f"artifact {path.parent}: corrupted, {path.name} differs from its checksum; {again}")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from edgemin.errors import UserError
 
-log = logging.getLogger(__name__)
-
 STORE, OUTPUTS = "paths.store", "paths.outputs"  #: the settings that a refusal names
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  #: what another place may still allow
 _IN_THE_WAY = "a file stands where a directory is needed"
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -31,12 +27,6 @@ _REASONS = {
     errno.EISDIR: "a directory stands where a file is needed",
     errno.ELOOP: "a symbolic link that leads nowhere stands where a file or directory is needed",
 }
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -120,69 +110,3 @@ def refusal(path: Path) -> str | None:
 def is_allowed(path: Path, mode: int) -> bool:
     """Whether the effective user may read (``os.R_OK``), write or enter a path; on a read-only disk nobody writes."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
-
-
-class Cache:
-    """Files that can be made again, each with its SHA-256 in ``<name>.sha256`` beside it.
-
-    A file that is damaged, or whose checksum is missing, counts as absent, so that whoever needs it makes it again.
-
-    Args:
-        first: directory, part of ``paths.store``, where files are looked for and made.
-        spare: directory, part of ``paths.outputs``, for files that may not be written into the first.
-    """
-
-    def __init__(self, first: Path, spare: Path | None = None) -> None:
-        self.first = first
-        self._places = {first: STORE} if spare is None else {first: STORE, spare: OUTPUTS}
-
-    def find(self, name: str) -> Path | None:
-        """A whole file, by its path below the directory."""
-        return next((found for place in self._places if _is_whole(found := place / name)), None)
-
-    def keep(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Make a file, atomically, by a function that is given the path to write.
-
-        Returns:
-            Where it lies.
-
-        Raises:
-            UserError: no directory takes it.
-        """
-        *preferred, last = self._places
-        for place in preferred:
-            try:
-                with disk_errors(place, self._places[place]):
-                    return _keep(place / name, write)
-            except UserError as error:
-                if not isinstance(cause := error.__cause__, Exception) or error_number(cause) not in _FORBIDDEN:
-                    raise
-        with disk_errors(last, self._places[last]):
-            return _keep(last / name, write)
-
-
-def _checksum(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _keep(path: Path, write: Callable[[Path], object]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        write(temporary)
-        digest = file_digest(temporary)
-    write_atomically(_checksum(path), f"{digest}\n".encode())
-    return path
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        wanted = _checksum(path).read_bytes().decode("ascii", errors="replace").strip()
-        if file_digest(path) == wanted:
-            return True
-        state = "differs from its checksum"
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        state = f"cannot be read ({error.strerror})"
-    log.warning("%s %s and is made again", path, state)
-    return False

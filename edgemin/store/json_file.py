@@ -1,4 +1,4 @@
-"""JSON that others wrote: an object, or one reason why not."""
+"""JSON in files: every one that the project reads is an object, and is read here."""
 
 from __future__ import annotations
 

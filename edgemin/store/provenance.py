@@ -10,12 +10,18 @@ from pathlib import Path
 
 from edgemin import __version__
 
+_PACKAGES = ("torch", "transformers", "pytorch-lightning", "datasets", "tokenizers", "torchmetrics")
+
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what decides results and times."""
-    names = ("torch", "transformers", "pytorch-lightning", "datasets", "tokenizers", "torchmetrics")
-    return {"edgemin": __version__} | {name: importlib.metadata.version(name) for name in names}
+    """Versions of what decides results and times, with what tells builds of one release apart (``2.13.0+cpu``)."""
+    return {"edgemin": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def releases(*names: str) -> dict[str, str]:
+    """Some of :func:`versions` as they enter a key: without the build, as all builds of a release compute the same."""
+    return {name: versions()[name].partition("+")[0] for name in names}
 
 
 @cache

@@ -11,7 +11,7 @@ from edgemin.data.module import DataModule
 from edgemin.data.splits import Splits
 from edgemin.data.task import Task
 from edgemin.encoder.quantized import is_trainable
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
 from edgemin.study.order import RowSpec
 from edgemin.study.roots import Root
 from edgemin.study.starts import Start

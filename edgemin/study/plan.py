@@ -5,20 +5,17 @@ Equal prefixes are one node. Everything that can be refused is refused here, bef
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
-import transformers
 
 from edgemin import config
 from edgemin.encoder import quantized
 from edgemin.errors import UserError
 from edgemin.evaluate import primary_metric
 from edgemin.finetune import Finetune
-from edgemin.store.artifacts import content_key
+from edgemin.store.content import content_key, digest
 from edgemin.store.digest import code_digest
+from edgemin.store.provenance import releases
 from edgemin.study import roots
 from edgemin.study.checks import check_stage, stages_key
 from edgemin.study.nodes import Node, Plan, Row, Study
@@ -26,6 +23,7 @@ from edgemin.study.starts import SOURCE, read_starts
 from edgemin.training.stage import Stage
 
 ROOT_CODE = ("edgemin.study.roots", "edgemin.checkpoint")  #: decides a root's weights
+KEYED = ("torch", "transformers")  #: whose release decides what a stage comes to
 PARENT = "parent"  #: as a teacher: the very model that the stage is given
 
 
@@ -173,7 +171,7 @@ class _Planner:
             "seed": seed,
             **study.trainer.content,
             "code": code_digest(*stage_code(stage, (parent, *teachers))),
-            "versions": _versions(),
+            "versions": releases(*KEYED),
         }
         if reads is not None:
             content["reads"] = reads
@@ -242,8 +240,4 @@ def _is_stage(name: str, node: Any) -> bool:
 
 def _seed(seed: int, path: str) -> int:
     """A seed per (seed, path), so that a reused prefix changes nothing downstream."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{path}".encode()).digest()[:4])
-
-
-def _versions() -> dict[str, str]:
-    return {"torch": str(torch.__version__).partition("+")[0], "transformers": transformers.__version__}
+    return int(digest(f"{seed}/{path}")[:8], 16)

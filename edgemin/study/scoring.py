@@ -24,8 +24,10 @@ from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
 from edgemin.measure.runtime import BESIDE, Measure, measure
 from edgemin.progress import live_line, node_line
-from edgemin.store.artifacts import Store, content_key
+from edgemin.store.artifacts import Store
+from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
+from edgemin.store.provenance import releases, versions
 from edgemin.study import collapse, gate
 from edgemin.study.nodes import Node, Plan, Study, StudyData
 
@@ -105,7 +107,7 @@ class Scoring:
             "transfer": transfer,
             "device": device,
             "code": code_digest(*EVALUATION_CODE, *providers(node)),
-            "versions": _versions(),
+            "versions": releases("torch"),
         }
         key = content_key(content)
         name = f"evaluation/{key}.safetensors"
@@ -171,7 +173,7 @@ class Scoring:
                 "data": splits.fingerprint(split),
                 "max_length": splits.task.max_length,
                 "code": code_digest("edgemin.study.gate", "edgemin.artifact", *providers(parent, node)),
-                "versions": _versions(),
+                "versions": releases("torch"),
             }
         )
         kept = self.store.result("gate", key)
@@ -210,7 +212,7 @@ class Scoring:
                 "host": here["id"],
                 "sentences": sentences,
                 "code": code_digest(*MEASURE_CODE, *providers(*nodes.values())),
-                "versions": {"torch": str(torch.__version__)},
+                "versions": {"torch": versions()["torch"]},
             }
         )
         kept = self.store.result("measurement", key)
@@ -277,10 +279,6 @@ def _machine(node: Node) -> AbstractContextManager[object]:
 def providers(*nodes: Node) -> tuple[str, ...]:
     """The modules that know the quantized layers of these models."""
     return quantized.modules(*(node.shape.quantized for node in nodes))
-
-
-def _versions() -> dict[str, str]:
-    return {"torch": str(torch.__version__).partition("+")[0]}
 
 
 class _Lazy:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from edgemin.data.splits import Splits
 from edgemin.encoder.parts import Matrix
 from edgemin.encoder.quantized import is_trainable
 from edgemin.errors import UserError
+from edgemin.store.content import digest
 from edgemin.study import roots
 from edgemin.study.roots import Outline, Root
 from edgemin.training.stage import Shape
@@ -268,6 +269,7 @@ def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits
         )
 
 
+@lru_cache(maxsize=16)  # of the objects that checkpoint.read_tokenizer gives to all jobs alike
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None, *, inputs: bool = True) -> str | None:
     """Of what decides its tokens, and of whether it tells segments apart (``inputs``)."""
     if tokenizer is None:
@@ -279,4 +281,4 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None, *, inputs: bool
     else:
         content = {"vocabulary": tokenizer.get_vocab()}
     content |= {"pad": tokenizer.pad_token_id, "inputs": list(tokenizer.model_input_names) if inputs else None}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest(json.dumps(content, sort_keys=True))

@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch
 from edgemin.artifact import STRUCTURE, read_provenance
 from edgemin.measure.machine import host
 from edgemin.store.artifacts import Store
+from edgemin.store.json_file import read_object
 from edgemin.study.nodes import Node
 
 #: Number of layers and hidden size of a model.
@@ -68,5 +68,5 @@ class Timings:
         return found
 
     def _size(self, key: str) -> Size:
-        structure = json.loads(Path(self._store.path(key), STRUCTURE).read_text())
+        structure = read_object(self._store.path(key) / STRUCTURE)
         return len(structure["layers"]), int(structure["hidden"])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,8 +16,10 @@ from edgemin.encoder import quantized, taps
 from edgemin.encoder.taps import Projections, Reading
 from edgemin.errors import UserError
 from edgemin.progress import counted
+from edgemin.store.cache import Cache
+from edgemin.store.content import content_key, digest
 from edgemin.store.digest import code_digest
-from edgemin.store.disk import Cache
+from edgemin.store.provenance import releases
 
 CODE = "edgemin.training.teacher_outputs"  # what decides them, the provider of a quantized teacher apart
 LIMIT_BYTES = 8 * 2**30
@@ -93,15 +92,14 @@ def teacher_outputs(
     Raises:
         UserError: the outputs would take more than 8 GiB.
     """
-    asked = {"projections": sorted(projections), "hidden": sorted(hidden), "logits": logits}
-    made_by = [
-        code_digest(CODE, *quantized.modules(quantized.kind_of(teacher))),
-        torch.__version__,
-        transformers.__version__,
-    ]
-    content = [_fingerprint(teacher), asked, teacher.device.type, *made_by]
-    name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
-    file = f"{encoded.key}/teacher-{name}.safetensors"
+    content = {
+        "teacher": _fingerprint(teacher),
+        "asked": {"projections": sorted(projections), "hidden": sorted(hidden), "logits": logits},
+        "device": teacher.device.type,
+        "code": code_digest(CODE, *quantized.modules(quantized.kind_of(teacher))),
+        "versions": releases("torch", "transformers"),
+    }
+    file = f"{encoded.key}/teacher-{content_key(content)}.safetensors"
     path = cache.find(file)
     if path is None:
         made = _compute(teacher, encoded, projections, hidden, logits)
@@ -149,13 +147,16 @@ def _check_size(examples: int, tokens: int, logits: Tensor | None, parts: dict[s
 
 def _fingerprint(teacher: PreTrainedModel) -> str:
     """A hash of all weights and the configuration: two teachers with one fingerprint give the same outputs."""
-    digest = hashlib.sha256(teacher.config.to_json_string().encode())
+    return digest(_contents(teacher))
+
+
+def _contents(teacher: PreTrainedModel) -> Iterator[bytes | str]:
+    yield teacher.config.to_json_string()
     for name, value in sorted(teacher.state_dict().items()):
-        digest.update(name.encode())
+        yield name
         for tensor in value if isinstance(value, tuple) else (value,):  # torch's packed Linears: weight and bias
             if isinstance(tensor, Tensor):
-                digest.update(_content(tensor.detach().cpu()))
-    return digest.hexdigest()
+                yield _content(tensor.detach().cpu())
 
 
 def _content(tensor: Tensor) -> bytes:

@@ -18,7 +18,7 @@ from edgemin.data.module import DataModule
 from edgemin.data.splits import load
 from edgemin.data.task import Task
 from edgemin.errors import UserError
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
 
 
 def toy_task(**changes: Any) -> Task:

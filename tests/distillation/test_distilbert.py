@@ -27,7 +27,7 @@ from edgemin.distillation.distilbert import (
 from edgemin.encoder import building
 from edgemin.encoder.parts import head_prefixes
 from edgemin.errors import UserError
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
 from edgemin.training.soft_targets import soft_target_kl
 from edgemin.training.stage import Shape
 

@@ -17,7 +17,7 @@ from edgemin.distillation.minilmv2 import MiniLMv2
 from edgemin.distillation.multi import Multi
 from edgemin.encoder import taps
 from edgemin.errors import UserError
-from edgemin.store.disk import Cache
+from edgemin.store.cache import Cache
 from edgemin.training.distillation import Distillation
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Stage

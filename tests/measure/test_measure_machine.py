@@ -173,21 +173,6 @@ def test_a_measurement_learns_that_another_has_come_beside_it(tmp_path: Path) ->
         assert is_alone()
 
 
-def test_who_holds_a_lock_is_unknown_where_the_system_does_not_say(tmp_path: Path) -> None:
-    (tmp_path / "lock").touch()
-    assert machine._holders(tmp_path / "lock", tmp_path / "no table") == []
-    inode = (tmp_path / "lock").stat().st_ino
-    lines = [
-        f"1: FLOCK  ADVISORY  READ 4711 fe:00:{inode} 0 EOF",
-        f"1: -> FLOCK  ADVISORY  WRITE 4712 fe:00:{inode} 0 EOF",
-        f"2: POSIX  ADVISORY  WRITE 4713 fe:00:{inode} 0 EOF",
-        f"3: FLOCK  ADVISORY  READ 0 fe:00:{inode} 0 EOF",  # in another container
-        f"4: FLOCK  ADVISORY  READ 4714 fe:00:{inode + 1} 0 EOF",
-    ]
-    (tmp_path / "table").write_text("\n".join(lines) + "\n")
-    assert machine._holders(tmp_path / "lock", tmp_path / "table") == [4711]
-
-
 @pytest.mark.parametrize("kind", ["training", "measuring"])
 def test_a_killed_holder_lets_go(start: Start, kind: str) -> None:
     holder = start(kind)
@@ -232,14 +217,15 @@ def test_any_user_may_open_the_lock_whatever_the_umask(tmp_path: Path) -> None:
 STRANGER = """
 import os, sys
 from pathlib import Path
-from edgemin.measure.machine import _open, machine_lock
+from edgemin.measure.machine import machine_lock
+from edgemin.store.lock import Lock
 folder = Path(sys.argv[1])
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 with machine_lock("training", None, folder):
-    descriptors = [_open(file) for file in sorted(folder.iterdir())]
-print(os.geteuid(), len(descriptors))
+    held = [Lock(file).acquire(shared=True, deadline=0) for file in sorted(folder.iterdir())]
+print(os.geteuid(), len(held))
 """
 
 
@@ -251,32 +237,6 @@ def test_another_user_takes_the_same_lock() -> None:
         command = [sys.executable, "-c", STRANGER, folder]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout.split()) == (0, ["65534", "2"]), ended.stderr
-
-
-def test_a_lock_on_a_deleted_file_does_not_count(tmp_path: Path) -> None:
-    held, told = threading.Event(), threading.Event()
-
-    def wait(path: Path) -> None:
-        told.set()
-
-    lock = machine._Lock(tmp_path / "lock")
-    lock.acquire(machine.fcntl.LOCK_EX, wait)
-    other = machine._Lock(tmp_path / "lock")
-
-    def take() -> None:
-        other.acquire(machine.fcntl.LOCK_EX, wait)
-        held.set()
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    assert told.wait(30)
-    (tmp_path / "lock").unlink()
-    lock.release()
-    assert held.wait(30)
-    thread.join()
-    assert other.descriptor is not None
-    assert os.path.samestat(os.fstat(other.descriptor), os.stat(tmp_path / "lock"))
-    other.release()
 
 
 def test_taking_it_twice_is_refused_rather_than_waited_for(tmp_path: Path) -> None:

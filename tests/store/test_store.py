@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 from edgemin import artifact, toy
 from edgemin.errors import UserError
-from edgemin.store.artifacts import MANIFEST, Store, content_key
+from edgemin.store.artifacts import FORMAT, MANIFEST, MARK, Store
+from edgemin.store.content import content_key
 from edgemin.store.disk import disk_errors, write_atomically
 
 KEY = "0123456789abcdef0123"
@@ -41,8 +42,8 @@ def filled(store: Store, key: str = KEY) -> Path:
 
 
 def left(store: Store) -> list[str]:
-    """The names in the store that are not its own folders."""
-    own = {".work", ".locks", ".results", ".tokens"}
+    """The names in the store that are not its own."""
+    own = {".work", ".locks", ".results", ".tokens", MARK}
     return sorted(path.name for path in store.root.iterdir() if path.name not in own)
 
 
@@ -101,6 +102,65 @@ def test_a_directory_without_a_manifest_is_not_stored_and_makes_way(store: Store
     filled(store)
     store.verify(KEY)
     assert not (store.path(KEY) / "half").exists()
+
+
+# The format
+
+
+def test_the_first_thing_that_is_written_marks_the_store(tmp_path: Path) -> None:
+    def fit(store: Store) -> None:
+        (store.work(KEY) / "last.ckpt").write_text("x")
+
+    def lock(store: Store) -> None:
+        with store.lock(KEY):
+            pass
+
+    writes: list[Callable[[Store], object]] = [
+        fit,
+        lock,
+        filled,
+        lambda store: store.keep_result("evaluation", "k", {"a": 1}),
+        lambda store: store.tokens.keep("a/b", lambda path: path.write_bytes(b"x")),
+    ]
+    for number, write in enumerate(writes):
+        store = Store(tmp_path / str(number))
+        write(store)
+        first = min(store.root.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        assert first.name == MARK and first.read_text() == f"{FORMAT}\n"
+        Store(store.root)
+
+
+@pytest.mark.parametrize("name", [f"{KEY}/{MANIFEST}", ".results/static/k.json", ".tokens/k/a", f".work/{KEY}/x"])
+def test_a_store_of_before_there_was_a_mark_is_told_apart_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("{}")
+    seen = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as refused:
+        Store(tmp_path)
+    assert str(refused.value) == (
+        f"paths.store: expected a new store or one of format '{FORMAT}', given one of an older version in {tmp_path}; "
+        "name another directory, or delete that one, to compute its results again"
+    )
+    assert sorted(tmp_path.rglob("*")) == seen
+
+
+@pytest.mark.parametrize("mark", ["1\n", "3\n", "", "\udcff"])
+def test_a_store_of_another_format_is_told_apart_in_one_line(mark: str, tmp_path: Path) -> None:
+    filled(Store(tmp_path))
+    (tmp_path / MARK).write_bytes(mark.encode(errors="surrogateescape"))
+    with pytest.raises(
+        UserError, match=rf"^paths\.store: expected [^\n]*format '{FORMAT}', given one of format '[^\n]*$"
+    ):
+        Store(tmp_path)
+
+
+def test_a_directory_with_other_things_in_it_is_a_new_store(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "today.txt").write_text("mine")
+    store = Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    filled(store)
+    Store(tmp_path).verify(KEY)
 
 
 # Integrity
@@ -435,7 +495,7 @@ def fill(store):
     lines = done.stdout.splitlines()
     assert len(lines) == 3 and done.stderr == ""
     assert all(line.startswith("paths.store: a file would be larger than the limit for files") for line in lines)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [MARK]
 
 
 # Results

@@ -25,6 +25,7 @@ from edgemin.errors import UserError
 from edgemin.measure.runtime import Measure
 from edgemin.report import interaction, schema, write
 from edgemin.store import artifacts as store
+from edgemin.store.memo import Memo
 from edgemin.study import pipeline, scoring
 
 Run = dict[str, Any]
@@ -463,7 +464,7 @@ def test_architectures_alone_need_no_data(tmp_path: Path) -> None:
 
 def test_whatever_may_take_minutes_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    splits._kept.cache_clear()  # the jobs of a process read equal data once
+    monkeypatch.setattr(splits, "_known", Memo())  # the jobs of a process read equal data once
 
     def open_line(board: Any, line: progress.Line, *where: Any) -> None:
         board.lines.append(line)

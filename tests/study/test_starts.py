@@ -19,7 +19,8 @@ from edgemin.data.splits import load
 from edgemin.encoder import building, parts, shapes, slicing
 from edgemin.errors import UserError
 from edgemin.quantization import torch_layers as dynamic
-from edgemin.store.artifacts import Store, content_key
+from edgemin.store.artifacts import Store
+from edgemin.store.content import content_key
 from edgemin.study import starts
 from edgemin.study.nodes import Plan, Study
 from edgemin.study.order import RowSpec
