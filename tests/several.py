@@ -76,7 +76,7 @@ class Watch(pl.Callback):
         self.into = into
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        seen = {name: float(value) for name, value in pl_module.recorded.items()}
+        seen = {name: float(read()) for name, read in pl_module.recorded.items()}
         self.into.append(seen | {"phase": pl_module.phase, "batch": batch_idx})
 
 

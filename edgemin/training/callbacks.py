@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from edgemin.errors import UserError
 from edgemin.evaluate import evaluate, primary_metric
 from edgemin.processes import ranks, stopping
 from edgemin.progress import live_line
-from edgemin.store.disk import write_atomically
+from edgemin.store.disk import replacing, write_atomically
 from edgemin.training.stage import Stage
 
 _TRAIN_ANEW = "delete its directory to train the stage from its start"
@@ -72,6 +72,9 @@ def restore(stage: Stage, saved: dict[str, Any], path: Path) -> None:
 
 
 RECORD_STEPS = 10  # between two points of a curve
+# Between two votes of several processes on whether to save or to stop, as each makes all wait for the slowest. Not
+# more: of the half minute that a scheduler gives a job to stop (SLURM's 30 s), some must be left for the checkpoint.
+VOTE_STEPS = 5
 HOLDOUT = "holdout_"
 
 # One point of a stage's curves: the fit, its optimizer step, what was logged there.
@@ -85,6 +88,33 @@ class Spent:
 
     began: float
     steps: int = 0
+
+
+def check_losses(stage: Stage) -> None:
+    """Refuse a loss that is not finite, of the batches since the last call; of several processes all call it together.
+
+    To look at a loss is to wait for its device and for the other processes. So a fit looks where it waits anyway:
+    before it records, scores or saves anything, and after its last batch.
+
+    Raises:
+        SharedError: the first such loss, by its step and batch.
+    """
+    if not stage.losses:
+        return
+    batches, losses = list(stage.losses), ranks.mean(torch.stack(list(stage.losses.values())))
+    stage.losses = {}
+    wrong = torch.nonzero(~torch.isfinite(losses))
+    if not len(wrong):
+        return
+    batch, value = batches[int(wrong[0])], float(losses[wrong[0]])
+    step = batch // stage.trainer.accumulate_grad_batches + 1
+    name, fits = stage.name.rpartition("/")[2], stage.phases()
+    where = f"step {step}, batch {batch + 1}" + (f", of fit {stage.phase + 1}" if len(fits) > 1 else "")
+    raise ranks.SharedError(
+        f"{name}.{stage.learning_rate_key}: the loss of {stage.name} became {value} at {where}; try less than "
+        f"{fits[stage.phase].learning_rate:g}, a longer {name}.warmup or trainer.precision=32; what was computed "
+        "before is kept"
+    )
 
 
 class Checkpoint(pl.Callback):
@@ -107,12 +137,15 @@ class Checkpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time to, or when the run was told to stop; in the second case end it."""
+        assert isinstance(pl_module, Stage)
         self.batch = batch_idx + 1
-        if self.batch % trainer.accumulate_grad_batches or self.batch == len(self.batches):
+        if self.batch == len(self.batches):
+            check_losses(pl_module)  # the fit saves at its end
+        step, inside = divmod(self.batch, trainer.accumulate_grad_batches)
+        if self.batch == len(self.batches) or inside or (ranks.world() > 1 and step % VOTE_STEPS):
             return
         stop, due = ranks.from_main(lambda: (code := stopping.asked(), self._is_due(pl_module, code)))
         if due:
-            assert isinstance(pl_module, Stage)
             self.save(trainer, pl_module, done=False)
         if stop is not None:  # also where another process alone got the signal
             raise stopping.Stopped(stop)
@@ -124,12 +157,11 @@ class Checkpoint(pl.Callback):
         return all(bool(parameter.isfinite().all()) for parameter in stage.parameters())
 
     def save(self, trainer: pl.Trainer, stage: Stage, *, done: bool) -> None:
-        """Save now; `done` says that the fit has had its last batch."""
+        """Save now, unless a loss was not finite; `done` says that the fit has had its last batch."""
+        check_losses(stage)
         self.done = done
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if ranks.is_main():
-            os.replace(temporary, self.path)
+        with replacing(self.path) if ranks.is_main() else nullcontext(self.path) as temporary:
+            trainer.save_checkpoint(temporary)  # all take part, the first writes
         self._last = time.monotonic()
 
     def on_save_checkpoint(
@@ -179,7 +211,8 @@ class Record(pl.Callback):
         logged, pl_module.recorded = pl_module.recorded, {}
         of_step, self._of_step = self._of_step, {}
         if "gradient_norm" in of_step or any(name.startswith(HOLDOUT) for name in logged):
-            values = {name: float(value) for name, value in logged.items()}
+            check_losses(pl_module)
+            values = {name: float(read()) for name, read in logged.items()}
             self.points.append((pl_module.fit_name, int(trainer.global_step), values | of_step))
             if self.send is not None:
                 self.send(pl_module.fit_name, values | of_step, int(trainer.global_step))
@@ -206,6 +239,7 @@ class EarlyStop(pl.Callback):
         if (batch_idx + 1) % self.every:
             return
         assert isinstance(pl_module, Stage)
+        check_losses(pl_module)
         data, classes = pl_module.data, len(pl_module.data.labels)
         name = primary_metric(data.regression, classes, data.splits.task.metrics)
         score = ranks.from_main(lambda: self._score(pl_module, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -62,7 +62,9 @@ class Stage(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
-        self.recorded: dict[str, Tensor] = {}  # what was logged since the last batch ended
+        # what was logged since the last batch ended; of several processes all must read a value, to form its mean
+        self.recorded: dict[str, Callable[[], Tensor]] = {}
+        self.losses: dict[int, Tensor] = {}  # by batch, since `edgemin.training.callbacks.check_losses` looked
         self.findings: dict[str, Any] = {}  # what it found out besides the model, for run.json
         self.max_drop: float | None = None  # how much worse than what it was given its result may be, as a fraction
         self.name = type(self).__name__  # in messages; a run gives its path
@@ -245,27 +247,19 @@ class Stage(pl.LightningModule):
         loss = self.loss(own)
         if self._share is not None:
             loss = self._share * loss
-        seen = ranks.mean(loss.detach())
-        if not torch.isfinite(seen):
-            step = batch_idx // self.trainer.accumulate_grad_batches + 1
-            stage, fits = self.name.rpartition("/")[2], self.phases()
-            where = f"step {step}, batch {batch_idx + 1}" + (f", of fit {self.phase + 1}" if len(fits) > 1 else "")
-            raise ranks.SharedError(
-                f"{stage}.{self.learning_rate_key}: the loss of {self.name} became {seen.item()} at {where}; try less "
-                f"than {fits[self.phase].learning_rate:g}, a longer {stage}.warmup or trainer.precision=32; what was "
-                "computed before is kept"
-            )
-        self.log("loss", seen)
+        own_loss = self.losses[batch_idx] = loss.detach()
+        self.recorded["loss"] = lambda: ranks.mean(own_loss)
         return loss
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log for the training curves; [`Record`][edgemin.training.callbacks.Record] keeps every tenth step."""
-        self.recorded[name] = torch.as_tensor(value).detach()
+        own = torch.as_tensor(value).detach()
+        self.recorded[name] = lambda: own
 
     def record(self, name: str, value: Tensor) -> None:
         """Log a mean over the examples of a batch; of several processes, each gives that of its part."""
-        own = value.detach()
-        self.log(name, own if self._share is None else ranks.mean(self._share * own))
+        own = value.detach() if self._share is None else self._share * value.detach()
+        self.recorded[name] = lambda: ranks.mean(own)
 
     def configure_optimizers(self) -> Any:
         """AdamW without weight decay on vectors and scales, with warm-up and decay per optimizer step."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +263,99 @@ def test_a_loss_that_is_not_finite_ends_the_fit_in_one_line(tmp_path: Path) -> N
         tiny.fit(Finetune(steps=1, **FIT), start, tiny.data(tmp_path), work=tmp_path, name="student/finetune")
 
 
+class Breaks(Finetune):
+    """Fine-tuning whose loss is not finite in some batches, counted from 1; its weights stay as they are."""
+
+    def __init__(self, batches: Sequence[int], value: float = torch.nan, **settings: Any) -> None:
+        super().__init__(**FIT | settings)
+        self.batches, self.value, self.batch = batches, value, 0
+
+    def loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        self.batch += 1
+        loss = super().loss(batch)
+        return loss * 0 + self.value if self.batch in self.batches else loss
+
+
+@pytest.mark.parametrize(
+    ("batches", "settings", "says", "saved"),
+    [
+        ([2], {"steps": 4}, "nan at step 2, batch 2;", 1),
+        ([4, 5, 9], {"steps": 30}, "nan at step 4, batch 4;", 3),
+        ([15], {"steps": 30, "value": -torch.inf}, "-inf at step 15, batch 15;", 14),
+        ([8], {"steps": 30, "accumulate": 3}, "nan at step 3, batch 8;", 6),
+        ([30], {"steps": 10, "accumulate": 3}, "nan at step 10, batch 30;", 27),
+    ],
+)
+def test_no_checkpoint_follows_a_loss_that_is_not_finite(
+    batches: list[int], settings: dict[str, Any], says: str, saved: int, tmp_path: Path
+) -> None:
+    """Whenever it was looked at: here a checkpoint is due after every step."""
+    with pytest.raises(UserError, match=rf"the loss of student/finetune became {re.escape(says)}"):
+        tiny.fit(
+            Breaks(batches, **settings),
+            tiny.model(),
+            tiny.data(tmp_path),
+            work=tmp_path,
+            seconds=0,
+            name="student/finetune",
+        )
+    assert torch.load(tmp_path / fitting.CHECKPOINT, weights_only=True)["edgemin"]["batch"] == saved
+
+
+@pytest.mark.parametrize("batch", [3, 12, 20])
+def test_a_loss_that_is_not_finite_is_neither_recorded_nor_scored(batch: int, tmp_path: Path) -> None:
+    sent: list[dict[str, float]] = []
+    trainer = fitting.Trainer(accelerator="cpu", precision=32)
+    with pytest.raises(UserError, match=f"became inf at step {batch}, batch {batch};"):
+        fitting.run(
+            Breaks([batch], torch.inf, epochs=5, steps=None, patience=5),
+            tiny.model(),
+            holdout_data(tmp_path),  # six batches an epoch
+            [],
+            seed=1,
+            trainer=trainer,
+            work=tmp_path,
+            send=lambda stage, values, step: sent.append(dict(values)),
+        )
+    assert all(math.isfinite(value) for values in sent for value in values.values())
+    assert (tmp_path / "best.ckpt").exists() == (batch > 6)
+    assert not (tmp_path / fitting.CHECKPOINT).exists()
+
+
+def test_losses_are_looked_at_where_the_fit_waits_anyway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[list[int]] = []
+
+    def look(stage: Stage) -> None:
+        if stage.losses:
+            looked.append(list(stage.losses))
+        check(stage)
+
+    check = callbacks.check_losses
+    monkeypatch.setattr(callbacks, "check_losses", look)
+    tiny.fit(Finetune(steps=25, **FIT), tiny.model(), tiny.data(tmp_path), work=tmp_path)
+    assert looked == [[0], [*range(1, 10)], [*range(10, 20)], [*range(20, 25)]]
+
+
+@pytest.mark.parametrize(("world", "votes"), [(1, 11), (2, 2)])
+def test_several_processes_vote_every_few_steps_and_one_looks_at_every_step(
+    world: int, votes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def from_main(action: Callable[[], Any]) -> Any:
+        asked.append(checkpoint.batch)
+        return action()
+
+    monkeypatch.setattr(callbacks.ranks, "world", lambda: world)
+    monkeypatch.setattr(callbacks.ranks, "from_main", from_main)
+    checkpoint = callbacks.Checkpoint(tmp_path / "last.ckpt", 1e9, range(24), callbacks.Spent(0.0), [])  # type: ignore[arg-type]
+    trainer = SimpleNamespace(accumulate_grad_batches=2)
+    for batch in range(24):
+        checkpoint.on_train_batch_end(trainer, Finetune(steps=1), None, None, batch)  # type: ignore[arg-type]
+    assert len(asked) == votes
+    assert asked[-1] == (22 if world == 1 else 2 * 2 * callbacks.VOTE_STEPS)
+
+
 # Early stopping
 
 
@@ -413,7 +509,7 @@ def test_a_checkpoint_is_written_between_optimizer_steps_only(tmp_path: Path) ->
         path = work / fitting.CHECKPOINT
         found = torch.load(path, weights_only=True)["edgemin"]["batch"] if path.exists() else None
         assert found == expected
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".writing-*"))
 
 
 class Norms(tiny.pl.Callback):
