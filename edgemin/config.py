@@ -134,7 +134,11 @@ def check_type(value: Any, annotation: Any, key: str) -> None:
 
 def is_text(value: str) -> bool:
     """Whether a string is text; one that was not decoded rightly holds halves of characters (lone surrogates)."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parts(value: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""What a plan is made of: a study, the nodes of its tree, the rows it prints."""
+"""The parts of a plan: the study that was asked for, the results it needs as a tree of nodes, the rows it prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgemin.training.stage import Shape, Stage
 
 @dataclass(frozen=True)
 class Study:
-    """All that a plan is made of.
+    """What a job asks for, read and checked: all that a plan is made of.
 
     Attributes:
         settings: the whole resolved configuration; a stage's name is a key of it.
@@ -51,6 +51,14 @@ class Node:
         key: its address in the store.
         content: what the key was made of; kept in the provenance.
         settings: the stage's resolved configuration, or the root's.
+        start: the named model that its path begins with.
+        shape: what planning knows of the model after its last stage.
+        seed: of its last stage, or of a root's random weights.
+        head_trained: whether the head has been trained on the task.
+        final: nothing can be trained or pruned after it (torch's dynamic INT8).
+        head_stale: the encoder was trained since the head was.
+        parent: the node that its last stage is given; for a root, the model of the study that it is cut from.
+        teachers: the nodes that its last stage learns from.
     """
 
     path: str
@@ -61,7 +69,7 @@ class Node:
     shape: Shape
     seed: int
     head_trained: bool
-    head_stale: bool = False  #: the encoder was trained since the head was
+    head_stale: bool = False
     parent: Node | None = None
     teachers: tuple[Node, ...] = ()
 
@@ -90,7 +98,13 @@ class Row:
 
 @dataclass
 class Plan:
-    """What to do, in an order in which it can be done."""
+    """What a job needs.
+
+    Attributes:
+        nodes: every result, after those that it is made from.
+        rows: what is printed.
+        notes: what the user should know before anything runs.
+    """
 
     nodes: list[Node]
     rows: list[Row]

@@ -1,4 +1,4 @@
-"""Executes a plan: makes every node that is not stored."""
+"""Executes a plan: every node that the store does not hold is computed and stored, parents and teachers first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgemin.training.stage import Stage
 
 @dataclass
 class Done:
-    """How a node came to be in this run."""
+    """What a job did about one node, for ``run.json``: found it stored, or trained it for so many seconds and steps."""
 
     path: str
     key: str
@@ -39,7 +39,7 @@ class Done:
 
 
 class Pipeline:
-    """One job's execution.
+    """Computes and stores what one job needs.
 
     Of several processes the first decides and writes; the others train along, each for its part of a batch.
 
@@ -57,7 +57,10 @@ class Pipeline:
     # -- training ----------------------------------------------------------------------------------
 
     def train(self) -> list[Done]:
-        """Make every node of the plan that the store does not have; a killed one goes on from its last checkpoint."""
+        """Compute every node of the plan that is not stored; one that was interrupted goes on from its checkpoint.
+
+        A node that is stored is compared with its checksums, and its training curves are sent to the tracker again.
+        """
         return [self._ensure(node) for node in self.plan.nodes]
 
     def _ensure(self, node: Node) -> Done:

@@ -1,4 +1,7 @@
-"""Scores, judges and measures the rows of a plan, from what lies on disk."""
+"""Scores and measures the rows of a plan, each from its artifact reloaded from disk, and judges what a stage cost.
+
+Every result is kept in the store under what decides it, so that a job that is run again computes none of them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,17 @@ MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.ar
 
 @dataclass
 class Scored:
-    """What is known of one artifact after scoring and measuring."""
+    """What is known of one artifact after scoring and measuring.
+
+    Attributes:
+        metrics: by task, split and name.
+        cost: parameters, bytes, operations; latency and energy where they were measured.
+        predictions: the file of logits and labels, by ``<task>.<split>``.
+        notes: what a reader of its row must know.
+        findings: what its last stage found out besides the model.
+        gate: the comparison with the model it was made from (:func:`edgemin.study.gate.compare`), where one was asked.
+        collapsed: by task and split, the one answer that it gives to all examples, where it does.
+    """
 
     metrics: dict[str, dict[str, dict[str, float]]]
     cost: dict[str, Any]
@@ -52,7 +65,7 @@ class Scored:
 
 
 class Scoring:
-    """The rows of one job; the first of several processes has it alone.
+    """Scores and measures the rows of one job; of several processes the first alone does.
 
     Args:
         study: what was asked for.
@@ -65,7 +78,15 @@ class Scoring:
         self.study, self.plan, self.store, self.data = study, plan, store, data
 
     def rows(self, transfer: Mapping[str, Splits], settings: Measure | None) -> dict[str, Scored]:
-        """Reload every row's artifact, evaluate it, and measure all of them against each other; by key."""
+        """Evaluate the artifact of every row, then measure all of them in turns.
+
+        Args:
+            transfer: further tasks to score them on, which they were not trained for, by name.
+            settings: how to measure; ``None`` measures nothing.
+
+        Returns:
+            What was found, by the artifact's key.
+        """
         nodes = {row.node.key: row.node for row in self.plan.rows}
         length = settings.length if settings is not None else 128
         scored = {}
@@ -146,21 +167,39 @@ class Scoring:
         before = _Lazy(self.store.path(parent.key))
         _, answers = self._evaluate(node, cached, splits, split, transfer=False)
         _, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
-        metric, kept = _primary(splits), load_file(answers)
-        labels, regression = torch.from_numpy(kept["labels"]), splits.task.regression
-
-        def scored(logits: gate.Answers) -> float:
-            classes = len(splits.labels)
-            return score(torch.from_numpy(logits), labels, [metric], regression=regression, classes=classes)[metric]
-
-        collapsed = _collapsed(splits, answers) is not None
-        with live_line(f"{node.path}  comparing with {parent.path}"):
-            logits_before = load_file(answers_before)["logits"]
-            compared = gate.compare(scored, logits_before, kept["logits"], allowed, collapsed=collapsed)
+        compared = self._compare(node, splits, answers_before, answers, allowed)
         if not compared["passed"]:
             compared["worst"] = self._worst(node, parent, before, cached)
         where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}
-        return {**where, "metric": metric, **compared}
+        return {**where, "metric": _primary(splits), **compared}
+
+    def _compare(self, node: Node, splits: Splits, before: Path, after: Path, allowed: float) -> dict[str, Any]:
+        """The answers of a model against those of the one it was made from, both as :meth:`_evaluate` keeps them."""
+        metric, collapsed = _primary(splits), _collapsed(splits, after) is not None
+        key = content_key(
+            {
+                "evaluations": [before.stem, after.stem],  # their keys
+                "metric": metric,
+                "max_drop": allowed,
+                "collapsed": collapsed,
+                "code": code_digest("edgemin.study.gate", "edgemin.evaluate"),
+                "versions": releases("torch"),
+            }
+        )
+        kept = self.store.result("gate", key)
+        if kept is not None:
+            return kept
+        answers, regression = load_file(after), splits.task.regression
+        labels, classes = torch.from_numpy(answers["labels"]), len(splits.labels)
+
+        def scored(logits: gate.Answers) -> float:
+            return score(torch.from_numpy(logits), labels, [metric], regression=regression, classes=classes)[metric]
+
+        with live_line(f"{node.path}  comparing with what it was made from"):
+            logits_before = load_file(before)["logits"]
+            compared = gate.compare(scored, logits_before, answers["logits"], allowed, collapsed=collapsed)
+        self.store.keep_result("gate", key, compared)
+        return compared
 
     def _worst(self, node: Node, parent: Node, before: _Lazy, after: _Lazy) -> list[dict[str, Any]]:
         """The layers that do most damage, each alone in the place of the parent's."""
@@ -176,14 +215,14 @@ class Scoring:
                 "versions": releases("torch"),
             }
         )
-        kept = self.store.result("gate", key)
+        kept = self.store.result("damage", key)
         if kept is None:
             encoded = self.data.of(node.start).evaluation[split]
             chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
             batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
             with _machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
                 kept = {"worst": gate.blame(before.model, after.model, batches)[: gate.NAMED]}
-            self.store.keep_result("gate", key, kept)
+            self.store.keep_result("damage", key, kept)
         return list(kept["worst"])
 
     def _static(self, node: Node, cached: _Lazy, length: int) -> dict[str, Any]:

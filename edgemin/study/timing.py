@@ -1,4 +1,7 @@
-"""How long a stage may take: by the seconds per step of like stages in the store, trained on a like machine."""
+"""How long a stage will take, estimated from stages of the same kind that the store holds.
+
+Only stages that were trained on a machine like this one, with as many threads, are compared.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ Size = tuple[int, int]
 
 
 def signature(node: Node) -> str:
-    """What stages have in common whose steps take equally long: method, batch, lengths, precision, models' sizes."""
+    """A text that is equal for stages whose steps should take equally long.
+
+    It holds the method, the batch size, the longest input, the precision, and the sizes of the model and its teachers.
+    """
     assert node.parent is not None
     sizes = [(model.shape.layers, model.shape.hidden) for model in (node.parent, *node.teachers)]
     return _signature(node.content, sizes)
@@ -35,17 +41,22 @@ def _signature(content: Mapping[str, Any], sizes: Sequence[Size]) -> str:
 
 
 class Timings:
-    """What the stages in a store took.
+    """How long the stages in a store took to train.
 
     Args:
-        store: where artifacts lie; a damaged one tells nothing.
+        store: its artifacts are read when the first estimate is asked for; a damaged one is passed over.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def estimate(self, signature: str, steps: int) -> float | None:
-        """Seconds for so many steps of a stage; ``None`` where no like stage was trained here."""
+        """Seconds for a stage, or ``None`` where no stage of its kind was trained on such a machine.
+
+        Args:
+            signature: of the stage, from :func:`signature`.
+            steps: that it trains; 0 for a stage that trains nothing, which is compared with such stages only.
+        """
         found = [(done, seconds) for done, seconds in self._found.get(signature, []) if bool(done) == bool(steps)]
         if not found:
             return None
