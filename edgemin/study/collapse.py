@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch.nn import functional
 
+from edgemin.data.splits import Splits
+from edgemin.data.task import checked_metrics
 from edgemin.evaluate import is_constant, score
+
+
+def of_predictions(splits: Splits, predictions: Path) -> dict[str, Any] | None:
+    """What the model always answers that a file of predictions comes from, as :func:`find` has it.
+
+    Args:
+        splits: of the task that was answered.
+        predictions: ``logits`` and ``labels`` in safetensors.
+    """
+    task, kept = splits.task, load_file(predictions)
+    metrics = checked_metrics(task.metrics, regression=task.regression, classes=len(splits.labels))
+    return find(kept["logits"], kept["labels"], regression=task.regression, names=splits.labels, metrics=metrics)
 
 
 def find(

@@ -24,41 +24,6 @@ _EXCHANGES = 999
 _ROUNDING = 1e-6  #: metrics are computed in single precision: 0.90 less 0.89 may come out above 0.01
 
 
-def compare(
-    scored: Callable[[Answers], float], before: Answers, after: Answers, max_drop: float, *, collapsed: bool = False
-) -> dict[str, Any]:
-    """One model against the one it was made from, on the same sentences.
-
-    Args:
-        scored: the metric of some answers.
-        before: ``[N, C]``, the answers of the model it was made from.
-        after: ``[N, C]``, its own, in the same order.
-        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one by :func:`chance`.
-        collapsed: whether it gives one answer to every sentence; that never passes.
-
-    Returns:
-        ``parent_value``, ``value``, ``drop`` (the first less the second), ``max_drop``, ``chance`` (``None`` where no
-        more was lost than may be), ``passed``, ``collapsed``; ``agreement`` (share of the sentences with the same
-        answer) and ``flips`` (number of the others), both ``None`` for a regression; ``examples``.
-    """
-    theirs, own = scored(before), scored(after)
-    lost = not theirs - own <= max_drop + _ROUNDING  # what is not a number is lost
-    by_chance = chance(scored, before, after) if lost else None
-    flips = int((before.argmax(1) != after.argmax(1)).sum()) if after.shape[1] > 1 else None
-    return {
-        "parent_value": theirs,
-        "value": own,
-        "drop": theirs - own,
-        "max_drop": max_drop,
-        "chance": by_chance,
-        "passed": not collapsed and (by_chance is None or by_chance > CHANCE),
-        "collapsed": collapsed,
-        "agreement": None if flips is None else 1 - flips / len(after),
-        "flips": flips,
-        "examples": len(after),
-    }
-
-
 def chance(scored: Callable[[Answers], float], before: Answers, after: Answers) -> float:
     """How often a loss as large comes about where it does not matter which of two models gave an answer.
 
@@ -81,6 +46,48 @@ def chance(scored: Callable[[Answers], float], before: Answers, after: Answers) 
         loss = scored(np.where(exchanged, after, before)) - scored(np.where(exchanged, before, after))
         as_large += loss >= drop
     return (as_large + 1) / (_EXCHANGES + 1)
+
+
+def compare(
+    scored: Callable[[Answers], float],
+    before: Answers,
+    after: Answers,
+    max_drop: float,
+    *,
+    collapsed: bool = False,
+    chance: Callable[[Callable[[Answers], float], Answers, Answers], float] = chance,
+) -> dict[str, Any]:
+    """One model against the one it was made from, on the same sentences.
+
+    Args:
+        scored: the metric of some answers.
+        before: ``[N, C]``, the answers of the model it was made from.
+        after: ``[N, C]``, its own, in the same order.
+        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one by :func:`chance`.
+        collapsed: whether it gives one answer to every sentence; that never passes.
+        chance: :func:`chance`, or what knows its result already.
+
+    Returns:
+        ``parent_value``, ``value``, ``drop`` (the first less the second), ``max_drop``, ``chance`` (``None`` where no
+        more was lost than may be), ``passed``, ``collapsed``; ``agreement`` (share of the sentences with the same
+        answer) and ``flips`` (number of the others), both ``None`` for a regression; ``examples``.
+    """
+    theirs, own = scored(before), scored(after)
+    lost = not theirs - own <= max_drop + _ROUNDING  # what is not a number is lost
+    by_chance = chance(scored, before, after) if lost else None
+    flips = int((before.argmax(1) != after.argmax(1)).sum()) if after.shape[1] > 1 else None
+    return {
+        "parent_value": theirs,
+        "value": own,
+        "drop": theirs - own,
+        "max_drop": max_drop,
+        "chance": by_chance,
+        "passed": not collapsed and (by_chance is None or by_chance > CHANCE),
+        "collapsed": collapsed,
+        "agreement": None if flips is None else 1 - flips / len(after),
+        "flips": flips,
+        "examples": len(after),
+    }
 
 
 @torch.no_grad()

@@ -55,7 +55,6 @@ class Node:
         shape: what planning knows of the model after its last stage.
         seed: of its last stage, or of a root's random weights.
         head_trained: whether the head has been trained on the task.
-        final: nothing can be trained or pruned after it (torch's dynamic INT8).
         head_stale: the encoder was trained since the head was.
         parent: the node that its last stage is given; for a root, the model of the study that it is cut from.
         teachers: the nodes that its last stage learns from.

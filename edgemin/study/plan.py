@@ -127,7 +127,7 @@ class _Planner:
             quantized=start.shape.quantized or (giver.shape.quantized if giver is not None else None),
         )
         content = start.content(self.study.splits, parent.key if parent else None)
-        content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(shape.quantized)), "versions": _versions()}
+        content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(shape.quantized)), "versions": releases(*KEYED)}
         trained = start.own_labels or (giver is not None and giver.head_trained)
         if start.own_labels and start.generic_labels:
             self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")

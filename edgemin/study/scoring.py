@@ -5,6 +5,7 @@ Every result is kept in the store under what decides it, so that a job that is r
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -19,7 +20,6 @@ from transformers import PreTrainedModel
 
 from edgemin import artifact
 from edgemin.data.splits import Splits
-from edgemin.data.task import checked_metrics
 from edgemin.encoder import quantized
 from edgemin.evaluate import evaluate, primary_metric, score
 from edgemin.measure.cost import RUNTIME, static_cost
@@ -102,7 +102,7 @@ class Scoring:
                 for split in splits.evaluation:
                     metrics[name][split], answers = self._evaluate(node, cached, splits, split, name not in own)
                     predictions[f"{name}.{split}"] = answers
-                    if (found := _collapsed(splits, answers)) is not None:
+                    if (found := collapse.of_predictions(splits, answers)) is not None:
                         collapsed.setdefault(name, {})[split] = found
             cost = self._static(node, cached, length)
             provenance = artifact.read_provenance(path)
@@ -167,39 +167,37 @@ class Scoring:
         before = _Lazy(self.store.path(parent.key))
         _, answers = self._evaluate(node, cached, splits, split, transfer=False)
         _, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
-        compared = self._compare(node, splits, answers_before, answers, allowed)
+        metric, kept = _primary(splits), load_file(answers)
+        labels, regression = torch.from_numpy(kept["labels"]), splits.task.regression
+
+        def scored(logits: gate.Answers) -> float:
+            classes = len(splits.labels)
+            return score(torch.from_numpy(logits), labels, [metric], regression=regression, classes=classes)[metric]
+
+        compared = gate.compare(
+            scored,
+            load_file(answers_before)["logits"],
+            kept["logits"],
+            allowed,
+            collapsed=collapse.of_predictions(splits, answers) is not None,
+            chance=functools.partial(self._chance, node, metric, [answers_before.stem, answers.stem]),
+        )
         if not compared["passed"]:
             compared["worst"] = self._worst(node, parent, before, cached)
         where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}
-        return {**where, "metric": _primary(splits), **compared}
+        return {**where, "metric": metric, **compared}
 
-    def _compare(self, node: Node, splits: Splits, before: Path, after: Path, allowed: float) -> dict[str, Any]:
-        """The answers of a model against those of the one it was made from, both as :meth:`_evaluate` keeps them."""
-        metric, collapsed = _primary(splits), _collapsed(splits, after) is not None
-        key = content_key(
-            {
-                "evaluations": [before.stem, after.stem],  # their keys
-                "metric": metric,
-                "max_drop": allowed,
-                "collapsed": collapsed,
-                "code": code_digest("edgemin.study.gate", "edgemin.evaluate"),
-                "versions": releases("torch"),
-            }
-        )
-        kept = self.store.result("gate", key)
-        if kept is not None:
-            return kept
-        answers, regression = load_file(after), splits.task.regression
-        labels, classes = torch.from_numpy(answers["labels"]), len(splits.labels)
-
-        def scored(logits: gate.Answers) -> float:
-            return score(torch.from_numpy(logits), labels, [metric], regression=regression, classes=classes)[metric]
-
-        with live_line(f"{node.path}  comparing with what it was made from"):
-            logits_before = load_file(before)["logits"]
-            compared = gate.compare(scored, logits_before, answers["logits"], allowed, collapsed=collapsed)
-        self.store.keep_result("gate", key, compared)
-        return compared
+    def _chance(self, node: Node, metric: str, evaluations: list[str], *compared: Any) -> float:
+        """:func:`edgemin.study.gate.chance`, which scores a thousand times, of the answers of two evaluations."""
+        code = code_digest("edgemin.study.gate", "edgemin.evaluate")
+        content = {"evaluations": evaluations, "metric": metric, "code": code, "versions": releases("torch")}
+        key = content_key(content)
+        kept = self.store.result("chance", key)
+        if kept is None:
+            with live_line(f"{node.path}  comparing with what it was made from"):
+                kept = {"chance": gate.chance(*compared)}
+            self.store.keep_result("chance", key, kept)
+        return float(kept["chance"])
 
     def _worst(self, node: Node, parent: Node, before: _Lazy, after: _Lazy) -> list[dict[str, Any]]:
         """The layers that do most damage, each alone in the place of the parent's."""
@@ -215,14 +213,14 @@ class Scoring:
                 "versions": releases("torch"),
             }
         )
-        kept = self.store.result("damage", key)
+        kept = self.store.result("gate", key)
         if kept is None:
             encoded = self.data.of(node.start).evaluation[split]
             chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
             batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
             with _machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
                 kept = {"worst": gate.blame(before.model, after.model, batches)[: gate.NAMED]}
-            self.store.keep_result("damage", key, kept)
+            self.store.keep_result("gate", key, kept)
         return list(kept["worst"])
 
     def _static(self, node: Node, cached: _Lazy, length: int) -> dict[str, Any]:
@@ -285,15 +283,6 @@ class Scoring:
 
 def _primary(splits: Splits) -> str:
     return primary_metric(splits.task.regression, len(splits.labels), splits.task.metrics)
-
-
-def _collapsed(splits: Splits, predictions: Path) -> dict[str, Any] | None:
-    """What the model that made these predictions always answers, if it does."""
-    task, kept = splits.task, load_file(predictions)
-    metrics = checked_metrics(task.metrics, regression=task.regression, classes=len(splits.labels))
-    return collapse.find(
-        kept["logits"], kept["labels"], regression=task.regression, names=splits.labels, metrics=metrics
-    )
 
 
 def _warned(
