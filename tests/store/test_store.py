@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -190,6 +191,21 @@ def test_verify_names_what_is_damaged_and_what_to_do(store: Store, change: Calla
     store.verify(KEY)
     change(folder)
     with pytest.raises(UserError, match=f"^artifact [^\n]*{says}[^\n]*; delete the directory to compute it again$"):
+        store.verify(KEY)
+
+
+def test_an_artifact_is_read_once_while_it_stays_as_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = filled(store), []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: (read.append(file.name), digest(file, name))[1])
+    for path in folder.rglob("*.*"):
+        os.utime(path, (0, 0))
+    for _ in range(3):
+        store.verify(KEY)
+    assert len(read) == 2
+    flip(folder / "model.safetensors")
+    os.utime(folder / "model.safetensors", (0, 0))
+    with pytest.raises(UserError, match="model.safetensors differs from its checksum"):
         store.verify(KEY)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,7 +82,9 @@ def test_a_sweep_reads_its_data_once(command: Command, monkeypatch: pytest.Monke
     (tmp_path / "files").mkdir()
     for split in ("train", "validation"):
         lines = [f"{word} {number},{label}" for number in range(9) for word, label in (("good", "p"), ("bad", "n"))]
-        (tmp_path / "files" / f"{split}.csv").write_text("\n".join(["text,label", *lines]))
+        file = tmp_path / "files" / f"{split}.csv"
+        file.write_text("\n".join(["text,label", *lines]))
+        os.utime(file, (0, 0))  # what is a moment old may change again, and is not remembered
     own = ["task=custom", f"task.path={tmp_path / 'files'}", "task.max_length=16"]
     done = command(*own, SHORT, "seed=1,2,3", flags=("-m",))
     assert (done.code, done.err) == (0, "")
