@@ -205,7 +205,7 @@ def test_an_artifact_is_read_once_while_it_stays_as_it_is(store: Store, monkeypa
     assert len(read) == 2
     flip(folder / "model.safetensors")
     os.utime(folder / "model.safetensors", (0, 0))
-    with pytest.raises(UserError, match="model.safetensors differs from its checksum"):
+    with pytest.raises(UserError, match=r"model\.safetensors differs from its checksum"):
         store.verify(KEY)
 
 
