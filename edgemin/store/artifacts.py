@@ -1,8 +1,8 @@
 """The content-addressed store: what was computed once is never computed again, and what is there is whole.
 
-Layout below ``paths.store``::
+Layout below `paths.store`:
 
-    .format           the format of all that lies beside it: made before anything else, see :data:`FORMAT`
+    .format           the format of all that lies beside it: made before anything else, see `FORMAT`
     <key>/            an artifact with its training curves, committed: complete, checksummed, never changed again
     .work/<key>/      checkpoints of a stage that is running or was killed
     .locks/<key>      one per key: who holds it computes, the others wait
@@ -11,7 +11,7 @@ Layout below ``paths.store``::
 
 A commit writes into a temporary directory, syncs it and renames it: there is no moment at which a half-written
 artifact has its name. Reading makes nothing and locks nothing, so that a store may belong to another user: what is
-new and can be made again goes below ``paths.outputs`` then (``.results`` and ``.tokens`` there).
+new and can be made again goes below `paths.outputs` then (`.results` and `.tokens` there).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edgemin.store.lock import Lock
 
 MANIFEST = "manifest.json"
 MARK = ".format"
-#: Raised whenever code of today would misread what code of before has stored.
+# Raised whenever code of today would misread what code of before has stored.
 FORMAT = "2"
 _OWN = (".work", ".locks", ".results", ".tokens")
 
@@ -43,8 +43,8 @@ class Store:
     """Artifacts and results under content keys.
 
     Args:
-        root: ``paths.store``; made when something is written into it.
-        outputs: ``paths.outputs``, where new results go that may not be written into the store.
+        root: `paths.store`; made when something is written into it.
+        outputs: `paths.outputs`, where new results go that may not be written into the store.
 
     Attributes:
         tokens: token ids and what teachers say of them.
@@ -169,7 +169,7 @@ class Store:
 
     @contextmanager
     def commit(self, key: str) -> Iterator[Path]:
-        """Give a temporary directory to fill; left without an error it becomes the artifact of ``key``, all at once.
+        """Give a temporary directory to fill; left without an error it becomes the artifact of `key`, all at once.
 
         Raises:
             UserError: the disk is full or cannot be written; nothing half-written stays, checkpoints do.
@@ -192,7 +192,7 @@ class Store:
         shutil.rmtree(self.work_path(key), ignore_errors=True)
 
     def result(self, kind: str, key: str) -> dict[str, Any] | None:
-        """A result kept earlier, or ``None``. A damaged one counts as absent: it is cheap to make again."""
+        """A result kept earlier, or `None`. A damaged one counts as absent: it is cheap to make again."""
         path = self.results.find(f"{kind}/{key}.json")
         return None if path is None else read_object(path)
 

@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 
 class Cache:
-    """Files that can be made again, each with its SHA-256 in ``<name>.sha256`` beside it.
+    """Files that can be made again, each with its SHA-256 in `<name>.sha256` beside it.
 
     A file that is damaged, or whose checksum is missing, counts as absent, so that whoever needs it makes it again.
 
     Args:
-        first: directory, part of ``paths.store``, where files are looked for and made.
-        spare: directory, part of ``paths.outputs``, for files that may not be written into the first.
+        first: directory, part of `paths.store`, where files are looked for and made.
+        spare: directory, part of `paths.outputs`, for files that may not be written into the first.
         begin: called before anything is written into the first, to make the store that it is a part of.
     """
 

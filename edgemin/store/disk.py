@@ -12,8 +12,8 @@ from pathlib import Path
 
 from edgemin.errors import UserError
 
-STORE, OUTPUTS = "paths.store", "paths.outputs"  #: the settings that a refusal names
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  #: what another place may still allow
+STORE, OUTPUTS = "paths.store", "paths.outputs"  # the settings that a refusal names
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # what another place may still allow
 _IN_THE_WAY = "a file stands where a directory is needed"
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -40,7 +40,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write; left without an error it becomes ``path``, all at once.
+    """Give a temporary file to write; left without an error it becomes `path`, all at once.
 
     Its permissions are those of a new file, whatever the writer made of them (safetensors makes files that their owner
     alone may read).
@@ -108,5 +108,5 @@ def refusal(path: Path) -> str | None:
 
 
 def is_allowed(path: Path, mode: int) -> bool:
-    """Whether the effective user may read (``os.R_OK``), write or enter a path; on a read-only disk nobody writes."""
+    """Whether the effective user may read (`os.R_OK`), write or enter a path; on a read-only disk nobody writes."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

@@ -1,6 +1,6 @@
-"""A lock that several processes, of several users, may want: one file under ``flock``.
+"""A lock that several processes, of several users, may want: one file under `flock`.
 
-The kernel releases it when its holder dies, even by ``kill -9``, and knows who holds it; and it needs no more than the
+The kernel releases it when its holder dies, even by `kill -9`, and knows who holds it; and it needs no more than the
 right to read the file.
 """
 
@@ -23,7 +23,7 @@ class Lock:
 
     Args:
         path: made where it is missing, in a directory that exists; left there afterwards.
-        mode: permissions that a new file gets whatever the umask says; ``None`` leaves them to it.
+        mode: permissions that a new file gets whatever the umask says; `None` leaves them to it.
     """
 
     def __init__(self, path: Path, mode: int | None = None) -> None:
@@ -38,7 +38,7 @@ class Lock:
         Args:
             shared: beside others that take it so, else alone.
             wait: told of the file before it is waited for.
-            deadline: on the monotonic clock; ``None`` waits for as long as it takes.
+            deadline: on the monotonic clock; `None` waits for as long as it takes.
 
         Returns:
             Whether it was had before the deadline.
@@ -77,7 +77,7 @@ class Lock:
 
 
 def holders(path: Path, table: Path = Path("/proc/locks")) -> list[int]:
-    """The processes that hold a file under ``flock``, where the system says so (Linux), but for this one."""
+    """The processes that hold a file under `flock`, where the system says so (Linux), but for this one."""
     try:
         inode, lines = path.stat().st_ino, table.read_text().splitlines()
     except OSError:
@@ -108,7 +108,7 @@ def _flock(descriptor: int, shared: bool, wait: Callable[[], object], deadline: 
 
 
 def _open(path: Path, mode: int | None) -> int:
-    """Open a file that every user may lock. Never ``O_CREAT`` on an existing one: Linux forbids that in ``/tmp``."""
+    """Open a file that every user may lock. Never `O_CREAT` on an existing one: Linux forbids that in `/tmp`."""
     while True:
         with suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

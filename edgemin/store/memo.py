@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 State = tuple[str, int, int, int, int] | None
 
-#: A file may change twice within one tick of its file system's clock, which is up to two seconds long (FAT), and show
-#: the same time after both. What was read of so fresh a file is therefore not remembered yet.
+# A file may change twice within one tick of its file system's clock, which is up to two seconds long (FAT), and show
+# the same time after both. What was read of so fresh a file is therefore not remembered yet.
 _TICK_NS = 2_000_000_000
 
 
@@ -24,7 +24,7 @@ class Memo(Generic[T]):
     """Results of reading files, by whatever names them; one of other files than before takes the old one's place.
 
     Args:
-        most: how many are kept, those that were asked for last; all where ``None``.
+        most: how many are kept, those that were asked for last; all where `None`.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -32,7 +32,7 @@ class Memo(Generic[T]):
         self._known: dict[Hashable, tuple[tuple[State, ...], T]] = {}
 
     def of(self, key: Hashable, files: Iterable[Path], make: Callable[[], T]) -> T:
-        """What ``make`` returns, or returned before for this key and these files in the state in which they are now.
+        """What `make` returns, or returned before for this key and these files in the state in which they are now.
 
         Args:
             key: what is asked for, with all that decides it besides the contents of the files.

@@ -15,18 +15,18 @@ _PACKAGES = ("torch", "transformers", "pytorch-lightning", "datasets", "tokenize
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what decides results and times, with what tells builds of one release apart (``2.13.0+cpu``)."""
+    """Versions of what decides results and times, with what tells builds of one release apart (`2.13.0+cpu`)."""
     return {"edgemin": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def releases(*names: str) -> dict[str, str]:
-    """Some of :func:`versions` as they enter a key: without the build, as all builds of a release compute the same."""
+    """Some of `versions` as they enter a key: without the build, as all builds of a release compute the same."""
     return {name: versions()[name].partition("+")[0] for name in names}
 
 
 @cache
 def git_revision() -> str | None:
-    """The commit of the clone that the code runs from, with ``-dirty`` where it was changed; ``None`` outside one."""
+    """The commit of the clone that the code runs from, with `-dirty` where it was changed; `None` outside one."""
     git = shutil.which("git")
     if git is None:
         return None

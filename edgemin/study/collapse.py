@@ -18,11 +18,11 @@ from edgemin.evaluate import is_constant, score
 
 
 def of_predictions(splits: Splits, predictions: Path) -> dict[str, Any] | None:
-    """What the model always answers that a file of predictions comes from, as :func:`find` has it.
+    """What the model always answers that a file of predictions comes from, as `find` has it.
 
     Args:
         splits: of the task that was answered.
-        predictions: ``logits`` and ``labels`` in safetensors.
+        predictions: `logits` and `labels` in safetensors.
     """
     task, kept = splits.task, load_file(predictions)
     metrics = checked_metrics(task.metrics, regression=task.regression, classes=len(splits.labels))
@@ -47,9 +47,9 @@ def find(
         metrics: That the majority class is scored by.
 
     Returns:
-        ``None`` where answers differ, or all labels are equal: one answer may be right then. Else ``prediction``, the
-        name of a class or a number; and for classes ``majority``: the ``class`` that most examples have, and the
-        ``metrics`` of a model that always answers it.
+        `None` where answers differ, or all labels are equal: one answer may be right then. Else `prediction`, the
+        name of a class or a number; and for classes `majority`: the `class` that most examples have, and the
+        `metrics` of a model that always answers it.
     """
     answers, truth = torch.from_numpy(logits), torch.from_numpy(labels)
     predicted = answers[:, 0] if regression else answers.argmax(dim=1)
@@ -70,7 +70,7 @@ def sentence(found: Mapping[str, Any], metric: str, value: float, where: str) ->
     """What a reader of such a model's numbers must know.
 
     Args:
-        found: As :func:`find` returns it.
+        found: As `find` returns it.
         metric: The task's primary metric.
         value: The model's own.
         where: Task and split.

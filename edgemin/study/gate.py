@@ -15,28 +15,28 @@ from edgemin.encoder import quantized, taps
 from edgemin.progress import counted
 from edgemin.quantization.sensitivity import damage
 
-Answers = NDArray[np.float32]  #: logits
+Answers = NDArray[np.float32]  # logits
 
-SENTENCES = 64  #: of the scored split, that layers are blamed on
-NAMED = 5  #: layers that are named
-CHANCE = 0.05  #: a loss that comes about by chance more often is none
+SENTENCES = 64  # of the scored split, that layers are blamed on
+NAMED = 5  # layers that are named
+CHANCE = 0.05  # a loss that comes about by chance more often is none
 _EXCHANGES = 999
-_ROUNDING = 1e-6  #: metrics are computed in single precision: 0.90 less 0.89 may come out above 0.01
+_ROUNDING = 1e-6  # metrics are computed in single precision: 0.90 less 0.89 may come out above 0.01
 
 
 def chance(scored: Callable[[Answers], float], before: Answers, after: Answers) -> float:
     """How often a loss as large comes about where it does not matter which of two models gave an answer.
 
     A paired randomization test (Noreen 1989): sentence by sentence the two answers are exchanged or not, at random. It
-    takes any metric; fewer than five changed answers, even if all are for the worse, come out above :data:`CHANCE`.
+    takes any metric; fewer than five changed answers, even if all are for the worse, come out above `CHANCE`.
 
     Args:
         scored: the metric of some answers.
-        before: ``[N, C]``.
-        after: ``[N, C]``.
+        before: `[N, C]`.
+        after: `[N, C]`.
 
     Returns:
-        The share of exchanges that lose as much as ``after`` does, in (0, 1].
+        The share of exchanges that lose as much as `after` does, in (0, 1].
     """
     drawn = np.random.default_rng(0)
     drop = scored(before) - scored(after) - _ROUNDING
@@ -61,16 +61,16 @@ def compare(
 
     Args:
         scored: the metric of some answers.
-        before: ``[N, C]``, the answers of the model it was made from.
-        after: ``[N, C]``, its own, in the same order.
-        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one by :func:`chance`.
+        before: `[N, C]`, the answers of the model it was made from.
+        after: `[N, C]`, its own, in the same order.
+        max_drop: how much of the metric may be lost; a loss of just that passes, and so does one by `chance`.
         collapsed: whether it gives one answer to every sentence; that never passes.
-        chance: :func:`chance`, or what knows its result already.
+        chance: `chance`, or what knows its result already.
 
     Returns:
-        ``parent_value``, ``value``, ``drop`` (the first less the second), ``max_drop``, ``chance`` (``None`` where no
-        more was lost than may be), ``passed``, ``collapsed``; ``agreement`` (share of the sentences with the same
-        answer) and ``flips`` (number of the others), both ``None`` for a regression; ``examples``.
+        `parent_value`, `value`, `drop` (the first less the second), `max_drop`, `chance` (`None` where no
+        more was lost than may be), `passed`, `collapsed`; `agreement` (share of the sentences with the same
+        answer) and `flips` (number of the others), both `None` for a regression; `examples`.
     """
     theirs, own = scored(before), scored(after)
     lost = not theirs - own <= max_drop + _ROUNDING  # what is not a number is lost
@@ -96,7 +96,7 @@ def blame(
 ) -> list[dict[str, Any]]:
     """How much each quantized layer does to the answers when it alone takes its place in the model before.
 
-    Damage as :func:`edgemin.quantization.sensitivity.damage` has it.
+    Damage as [`damage`][edgemin.quantization.sensitivity.damage] has it.
 
     Args:
         parent: the model before, in full precision or not; left as it was.
@@ -104,7 +104,7 @@ def blame(
         batches: sentences.
 
     Returns:
-        ``layer`` and ``damage``, the worst first; without the layers that have no place of their shape in the parent.
+        `layer` and `damage`, the worst first; without the layers that have no place of their shape in the parent.
     """
     parent.eval()
     changed.eval()

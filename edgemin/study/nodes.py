@@ -26,8 +26,8 @@ class Study:
     Attributes:
         settings: the whole resolved configuration; a stage's name is a key of it.
         task: what is learnt.
-        splits: its data; ``None`` for ``task=none``.
-        roots: the models that paths start at, by name: ``teacher``, ``student`` and those the study adds.
+        splits: its data; `None` for `task=none`.
+        roots: the models that paths start at, by name: `teacher`, `student` and those the study adds.
         rows: what is printed.
         trainer: device and precision.
         seed: the run's.
@@ -47,7 +47,7 @@ class Node:
     """One result: a root (no stages), or a parent with one more stage.
 
     Attributes:
-        path: ``student/finetune/distill``.
+        path: `student/finetune/distill`.
         key: its address in the store.
         content: what the key was made of; kept in the provenance.
         settings: the stage's resolved configuration, or the root's.
@@ -79,7 +79,7 @@ class Node:
 
     @property
     def stage(self) -> str:
-        """The name of its last stage, or ``weights`` for a root."""
+        """The name of its last stage, or `weights` for a root."""
         return self.path.rpartition("/")[2] if "/" in self.path else "weights"
 
     def build_stage(self) -> Stage:

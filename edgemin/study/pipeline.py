@@ -28,7 +28,7 @@ from edgemin.training.stage import Stage
 
 @dataclass
 class Done:
-    """What a job did about one node, for ``run.json``: found it stored, or trained it for so many seconds and steps."""
+    """What a job did about one node, for `run.json`: found it stored, or trained it for so many seconds and steps."""
 
     path: str
     key: str

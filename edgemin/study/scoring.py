@@ -36,7 +36,7 @@ from edgemin.study.nodes import Node, Plan, Study, StudyData
 
 log = logging.getLogger(__name__)
 
-#: What decides an evaluation and a measurement, the providers of quantized layers apart.
+# What decides an evaluation and a measurement, the providers of quantized layers apart.
 EVALUATION_CODE = ("edgemin.evaluate", "edgemin.artifact")
 MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact")
 
@@ -48,10 +48,11 @@ class Scored:
     Attributes:
         metrics: by task, split and name.
         cost: parameters, bytes, operations; latency and energy where they were measured.
-        predictions: the file of logits and labels, by ``<task>.<split>``.
+        predictions: the file of logits and labels, by `<task>.<split>`.
         notes: what a reader of its row must know.
         findings: what its last stage found out besides the model.
-        gate: the comparison with the model it was made from (:func:`edgemin.study.gate.compare`), where one was asked.
+        gate: the comparison with the model it was made from ([`compare`][edgemin.study.gate.compare]), where it was
+            asked for.
         collapsed: by task and split, the one answer that it gives to all examples, where it does.
     """
 
@@ -82,7 +83,7 @@ class Scoring:
 
         Args:
             transfer: further tasks to score them on, which they were not trained for, by name.
-            settings: how to measure; ``None`` measures nothing.
+            settings: how to measure; `None` measures nothing.
 
         Returns:
             What was found, by the artifact's key.
@@ -188,7 +189,7 @@ class Scoring:
         return {**where, "metric": metric, **compared}
 
     def _chance(self, node: Node, metric: str, evaluations: list[str], *compared: Any) -> float:
-        """:func:`edgemin.study.gate.chance`, which scores a thousand times, of the answers of two evaluations."""
+        """[`chance`][edgemin.study.gate.chance], which scores a thousand times, of the answers of two evaluations."""
         code = code_digest("edgemin.study.gate", "edgemin.evaluate")
         content = {"evaluations": evaluations, "metric": metric, "code": code, "versions": releases("torch")}
         key = content_key(content)

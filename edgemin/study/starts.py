@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -258,7 +259,7 @@ def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits
     texts = [text for pair in splits.train.texts[:_PROBE] for text in pair] if splits is not None else []
     # Where no texts are at hand (a corpus), the tokenizers themselves are compared.
     same = (
-        mine.get_vocab() == theirs.get_vocab() and mine(texts)["input_ids"] == theirs(texts)["input_ids"]
+        mine.get_vocab() == theirs.get_vocab() and _tokens(mine, texts) == _tokens(theirs, texts)
         if texts
         else _tokenizer_digest(mine, inputs=False) == _tokenizer_digest(theirs, inputs=False)
     )
@@ -267,6 +268,11 @@ def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits
             f"{stage}.teacher: expected a teacher with the student's tokenizer, as it is compared token by token, "
             f"given {teacher.root.name} and {student.root.name}, whose tokens differ"
         )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Any:
+    """By a copy: a call sets padding and truncation, and all jobs share the tokenizer."""
+    return copy.deepcopy(tokenizer)(list(texts))["input_ids"]
 
 
 @lru_cache(maxsize=16)  # of the objects that checkpoint.read_tokenizer gives to all jobs alike

@@ -19,7 +19,7 @@ from edgemin.store.artifacts import Store
 from edgemin.store.json_file import read_object
 from edgemin.study.nodes import Node
 
-#: Number of layers and hidden size of a model.
+# Number of layers and hidden size of a model.
 Size = tuple[int, int]
 
 
@@ -51,10 +51,10 @@ class Timings:
         self._store = store
 
     def estimate(self, signature: str, steps: int) -> float | None:
-        """Seconds for a stage, or ``None`` where no stage of its kind was trained on such a machine.
+        """Seconds for a stage, or `None` where no stage of its kind was trained on such a machine.
 
         Args:
-            signature: of the stage, from :func:`signature`.
+            signature: of the stage, from `signature`.
             steps: that it trains; 0 for a stage that trains nothing, which is compared with such stages only.
         """
         found = [(done, seconds) for done, seconds in self._found.get(signature, []) if bool(done) == bool(steps)]
