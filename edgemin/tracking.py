@@ -11,22 +11,12 @@ The curves of a stage are kept beside its artifact in the same form, so that a j
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import OmegaConf
-
-from edgemin.config import construct
-from edgemin.errors import UserError
 from edgemin.plain_text import csv_cell
-from edgemin.processes import launch
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 CSV_NAME = "training.csv"
 CSV_COLUMNS = ("stage", "step", "metric", "value")
@@ -106,23 +96,3 @@ class Tracker:
 def launch_group(study: str, directory: Path) -> str:
     """What the jobs of one launch share: the study, and the name of the launch's directory, which is its time."""
     return f"{study}/{directory.name}"
-
-
-class SweepTracking(Callback):
-    """After a multirun: the table and figures over all jobs go to the tracker too.
-
-    It reads what :class:`edgemin.report.sweep.SweepTables` wrote. Hydra ends callbacks in the reverse of their order,
-    so it stands before that one.
-    """
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Records what lies in `hydra.sweep.dir`; one line where the tracker cannot."""
-        directory = Path(config.hydra.sweep.dir)
-        if config.get("plan") or launch.place().rank > 0 or not any(directory.glob("*/run.json")):
-            return
-        try:
-            tracker = construct(OmegaConf.to_container(config.logger, resolve=True), "logger")
-            assert isinstance(tracker, Tracker)
-            tracker.sweep(directory, launch_group(config.study, directory), config.study)
-        except UserError as error:
-            print(f"The sweep's table is not logged: {error}", file=sys.stderr)

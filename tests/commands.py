@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from edgemin import train
-from edgemin.report import failures, write
+from edgemin.report import write
 from edgemin.study import tree
 
 
@@ -54,7 +54,6 @@ def in_process(
     def call(*overrides: str, flags: tuple[str, ...] = ()) -> Outcome:
         GlobalHydra.instance().clear()
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        monkeypatch.setattr(failures, "seen", [])
         monkeypatch.setattr(tree, "told", set())
         monkeypatch.setattr(sys, "argv", ["edgemin.train", *flags, *studies.TINY, *overrides])
         capsys.readouterr()

@@ -16,7 +16,7 @@ from edgemin import toy
 from edgemin.data.module import DataModule
 from edgemin.distillation.minilmv2 import MiniLMv2
 from edgemin.encoder import building
-from edgemin.errors import UserError
+from edgemin.errors import SharedError, UserError
 from edgemin.finetune import Finetune
 from edgemin.processes import ranks
 from edgemin.pruning.stage import HeadPruning
@@ -132,7 +132,7 @@ def told() -> list[str]:
         try:
             action()
             found.append("nothing")
-        except ranks.SharedError as error:
+        except SharedError as error:
             found.append(str(error))
     return [*found, str(ranks.from_main(ranks.rank)), str(ranks.together(ranks.rank))]
 

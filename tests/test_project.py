@@ -30,6 +30,7 @@ LAYERS = (
     ("edgemin", "errors", "plain_text", "store"),
     ("config", "progress", "toy"),
     ("processes",),
+    ("cli",),
     ("encoder",),
     ("data",),
     (
@@ -50,7 +51,7 @@ LAYERS = (
     ("train",),
 )
 # The report reads finished runs and needs none of the code that made them.
-ALONE, ALONE_MAY_IMPORT = "report", ("errors", "plain_text", "report")
+ALONE, ALONE_MAY_IMPORT = "report", ("cli", "errors", "plain_text", "report")
 METHODS = next(number for number, layer in enumerate(LAYERS) if "finetune" in layer)
 FROM_WHERE_ALONE_IS_SEEN = next(number for number, layer in enumerate(LAYERS) if "study" in layer)
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.
@@ -60,7 +61,7 @@ MAY_IMPORT_LATE = {
     "study.own_process": {"edgemin"},
     "train": None,
     "report.__main__": None,
-    "report.sweep": {"edgemin"},
+    "study.jobs": {"edgemin"},
     "weights_and_biases": {"wandb"},
 }
 HEAVY = {"datasets", "pytorch_lightning", "torch", "torchmetrics", "transformers", "wandb"}

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from edgemin.errors import UserError
+from edgemin.errors import SharedError, UserError
 from edgemin.processes import launch
 
 T = TypeVar("T")
@@ -27,10 +27,6 @@ T = TypeVar("T")
 # Who waits for process 0 may wait for all that it scores and measures; by itself gloo gives up after half an hour.
 _PATIENCE = timedelta(days=30)
 _patient: list[dist.ProcessGroup] = []
-
-
-class SharedError(UserError):
-    """A mistake of the user's that every process knows of: none waits for another in vain."""
 
 
 def start() -> None:
@@ -94,10 +90,10 @@ def from_main(action: Callable[[], T]) -> T:
         try:
             told[0] = action()
         except UserError as error:
-            told[1], cause = str(error), error
+            told[1], cause = error.args, error
     dist.broadcast_object_list(told, src=0, group=_patient[0], device=torch.device("cpu"))
     if told[1] is not None:
-        raise SharedError(told[1]) from cause
+        raise SharedError(*told[1]) from cause
     return cast(T, told[0])
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GO_ON = "; run the same command again to go on from the last checkpoint"
 # A terminal and a launcher (torchrun, srun) may both pass one and the same wish on.
 _TOGETHER_S = 1.0
 
@@ -34,13 +35,17 @@ class _State:
     asked: int | None = None  # the first signal
     since: float = 0.0
     held: bool = False
+    advice: str = GO_ON
 
 
 _state = _State()
 
 
-def install() -> bool:
+def install(advice: str = GO_ON) -> bool:
     """Take the two signals from now on; not outside of a process's first thread, where Python allows no handlers.
+
+    Args:
+        advice: what is said behind the name of the signal.
 
     Returns:
         Whether they were taken now.
@@ -49,15 +54,15 @@ def install() -> bool:
         return False
     for number in SIGNALS:
         signal.signal(number, _handle)
-    _state.installed, _state.asked, _state.held = True, None, False
+    _state.installed, _state.asked, _state.held, _state.advice = True, None, False, advice
     return True
 
 
 @contextmanager
-def handled() -> Iterator[None]:
+def handled(advice: str = GO_ON) -> Iterator[None]:
     """Inside, the two signals end the run as this module says; nothing where they already do."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    mine = install()
+    mine = install(advice)
     try:
         yield
     finally:
@@ -98,7 +103,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     name, now = signal.Signals(number).name, time.monotonic()
     if _state.asked is None:
         _state.asked, _state.since = number, now
-        _say(f"stopped by {name}; run the same command again to go on from the last checkpoint")
+        _say(f"stopped by {name}{_state.advice}")
         if not _state.held:
             raise Stopped(128 + number)
     elif now - _state.since >= _TOGETHER_S:

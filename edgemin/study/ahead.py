@@ -1,31 +1,28 @@
-"""The Hydra callback that comes before any job: names are checked, a plan is printed, every job of a sweep is planned.
+"""What comes before any job: every one is composed and planned, so that all that cannot work is told at once.
 
-Hydra makes a run's directory only after it, so what is refused here, or was to be planned alone, leaves none.
+Hydra makes a run's directory only afterwards, so what is refused here, or was to be planned alone, leaves none. The
+configuration is read for `edgemin.train`, as Hydra has it; nothing is trained, locked or written.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from edgemin.errors import UserError
 from edgemin.plain_text import printable
-from edgemin.report import failures
-from edgemin.study.settings import check_paths, is_wrong_choice, one_line, read
+from edgemin.study.settings import mistake, read
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,51 +33,19 @@ if TYPE_CHECKING:
 _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 
 
-class Ended(BaseException):
-    """Ends the command before any job. No ``Exception``, as Hydra makes a warning of any that a callback raises.
+class Job(NamedTuple):
+    """A job that is to be planned: its name for people, empty for a run alone, and its configuration."""
 
-    Args:
-        lines: what went wrong; none where all that was asked for is done.
-    """
-
-    def __init__(self, lines: Sequence[str] = ()) -> None:
-        super().__init__(*lines)
-        self.lines = lines
-
-
-class PlanAhead(Callback):
-    """Before a run or a sweep. It trains, locks and writes nothing."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuses what would lead out of `paths.outputs`; with `plan=true` prints the plan and ends."""
-        _check(config)
-        if (launcher := config.hydra.runtime.choices.get("launcher")) is not None:
-            raise Ended([f"launcher: expected the jobs of a sweep (-m), given one job and {launcher}"])
-        if config.get("plan") is True:
-            _plan([_Job("", lambda: config)], alone=True)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Plans every job, and ends where one cannot work; with `plan=true` prints one tree of all and ends."""
-        _check(config)
-        alone, jobs = config.get("plan") is True, _jobs(config)
-        failures.jobs[:] = [job.name for job in jobs]
-        if jobs and (alone or get_class(config.hydra.launcher._target_).__name__ in _HERE):
-            _plan(jobs, alone=alone)
-
-
-class _Job(NamedTuple):
-    name: str  #: for people; empty for a run alone
+    name: str
     compose: Callable[[], DictConfig]
 
 
-def _check(config: DictConfig) -> None:
-    try:
-        check_paths(config)
-    except UserError as error:
-        raise Ended(str(error).splitlines()) from error
+def is_here(config: DictConfig) -> bool:
+    """Whether the jobs of a sweep are to run where this command runs. Others are planned when they start."""
+    return get_class(config.hydra.launcher._target_).__name__ in _HERE
 
 
-def _jobs(config: DictConfig) -> list[_Job]:
+def jobs(config: DictConfig) -> list[Job]:
     """Every job of a sweep, as the sweeper expands it; none where it decides as it goes."""
     sweeper = get_class(config.hydra.sweeper._target_)
     if not hasattr(sweeper, "split_arguments"):  # the basic sweeper's; Optuna's asks for one job after another
@@ -101,7 +66,7 @@ def _jobs(config: DictConfig) -> list[_Job]:
         return job
 
     return [
-        _Job(job_name(number, chosen, fixed), functools.partial(compose, number, chosen))
+        Job(job_name(number, chosen, fixed), functools.partial(compose, number, chosen))
         for number, chosen in enumerate(jobs)
     ]
 
@@ -118,27 +83,25 @@ def job_name(number: int, overrides: Sequence[str], command: Sequence[str]) -> s
     return f"job {number} ({own})" if own else f"job {number}"
 
 
-def _plan(jobs: Sequence[_Job], *, alone: bool) -> None:
-    """Plan all jobs, of several processes in each; where nothing else was asked for, print the plan and end."""
-    from edgemin.processes import ranks
-    from edgemin.study.tree import print_plans
+def plan(jobs: Sequence[Job], *, alone: bool) -> None:
+    """Plan all jobs, in each process where there are several, and print what is to do.
 
-    try:
-        ranks.agree()  # Hydra has brought all processes here
-        planned = ranks.together(lambda: _planned(jobs, timed=alone))
-    except UserError as error:
-        raise Ended(str(error).splitlines()) from error
-    print_plans([job.name for job in jobs], planned, whole=alone)
-    if alone:
-        raise Ended
-
-
-def _planned(jobs: Sequence[_Job], *, timed: bool) -> list[Planned]:
-    """The plans of all jobs.
+    Args:
+        jobs: of a run or a sweep.
+        alone: whether nothing else was asked for; then every stage is printed.
 
     Raises:
         UserError: a line for each job that cannot work.
     """
+    from edgemin.processes import ranks
+    from edgemin.study.tree import print_plans
+
+    ranks.agree()  # Hydra has brought all processes here
+    planned = ranks.together(lambda: _planned(jobs, timed=alone))
+    print_plans([job.name for job in jobs], planned, whole=alone)
+
+
+def _planned(jobs: Sequence[Job], *, timed: bool) -> list[Planned]:
     from edgemin.study.job import plan_job
 
     planned, broken = [], []
@@ -147,14 +110,12 @@ def _planned(jobs: Sequence[_Job], *, timed: bool) -> list[Planned]:
             with _as_hydra_has_it(job.compose()) as config:
                 planned.append(plan_job(*read(config), timed=timed))
         except Exception as error:
-            foreseen = isinstance(error, HydraException | OmegaConfBaseException | UserError)
-            line = one_line(error)
-            if not foreseen and not is_wrong_choice(error):
-                traceback.print_exception(error)
-                line = f"{type(error).__name__}: {line} (not foreseen)"
-            broken.append(": ".join(filter(None, (job.name, line))))
+            if (found := mistake(error)) is None:
+                error.add_note(f"met in planning {job.name or 'the job'}")
+                raise
+            broken.append(": ".join(filter(None, (job.name, printable(str(found))))))
     if broken:
-        raise UserError("\n".join(broken))
+        raise UserError(*broken)
     return planned
 
 

@@ -1,4 +1,7 @@
-"""From Hydra's configuration to plain settings, and Hydra's errors as lines that name a key."""
+"""From Hydra's configuration to plain settings, and Hydra's errors as lines that name a key.
+
+This is what `edgemin.train` reads its configuration with; from here on, settings are plain dictionaries.
+"""
 
 from __future__ import annotations
 
@@ -175,11 +178,20 @@ def _task(name: str, own: dict[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
+def mistake(error: Exception) -> UserError | None:
+    """The mistake of the user's that an exception stands for, whoever raised it; None for what was not foreseen."""
+    if isinstance(error, UserError):
+        return error
+    foreseen = isinstance(error, HydraException | OmegaConfBaseException)
+    foreseen = foreseen or (isinstance(error, TypeError | ValueError) and _is_hydras(error))
+    return UserError(one_line(error)) if foreseen else None
+
+
 def one_line(error: Exception) -> str:
-    """A mistake of the user's as one line: the key, what was expected, what was given."""
+    """What Hydra refuses as one line: the key, what was expected, what was given."""
     text = printable(str(error))
-    if is_wrong_choice(error):
-        return _wrong_choice()
+    if isinstance(error, TypeError) or "Config group override must be" in text:
+        return _wrong_choice()  # a number, null or the like, or a list of such, in the place of a choice
     if unknown := re.search(r"Could not override '([^']*)'", text):
         key = getattr(error.__cause__, "full_key", None) or unknown[1]
         group, above = key.partition(".")[0], getattr(error.__cause__, "parent_node", None)
@@ -205,14 +217,7 @@ def one_line(error: Exception) -> str:
     return text.removesuffix(" Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
 
 
-def is_wrong_choice(error: Exception) -> bool:
-    """Whether it is Hydra's for a number, null or the like in the place of a choice."""
-    if isinstance(error, TypeError):  # of a list of such; only Hydra itself can have meant a choice
-        return is_hydras(error)
-    return "Config group override must be" in str(error)
-
-
-def is_hydras(error: Exception) -> bool:
+def _is_hydras(error: Exception) -> bool:
     """Whether Hydra itself raised it, to refuse what the command line says."""
     return "hydra" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 

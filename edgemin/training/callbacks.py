@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from edgemin.data.batches import Batches
-from edgemin.errors import UserError
+from edgemin.errors import SharedError, UserError
 from edgemin.evaluate import evaluate, primary_metric
 from edgemin.processes import ranks, stopping
 from edgemin.progress import live_line
@@ -110,7 +110,7 @@ def check_losses(stage: Stage) -> None:
     step = batch // stage.trainer.accumulate_grad_batches + 1
     name, fits = stage.name.rpartition("/")[2], stage.phases()
     where = f"step {step}, batch {batch + 1}" + (f", of fit {stage.phase + 1}" if len(fits) > 1 else "")
-    raise ranks.SharedError(
+    raise SharedError(
         f"{name}.{stage.learning_rate_key}: the loss of {stage.name} became {value} at {where}; try less than "
         f"{fits[stage.phase].learning_rate:g}, a longer {name}.warmup or trainer.precision=32; what was computed "
         "before is kept"

@@ -21,7 +21,7 @@ import tiny
 import torch
 
 from edgemin import toy
-from edgemin.errors import UserError
+from edgemin.errors import SharedError, UserError
 from edgemin.processes import launch, ranks
 from edgemin.processes.launch import Place
 from edgemin.training import fitting
@@ -107,7 +107,7 @@ def test_a_process_by_itself_is_the_first_of_one() -> None:
     assert ranks.from_main(lambda: given) is given and ranks.together(lambda: given) is given
     with pytest.raises(UserError) as refused:
         ranks.together(lambda: studies.plan("seed=-1"))
-    assert not isinstance(refused.value, ranks.SharedError)
+    assert not isinstance(refused.value, SharedError)
     ranks.agree()
     ranks.finish()
 

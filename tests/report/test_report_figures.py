@@ -12,14 +12,12 @@ import pytest
 import run_json
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from omegaconf import OmegaConf
 
 from edgemin.report import figures, labels, measures, order_figure, write
 from edgemin.report.fold import Study, fold
 from edgemin.report.grid import CORE
 from edgemin.report.points import Point, points
 from edgemin.report.schema import parse
-from edgemin.report.sweep import SweepTables
 
 
 def study(*runs: dict[str, Any]) -> Study:
@@ -203,19 +201,6 @@ def test_runs_of_architectures_alone_print_size_and_operations(
     write.print_job(job)
     printed = capsys.readouterr().out
     assert "Table III" in printed and "Table IV" in printed and "Table II:" not in printed
-
-
-def test_the_callback_writes_and_prints_the_table_over_the_sweep(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number, data in enumerate(sweep()):
-        run_json.save(tmp_path / str(number), data)
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    SweepTables().on_multirun_end(config)
-    assert "prune.ratio" in capsys.readouterr().out
-    assert (tmp_path / "tables" / "stages.csv").is_file()
-    SweepTables().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "none")}}}))
-    assert capsys.readouterr().err.startswith("No table over the sweep: study: expected")
 
 
 def test_a_figure_that_is_missing_says_why_and_what_to_do() -> None:

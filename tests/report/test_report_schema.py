@@ -237,7 +237,7 @@ def test_a_directory_without_runs_ends_in_one_line(tmp_path: Path, capsys: pytes
 def test_the_report_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
     directory = run_json.save(tmp_path, run_json.run())
     program = (
-        "import sys, edgemin.report.sweep; from edgemin.report.__main__ import main; "
+        "import sys; from edgemin.report.__main__ import main; "
         f"assert 'matplotlib' not in sys.modules; assert main(['study={directory}']) == 0; "
         "assert not {'torch', 'transformers', 'datasets', 'pytorch_lightning'} & set(sys.modules)"
     )

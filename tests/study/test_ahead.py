@@ -14,13 +14,13 @@ import studies
 from commands import Command
 
 from edgemin import config
+from edgemin.cli import Failure
 from edgemin.config import KEYS
 from edgemin.data import loading
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
-from edgemin.report import failures
 from edgemin.store.artifacts import Store
-from edgemin.study import job, timing, tree
+from edgemin.study import failures, job, timing, tree
 from edgemin.study.ahead import job_name
 from edgemin.study.pipeline import Pipeline
 
@@ -281,18 +281,17 @@ def test_a_job_that_works_again_forgets_that_it_failed(
     assert command(SHORT, place).code == 0 and not (tmp_path / "run" / "error.txt").exists()
 
 
-def test_jobs_of_other_processes_are_heard_of_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "jobs", [])  # no sweep was begun in this process
+def test_jobs_of_other_processes_are_heard_of_by_their_files(tmp_path: Path) -> None:
     for number in (0, 1, 2, 10):
         (tmp_path / str(number)).mkdir()
     (tmp_path / "figures").mkdir()
     (tmp_path / "0" / "run.json").write_text("{}")
-    failures.keep(tmp_path / "10", failures.Failure("job 10: a bug", foreseen=False), RuntimeError("a bug"))
-    failures.keep(tmp_path / "2", failures.Failure("job 2: seed: too odd"), UserError("seed: too odd"))
+    failures.keep(tmp_path / "10", Failure("job 10: a bug", foreseen=False), RuntimeError("a bug"))
+    failures.keep(tmp_path / "2", Failure("job 2: seed: too odd"), UserError("seed: too odd"))
     assert failures.below(tmp_path) == [
-        failures.Failure("job 1: ended without a result or a message (was it killed?)", foreseen=False),
-        failures.Failure("job 2: seed: too odd"),
-        failures.Failure("job 10: a bug", foreseen=False),
+        Failure("job 1: ended without a result or a message (was it killed?)", foreseen=False),
+        Failure("job 2: seed: too odd"),
+        Failure("job 10: a bug", foreseen=False),
     ]
     assert failures.below(tmp_path / "nowhere") == []
 
