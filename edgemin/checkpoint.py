@@ -29,7 +29,7 @@ from edgemin.progress import counted, live_line
 from edgemin.store.content import file_digest
 from edgemin.store.memo import Memo
 
-#: Files of a checkpoint that decide what is loaded.
+# Files of a checkpoint that decide what is loaded.
 _FILES = (
     "model*.safetensors",
     "*.index.json",
@@ -51,9 +51,9 @@ class Facts:
 
     directory: Path
     config: PretrainedConfig
-    structure: dict[str, Any] | None  #: of an EdgeMIN artifact, whose widths the configuration cannot say
-    labels: tuple[str, ...] | None  #: of a trained classification head; ``None`` without one
-    draws_head: bool  #: parts of its head besides the classifier are missing and drawn at random
+    structure: dict[str, Any] | None  # of an EdgeMIN artifact, whose widths the configuration cannot say
+    labels: tuple[str, ...] | None  # of a trained classification head; `None` without one
+    draws_head: bool  # parts of its head besides the classifier are missing and drawn at random
 
     @property
     def quantized(self) -> Kind | None:
@@ -69,7 +69,7 @@ _known_tokenizers = Memo[PreTrainedTokenizerBase]()
 def read_facts(source: str, key: str) -> Facts:
     """Find a checkpoint (download it where it is a Hub id) and read its configuration.
 
-    Its weights are loaded once and tried, so that nothing is trained beside a model that turns out to be damaged.
+    Its weights are loaded and run once, so that a damaged model is found before anything is trained.
 
     Raises:
         UserError: it is neither a directory nor to be had from the Hub, its architecture is unknown, or its files are
@@ -159,7 +159,7 @@ def read_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hub id or local directory, or the toy task's: of one directory the same object for all.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be used.
     """
     if source == "toy":
         return toy.tokenizer()
@@ -175,7 +175,7 @@ def _tokenizer(directory: Path, key: str) -> PreTrainedTokenizerBase:
     try:
         found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         words = set(found.get_vocab()) - set(found.all_special_tokens)
-    except Exception as error:  # of many kinds: the readers of its files expect what they wrote
+    except Exception as error:  # of many kinds: the readers of these files do not expect damaged ones
         raise UserError(
             f"{key}: the tokenizer in {directory} cannot be read ({type(error).__name__}: {first_line(error)})"
         ) from error
@@ -262,8 +262,7 @@ def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:
 
     Returns:
         Whether the head speaks this task's labels: their names (case apart) are the same, or the checkpoint has only
-        generic names
-        (``LABEL_0`` ...) and as many of them.
+        generic names (`LABEL_0` ...) and as many of them.
     """
     order = head_order(parts.label_names(model), labels)
     if order is None:
@@ -288,7 +287,7 @@ def _name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
 
 
 def head_order(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
-    """For each wanted label the row of the head that scores it, or ``None`` where the labels do not match."""
+    """For each wanted label the row of the head that scores it, or `None` where the labels do not match."""
     if [name.upper() for name in have] == [f"LABEL_{index}" for index in range(len(want))]:
         return list(range(len(want)))
     rows = {_plain(name): index for index, name in enumerate(have)}

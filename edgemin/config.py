@@ -1,8 +1,7 @@
 """From a resolved configuration node to an object: every name and type is checked at the door.
 
-A node names its class by ``_target_``; the class takes flat typed keyword arguments. What the constructor's
-annotations say is
-what a user may write, so there is no second schema to keep.
+A node names its class by `_target_`; the class takes flat typed keyword arguments. What the constructor's annotations
+say is what a user may write, so there is no second schema to keep.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from pydantic import TypeAdapter, ValidationError
 from edgemin.errors import UserError
 
 T = TypeVar("T")
-#: Groups whose choices are stages.
+# Groups whose choices are stages.
 STAGES = ("finetune", "distill", "prune", "quantize")
 GROUPS = (*STAGES, "task", "teacher", "student", "order", "trainer", "evaluate", "measure", "logger", "ablate")
-#: What every study has (conf/train.yaml). Any further node is a stage or a model of its own.
+# What every study has (conf/train.yaml). Any further node is a stage or a model of its own.
 KEYS = frozenset((*GROUPS, "seed", "stages", "plan", "study", "published", "paths", "paths.outputs", "paths.store"))
 
 
 class UnknownKeyError(UserError):
-    """A key that a class does not have.
+    """A key was set that the class of its node does not have.
 
     Attributes:
-        key: where it stands in the configuration.
+        key: its full name, as in `finetune.epochs`.
     """
 
     def __init__(self, key: str, hint: str) -> None:
@@ -39,10 +38,10 @@ class UnknownKeyError(UserError):
 
 
 def target(node: Mapping[str, Any], key: str) -> type[Any]:
-    """The class that ``node["_target_"]`` names.
+    """The class that `node["_target_"]` names.
 
     Raises:
-        UserError: ``_target_`` is missing or names nothing that can be imported.
+        UserError: `_target_` is missing or names nothing that can be imported.
     """
     path = node.get("_target_")
     if not isinstance(path, str) or "." not in path:
@@ -60,7 +59,7 @@ def target(node: Mapping[str, Any], key: str) -> type[Any]:
 def accepted(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
     """The keyword arguments of a class: name -> (annotation, whether it must be given).
 
-    A trailing ``**settings: Unpack[SomeTypedDict]`` is opened into the keys of that ``TypedDict``.
+    A trailing `**settings: Unpack[SomeTypedDict]` is opened into the keys of that `TypedDict`.
     """
     hints = get_type_hints(cls.__init__)
     found: dict[str, tuple[Any, bool]] = {}
@@ -84,13 +83,13 @@ def construct(node: Any, key: str, kind: type[Any] = object) -> Any:
     """Build the object that a configuration node describes.
 
     Args:
-        node: a plain mapping (no ``DictConfig``) with ``_target_`` and the constructor's keyword arguments.
+        node: a plain mapping (no `DictConfig`) with `_target_` and the constructor's keyword arguments.
         key: where the node stands in the configuration; it begins every message.
         kind: a class that it must be, or a subclass of; another is not even constructed.
 
     Raises:
-        UserError: a class of another kind, an unknown or missing key (:class:`UnknownKeyError`), a value of the wrong
-            type, or whatever the constructor refuses.
+        UserError: a class of another kind, an unknown key ([`UnknownKeyError`][edgemin.config.UnknownKeyError]), a
+            missing one, a value of the wrong type, or whatever the constructor refuses.
     """
     if not isinstance(node, Mapping):
         raise UserError(f"{key}: expected a choice of the group {key}, given {node!r}")
@@ -115,7 +114,7 @@ def construct(node: Any, key: str, kind: type[Any] = object) -> Any:
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Raise a ``UserError`` that names ``key`` unless ``value`` is of the annotated type (an int passes as a float).
+    """Raise a `UserError` that names `key` unless `value` is of the annotated type (an int passes as a float).
 
     Whatever the type, numbers are finite and whole ones of at most 64 bits, and text can be written in UTF-8.
     """
@@ -142,7 +141,7 @@ def is_text(value: str) -> bool:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """A value, or all that a list or mapping holds, keys included."""
+    """The value itself, or, one by one, all that a list or mapping holds, keys included."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from (key, *_parts(inner))
@@ -180,6 +179,6 @@ def _words(annotation: Any) -> str:
 
 
 def hint(name: str, allowed: Collection[str]) -> str:
-    """The end of a message on an unknown key: the one that was likely meant, or those that there are."""
+    """The end of a message about an unknown key: the key that was likely meant, or all that there are."""
     near = difflib.get_close_matches(name, allowed, n=1)
     return f", did you mean {near[0]!r}?" if near else f" (there are: {', '.join(sorted(allowed))})"

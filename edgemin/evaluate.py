@@ -26,11 +26,11 @@ from edgemin.data.task import checked_metrics, metric_names
 from edgemin.encoder import taps
 from edgemin.progress import live_line
 
-_ROUNDING = 8 * torch.finfo(torch.float32).eps  #: relative; what padding and threads do to equal predictions
+_ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative; by so much padding and threads change equal predictions
 
 
 class Evaluation(NamedTuple):
-    """Metrics as fractions, with ``loss`` and ``n``, and the logits [N, C], float32, in the data's order."""
+    """Metrics as fractions, with `loss` and `n`, and the logits [N, C], float32, in the data's order."""
 
     metrics: dict[str, float]
     logits: NDArray[np.float32]
@@ -54,11 +54,11 @@ def evaluate(
 ) -> Evaluation:
     """Score a model on a split.
 
-    Two classes: accuracy, F1 of the class with index 1, Matthews' correlation. More: accuracy, F1 averaged
-    over the classes that are present or predicted, Matthews' correlation. Regression: Pearson's and Spearman's
-    correlation. The loss is the mean cross-entropy, or the mean squared error. Where a score is undefined it is 0:
-    a correlation, Matthews' included, where all predictions or all labels are equal, and F1 of a class that is
-    neither there nor predicted.
+    Two classes: accuracy, F1 of the class with index 1, Matthews' correlation. More classes: accuracy, F1 averaged over
+    the classes that are present or predicted, Matthews' correlation. Regression: Pearson's and Spearman's correlation.
+    The loss is the mean cross-entropy, or the mean squared error. A score that is undefined is 0: a correlation,
+    Matthews' included, where all predictions or all labels are equal, and F1 of a class that is neither there nor
+    predicted.
 
     Args:
         model: An encoder with a head; it is moved to `device` and left in the mode (train or eval) it was in.
@@ -68,15 +68,14 @@ def evaluate(
         batch_size: Examples at a time; it changes no metric.
         device: Where to compute.
         metrics: Which metrics, in which order; None: all that fit.
-        transfer: The head was trained on another task: classes are matched by index. A class the head does
-            not have is never predicted (and the loss is left out), one the data does not have is always
-            wrong.
+        transfer: The head was trained on another task: classes are matched by index. A class that the head does not
+            have is never predicted (and the loss is left out); one that the data does not have is always wrong.
 
     Returns:
         Metrics and logits.
 
     Raises:
-        UserError: If a metric does not fit the task.
+        UserError: A metric does not fit the task.
     """
     names = checked_metrics(metrics, regression=regression, classes=classes)
     logits = _logits(model, encoded, batch_size, torch.device(device))
@@ -92,7 +91,7 @@ def evaluate(
 
 
 def score(logits: Tensor, labels: Tensor, names: Sequence[str], *, regression: bool, classes: int) -> dict[str, float]:
-    """The metrics of some answers, as :func:`evaluate` defines them.
+    """The metrics of some answers, as [`evaluate`][edgemin.evaluate.evaluate] defines them.
 
     Args:
         logits: [N, C], or [N, 1] for a regression.
@@ -109,7 +108,7 @@ def score(logits: Tensor, labels: Tensor, names: Sequence[str], *, regression: b
 
 
 def is_constant(values: Tensor) -> bool:
-    """Whether numbers are equal, but for what single precision makes of equal ones."""
+    """Whether all numbers are equal, apart from rounding errors of single precision."""
     return bool(values.max() - values.min() <= _ROUNDING * values.abs().max())
 
 
@@ -146,11 +145,10 @@ def _classification(predicted: Tensor, labels: Tensor, classes: int) -> Mapping[
 def matthews(confusion: Tensor) -> float:
     r"""Matthews' correlation coefficient of any number of classes (Gorodkin 2004, as in scikit-learn).
 
-    .. math:: (c s - t \cdot p) / \sqrt{(s^2 - t \cdot t) (s^2 - p \cdot p)}
-
-    with s examples, c of them right, t of each class and p predicted as each; 0 where that denominator is 0, which is
-    where all labels or all predictions are equal. In whole numbers: single precision loses rare classes among many
-    examples, and torchmetrics' own reduction gives up to 1 to a constant prediction.
+    It is `(c s - t·p) / sqrt((s² - t·t) (s² - p·p))` with s examples, c of them right, t of each class and p predicted
+    as each; 0 where that denominator is 0, which is where all labels or all predictions are equal. It is computed in
+    whole numbers: single precision loses rare classes among many examples, and torchmetrics' own reduction gives up to
+    1 to a constant prediction.
 
     Args:
         confusion: [C, C], counts by class (rows) and prediction.

@@ -20,7 +20,7 @@ def inert(text: str) -> str:
     r"""The text without what a terminal acts on.
 
     A control character, half of a surrogate pair (which no file can hold) and a sign that reverses the direction of
-    what follows are written out, an escape as ``\x1b``.
+    what follows are written out, an escape as `\x1b`.
     """
     return "".join(_written_out(character) for character in text)
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from edgemin.plain_text import inert
 
-EVERY_SECONDS = 30.0  #: between two lines where there is no terminal
+EVERY_SECONDS = 30.0  # between two lines where there is no terminal
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Line:
 
     Args:
         text: what it says; may be changed while it goes on.
-        total: how much there is to do; ``done`` counts up to it.
+        total: how much there is to do; `done` counts up to it.
         clock: seconds from any fixed moment; for tests.
     """
 
@@ -52,7 +52,7 @@ class Line:
 
 
 class _Board:
-    """What goes on at this moment, as one line: the outermost thing first, what it consists of behind it."""
+    """All that goes on at this moment, shown as one line: the outermost thing first, its parts behind it."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -127,7 +127,7 @@ def live_line(
 ) -> Iterator[Line]:
     """Say what goes on for as long as it does: live on a terminal, elsewhere in a plain line every half minute.
 
-    Inside another one it stands behind that, so that a loop deep inside need not know whom it works for::
+    Inside another one it stands behind that, so that a loop deep inside need not know what it is part of:
 
         student/finetune  evaluating  sst2 validation  batch  3/14
 
@@ -136,10 +136,10 @@ def live_line(
         total: how much there is to do, where that is known.
         beside_bars: something else draws bars on a terminal meanwhile (a download): nothing is drawn there.
         console: where to write; standard output if None. What is inside another follows that.
-        every_seconds: seconds between two plain lines; :data:`EVERY_SECONDS` if None.
+        every_seconds: seconds between two plain lines; [`EVERY_SECONDS`][edgemin.progress.EVERY_SECONDS] if None.
 
     Yields:
-        The line; its ``text``, ``done`` and ``total`` may be changed.
+        The line; its `text`, `done` and `total` may be changed.
     """
     line = Line(text, total)
     if beside_bars and is_live(console or Console()):
@@ -153,12 +153,12 @@ def live_line(
 
 
 def counted(items: Iterable[T], text: str, total: int | None = None) -> Iterator[T]:
-    """Go through items and say how many are done; a :func:`live_line` of its own.
+    """Go through items, and say in a [`live_line`][edgemin.progress.live_line] how many are done.
 
     Args:
         items: what is gone through.
         text: what is done with them, or what one of them is.
-        total: how many there are; their ``len()`` where they have one, if None.
+        total: how many there are; their `len()` where they have one, if None.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(cast("Any", items))
@@ -173,7 +173,7 @@ class _Fit(Line):
 
     def __init__(self, path: str, clock: Callable[[], float]) -> None:
         super().__init__(path, None, clock)
-        self.first: int | None = None  #: the step it began at
+        self.first: int | None = None  # the step it began at
 
     def start(self, step: int, total: int | None) -> None:
         self.first = self.done = step
@@ -190,13 +190,13 @@ class Named(Protocol):
 
     @property
     def fit_name(self) -> str:
-        """Such as ``student/finetune/distill``, or ``student/finetune/distill/phase 2``."""
+        """Such as `student/finetune/distill`, or `student/finetune/distill/phase 2`."""
 
 
 class NodeProgress(pl.Callback):
     """Shows how far a node's training is: steps done, steps per second, time left.
 
-    A :func:`live_line` while it goes on; one line stays when it ends::
+    A [`live_line`][edgemin.progress.live_line] while it goes on; one line stays when it ends:
 
         student/finetune/distill  training  step 120/500  3.4 steps/s  1 min 52 s left
         student/finetune/distill  trained  500 steps  2 min 27 s
@@ -244,7 +244,7 @@ class NodeProgress(pl.Callback):
             _say(f"{line.text}  trained  {trainer.global_step} steps  {duration(line.seconds)}", self._console)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Also of a fit without a step."""
+        """End the line of a fit that had no step too, for which Lightning calls no other hook."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -264,7 +264,7 @@ def training_line(path: str, step: int, total_steps: int | None, done: int, seco
         path: The node.
         step: Steps done, those before a resume included.
         total_steps: Steps of the whole fit, None if unknown.
-        done: Steps done in the last ``seconds``, from which speed and time left follow.
+        done: Steps done in the last `seconds`, from which speed and time left follow.
         seconds: How long these took.
 
     Returns:
@@ -283,8 +283,8 @@ def node_line(path: str, status: str, detail: str = "", console: Console | None 
     """Print the line of a node that is not in training.
 
     Args:
-        path: The node, such as ``student/finetune``.
-        status: One word: ``cached``, ``done``, ``waiting`` ...
+        path: The node, such as `student/finetune`.
+        status: One word: `cached`, `done`, `waiting` ...
         detail: What else is worth knowing.
         console: Where to write; standard output if None.
     """
@@ -292,7 +292,7 @@ def node_line(path: str, status: str, detail: str = "", console: Console | None 
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``41 s``, ``1 min 52 s``, ``3 h 5 min``."""
+    """Seconds as a person says them: `41 s`, `1 min 52 s`, `3 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -307,10 +307,10 @@ def is_live(console: Console) -> bool:
 
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Warnings on standard output, above the live line; a plain handler's would be overwritten by it."""
+    """Puts warnings above the live line, on standard output; a plain handler's would be overwritten by that line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
+        """Print a log record as a line that stays."""
         _board.say(self.format(record), None)
 
 

@@ -1,9 +1,9 @@
 """A sentence task generated from a seed: short reviews whose verdict is not in any one word.
 
-A clause praises or blames with one adjective, and a negation turns it round; of two clauses the main one
-decides (``although X , Y``, ``X but Y``, ``Y even though X``), whatever the other says. Counting words
-therefore gets only so far: a model has to bind the negation to its clause, and to know which clause leads.
-Aspects, intensifiers, openings and closings say nothing.
+A clause praises or blames with one adjective, and a negation turns it round; of two clauses the main one decides
+(`although X , Y`, `X but Y`, `Y even though X`), whatever the other says. Counting words therefore gets only so far: a
+model has to bind the negation to its clause, and to know which clause leads. Aspects, intensifiers, openings and
+closings say nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def generate(count: int, seed: int) -> tuple[list[str], list[str]]:
         Texts and the names of their labels, in an order that is random itself.
 
     Raises:
-        UserError: more than :data:`MAX_EXAMPLES`.
+        UserError: more are asked for than [`MAX_EXAMPLES`][edgemin.toy.MAX_EXAMPLES].
     """
     if count > MAX_EXAMPLES:
         raise UserError(f"task.max_train_examples: expected at most {MAX_EXAMPLES} examples of task=toy, given {count}")

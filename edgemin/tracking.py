@@ -1,9 +1,9 @@
 """Trackers: where a job's training curves, table rows and figures go while it runs.
 
-A tracker records; nothing reads it back. Every job writes ``training.csv``;
-:class:`edgemin.weights_and_biases.WandbTracker` sends the same numbers, the table and the figures to Weights & Biases
-too. A pipeline calls ``start``, then ``log``, ``rows`` and ``figures`` in any order, and ``close`` in a ``finally``:
-all jobs of a Hydra sweep share one process, and an open run would swallow the next.
+A tracker records; nothing reads it back. Every job writes `training.csv`;
+[`WandbTracker`][edgemin.weights_and_biases.WandbTracker] sends the same numbers, the table and the figures to Weights &
+Biases too. A pipeline calls `start`, then `log`, `rows` and `figures` in any order, and `close` in a `finally`: all
+jobs of a Hydra sweep share one process, and a run left open would take the next job's numbers too.
 
 The curves of a stage are kept beside its artifact in the same form, so that a job that finds it trained has them too.
 """
@@ -21,7 +21,7 @@ from edgemin.plain_text import csv_cell
 CSV_NAME = "training.csv"
 CSV_COLUMNS = ("stage", "step", "metric", "value")
 
-#: Of a curve: the stage, its step, what was logged there.
+# One point of a training curve: the stage, its step, what was logged at it.
 Point = tuple[str, int, dict[str, float]]
 
 
@@ -35,18 +35,19 @@ def write_points(path: Path, points: Iterable[Point]) -> None:
 
 
 def read_points(path: Path) -> Iterator[Point]:
-    """The points that :func:`write_points` wrote, in their order."""
+    """The points that [`write_points`][edgemin.tracking.write_points] wrote, in their order."""
     with path.open(newline="", encoding="utf-8") as file:
         for (stage, step), lines in groupby(csv.DictReader(file), key=lambda line: (line["stage"], line["step"])):
             yield stage, int(step), {line["metric"]: float(line["value"]) for line in lines}
 
 
 class Tracker:
-    """``training.csv`` in the job's directory: one line per number, columns ``stage,step,metric,value``.
+    """`training.csv` in the job's directory: one line per number, columns `stage,step,metric,value`.
 
-    The base of every tracker, and one by itself. The file is flushed at each call, so that a killed job keeps what it
-    logged. Run again in the same directory it begins anew: what was trained comes from the store, what was begun from
-    its checkpoint, so that no step stands twice. Rows and figures are files of the job already.
+    This is the base of every tracker, and by itself the one of `logger=csv`. The file is flushed at each call, so that
+    a killed job keeps what it logged. A job that is run again in the same directory begins the file anew: what was
+    trained comes from the store, what was begun from its checkpoint, so that no step stands twice. Rows and figures are
+    files of the job already.
     """
 
     def __init__(self) -> None:
@@ -71,14 +72,14 @@ class Tracker:
         self._file.flush()
 
     def log(self, stage: str, metrics: Mapping[str, float], step: int) -> None:
-        """Record ``metrics`` of ``stage`` at ``step``; each stage counts its own steps."""
+        """Record `metrics` of `stage` at `step`; each stage counts its own steps."""
         assert self._file is not None, "start() comes before log()"
         lines = [(csv_cell(stage), step, csv_cell(name), repr(float(value))) for name, value in metrics.items()]
         csv.writer(self._file).writerows(lines)
         self._file.flush()
 
     def rows(self, rows: Sequence[Mapping[str, Any]], task: Mapping[str, Any] | None) -> None:
-        """Record the job's table: rows and task as they stand in ``run.json``."""
+        """Record the job's table: rows and task as they stand in `run.json`."""
 
     def figures(self, paths: Iterable[Path]) -> None:
         """Record the drawn figures that are PNG; the other formats are for print."""
@@ -87,7 +88,7 @@ class Tracker:
         """Record the table and the figures over all jobs of a launch, as they lie in its directory."""
 
     def close(self, failed: bool) -> None:
-        """End the record, marked as failed or finished. May be called twice, or before ``start``."""
+        """End the record, marked as failed or finished. May be called twice, or before `start`."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -35,12 +35,12 @@ _log = logging.getLogger(__name__)
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases beside ``training.csv``: a run per job, in ``<run_dir>/wandb``.
+    """Weights & Biases beside `training.csv`: a run per job, in `<run_dir>/wandb`.
 
-    A stage's metrics are named ``<stage>/<metric>`` over an axis of their own, ``<stage>/step``. The summary has what
-    jobs are compared by: ``final/<metric>``, ``final/size_mib``, ``final/latency_ms``, ``final/retained`` of the last
-    row that is no control, and the same of every row under ``row/<row>/``. All else is in the table ``stages``; a
-    figure is logged as ``figure_<name>``.
+    A stage's metrics are named `<stage>/<metric>` over an axis of their own, `<stage>/step`. The summary has what
+    jobs are compared by: `final/<metric>`, `final/size_mib`, `final/latency_ms`, `final/retained` of the last
+    row that is no control, and the same of every row under `row/<row>/`. All else is in the table `stages`; a
+    figure is logged as `figure_<name>`.
 
     The same job in the same directory goes on in its run. Console, code, git, the command line, names of user and host
     and the machine's load are not sent (their sampler would run while latency is measured), nor is the directory of an
@@ -49,8 +49,8 @@ class WandbTracker(Tracker):
     Args:
         project: The W&B project.
         entity: The W&B user or team; the account's default if None.
-        mode: ``auto`` takes ``WANDB_MODE`` where it is set, else ``online`` when the user is logged in
-            (``WANDB_API_KEY`` or a netrc entry), else ``offline``; where the server cannot be reached it
+        mode: `auto` takes `WANDB_MODE` where it is set, else `online` when the user is logged in
+            (`WANDB_API_KEY` or a netrc entry), else `offline`; where the server cannot be reached it
             warns and goes on offline. The other modes are taken at their word.
         tags: Tags of every run.
     """
@@ -75,10 +75,10 @@ class WandbTracker(Tracker):
     def start(
         self, run_dir: Path, group: str, job_name: str, config: Mapping[str, Any], tags: Sequence[str] = ()
     ) -> None:
-        """See :meth:`Tracker.start`.
+        """Open the job's run, or go on in the one that the same job began in this directory.
 
         Raises:
-            UserError: The server refuses or is not there, and ``mode`` is not ``auto``.
+            UserError: The server refuses or is not there, and `mode` is not `auto`.
         """
         super().start(run_dir, group, job_name, config, tags)
         self._open(run_dir, group, job_name, config, tags, "job")
@@ -131,7 +131,7 @@ class WandbTracker(Tracker):
         return self._wandb.init(mode=mode, settings=settings, **resume, **options)
 
     def log(self, stage: str, metrics: Mapping[str, float], step: int) -> None:
-        """See :meth:`Tracker.log`. What a run that is gone on in has already is not sent again."""
+        """Log the numbers over the stage's own steps; what a run that goes on has already is not sent again."""
         super().log(stage, metrics, step)
         self._logged += 1
         axis = f"{stage}/step"
@@ -145,7 +145,7 @@ class WandbTracker(Tracker):
             self._run.log({axis: step, **named})
 
     def rows(self, rows: Sequence[Mapping[str, Any]], task: Mapping[str, Any] | None) -> None:
-        """See :meth:`Tracker.rows`."""
+        """Log the table `stages`, and in the summary the numbers that jobs are compared by."""
         assert self._run is not None, "start() comes before rows()"
         self._table("stages", [flatten(row) for row in rows])
         summary = {f"row/{row['name']}/{key}": value for row in rows for key, value in headline(row, task).items()}
@@ -160,7 +160,7 @@ class WandbTracker(Tracker):
         self._run.log({name: self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
 
     def figures(self, paths: Iterable[Path]) -> None:
-        """See :meth:`Tracker.figures`."""
+        """Log each figure that is a PNG as `figure_<name>`."""
         assert self._run is not None, "start() comes before figures()"
         drawn = [path for path in paths if path.suffix.lower() == ".png"]
         if drawn:
@@ -187,7 +187,7 @@ class WandbTracker(Tracker):
             self.close(failed=False)
 
     def close(self, failed: bool) -> None:
-        """See :meth:`Tracker.close`."""
+        """End the run, marked as failed or finished; offline its summary is written to a file too."""
         super().close(failed)
         run, self._run = self._run, None
         if run is None:
@@ -203,14 +203,14 @@ class WandbTracker(Tracker):
 
 
 def resolve_mode(mode: str, environment: Mapping[str, str] | None = None) -> str:
-    """The mode W&B is started in: ``mode`` itself unless it is ``auto``.
+    """The mode W&B is started in: `mode` itself unless it is `auto`.
 
     Args:
-        mode: ``auto``, or a mode of ``wandb.init``.
+        mode: `auto`, or a mode of `wandb.init`.
         environment: The environment's variables; those of this process if None.
 
     Returns:
-        ``WANDB_MODE`` where it is set, else ``online`` for a user who is logged in, else ``offline``.
+        `WANDB_MODE` where it is set, else `online` for a user who is logged in, else `offline`.
     """
     environment = os.environ if environment is None else environment
     if mode != "auto":
@@ -219,7 +219,7 @@ def resolve_mode(mode: str, environment: Mapping[str, str] | None = None) -> str
 
 
 def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of ``run.json`` as one flat line of a table, in the row's order.
+    """One row of `run.json` as one flat line of a table, in the row's order.
 
     Nested keys are joined by dots (``cost.runtimes.torch.size_bytes``), lists by commas; null is left out.
     """
@@ -235,14 +235,14 @@ def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(row: Mapping[str, Any], task: Mapping[str, Any] | None) -> dict[str, float]:
-    """What a row is compared by: the task's first metric, ``size_mib``, ``latency_ms`` (p50, padded), ``retained``.
+    """What a row is compared by: the task's first metric, `size_mib`, `latency_ms` (p50, padded), `retained`.
 
     Args:
-        row: as in ``run.json``.
+        row: as in `run.json`.
         task: likewise; its metric on its first split.
 
     Returns:
-        Plain numbers; ``retained`` is the metric over the teacher's. What is not known is absent.
+        Plain numbers; `retained` is the metric over the teacher's. What is not known is absent.
     """
     found: dict[str, float] = {}
     if task is not None:

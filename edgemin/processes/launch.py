@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from edgemin.errors import UserError
 
-_FIRST_PORT, _PORTS = 15000, 20000  # of srun's jobs, by their number
+_FIRST_PORT, _PORTS = 15000, 20000  # a job of srun's takes one of these ports, which follows from its number
 
 
 class Place(NamedTuple):
-    """One process among all. Ranks count from 0; on each machine ``local_world`` processes run."""
+    """One process among all. Ranks count from 0; on each machine `local_world` processes run."""
 
     rank: int = 0
     world: int = 1
@@ -24,8 +24,8 @@ class Place(NamedTuple):
 def variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """What torchrun sets for a process, also where srun started it; empty for a process by itself.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` that are set already hold. Under srun the first machine of the step is met at,
-    on a port that follows from the job's number.
+    `MASTER_ADDR` and `MASTER_PORT` are kept where they are set. Else, under srun, the processes meet at the first
+    machine of the step, on a port that follows from the job's number.
 
     Args:
         environment: the environment's variables; those of this process if None.
@@ -37,7 +37,7 @@ def variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     if "RANK" in given and "WORLD_SIZE" in given:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         return {name: given[name] for name in names if name in given}
-    # of the step, not of the job: a batch script has the job's number of tasks, but is one process
+    # the number of tasks of the step, not of the job: a batch script sees the job's, but is one process
     if int(given.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "SLURM_PROCID" not in given:
         return {}
     world, machines = int(given["SLURM_STEP_NUM_TASKS"]), int(given["SLURM_STEP_NUM_NODES"])
@@ -57,7 +57,11 @@ def variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def place(environment: Mapping[str, str] | None = None) -> Place:
-    """Where this process stands."""
+    """Which of the processes this is, and how many there are.
+
+    Args:
+        environment: the environment's variables; those of this process if None.
+    """
     found = variables(environment)
     if not found:
         return Place()
@@ -66,7 +70,7 @@ def place(environment: Mapping[str, str] | None = None) -> Place:
 
 
 def _first_machine(listed: str) -> str:
-    """The first of a list as SLURM writes it: ``gpu[05-08,11],cpu1`` begins with ``gpu05``."""
+    """The first of a list as SLURM writes it: `gpu[05-08,11],cpu1` begins with `gpu05`."""
     found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", listed)
     assert found is not None, listed
     return found[1] + (found[2] or "") + (found[3] or "")

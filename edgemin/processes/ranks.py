@@ -3,9 +3,10 @@
 All run the same job. Process 0 alone locks, decides by clock and disk, writes, scores and prints; the others train
 along and otherwise wait to be told. By itself a process is process 0 of 1, and nothing here costs anything.
 
-What can go wrong in one process alone runs inside :func:`from_main` or :func:`together`, which end alike in all:
-a mistake of the user's is then a :class:`SharedError`, after which all go on together, to the next job of a sweep. A
-process in which anything else goes wrong must end; its launcher ends the others.
+What can go wrong in one process alone runs inside [`from_main`][edgemin.processes.ranks.from_main] or
+[`together`][edgemin.processes.ranks.together], which end in the same way in all processes: a mistake of the user's is
+then a [`SharedError`][edgemin.errors.SharedError], after which all go on to the next job of a sweep. A process in which
+anything else goes wrong must end; its launcher ends the others.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ def start() -> None:
 
 
 def finish(mistake: str | None = None) -> None:
-    """Part from the others, after the last of them has come here or to :func:`agree`, where it learns of a mistake."""
+    """Part from the other processes, once each has come here or to [`agree`][edgemin.processes.ranks.agree].
+
+    Args:
+        mistake: what went wrong in this process; those in `agree` end with it.
+    """
     if dist.is_initialized():
         _gather(mistake)
         _patient.clear()
@@ -122,6 +127,9 @@ def together(action: Callable[[], T]) -> T:
 
 def agree(mistake: str | None = None) -> None:
     """All say whether they can go on; where one cannot, none does.
+
+    Args:
+        mistake: why this process cannot; None if it can.
 
     Raises:
         SharedError: the first mistake of any, in every process.

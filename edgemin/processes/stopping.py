@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT: a run ends with the exit code that shells expect, and says how to go on.
 
 A signal ends the run where it stands: what is finished is in the store. Where a stage trains, it waits until the step
-is done and a checkpoint is written (see :func:`hold`). A second signal ends the process without waiting for anything.
-Loads nothing, so that a command line can install it before all else.
+is done and a checkpoint is written (see [`hold`][edgemin.processes.stopping.hold]). A second signal ends the process
+without waiting for anything. Nothing is loaded here, so that a command line can install it before all else.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GO_ON = "; run the same command again to go on from the last checkpoint"
-# A terminal and a launcher (torchrun, srun) may both pass one and the same wish on.
+# A terminal and a launcher (torchrun, srun) may both pass on one and the same wish: that is no second signal.
 _TOGETHER_S = 1.0
 
 
 class Stopped(SystemExit):
-    """The process was asked to end; its ``code`` is 128 and the signal's number.
+    """The process was asked to end; its `code` is 128 and the signal's number.
 
-    No ``Exception``: a sweep does not go on to its next job, and only what has to be tidied up runs.
+    It is no `Exception`, so that a sweep does not go on to its next job; `finally` blocks still run.
     """
 
 
@@ -78,13 +78,13 @@ def asked() -> int | None:
 
 
 def check() -> None:
-    """End the run if a signal has come: for what :func:`hold` put off, and what a library may have swallowed."""
+    """End the run if a signal has come that was put off, or that a library has swallowed."""
     if (code := asked()) is not None:
         raise Stopped(code)
 
 
 def hold() -> None:
-    """From now on a signal waits for the next :func:`check`.
+    """From now on a signal waits for the next [`check`][edgemin.processes.stopping.check].
 
     The handlers are set anew: Lightning puts one of its own before them when a fit begins, which ends with exit code 0.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from edgemin.study.tree import Planned
 
-#: Launchers whose jobs find this machine's data and devices. Elsewhere a job is planned when it starts.
+# Launchers whose jobs find this machine's data and devices; those of any other are planned when they start.
 _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 
 
@@ -46,7 +46,7 @@ def is_here(config: DictConfig) -> bool:
 
 
 def jobs(config: DictConfig) -> list[Job]:
-    """Every job of a sweep, as the sweeper expands it; none where it decides as it goes."""
+    """Every job of a sweep, as the sweeper expands it; none if the sweeper chooses jobs only as it goes."""
     sweeper = get_class(config.hydra.sweeper._target_)
     if not hasattr(sweeper, "split_arguments"):  # the basic sweeper's; Optuna's asks for one job after another
         return []
@@ -72,7 +72,7 @@ def jobs(config: DictConfig) -> list[Job]:
 
 
 def job_name(number: int, overrides: Sequence[str], command: Sequence[str]) -> str:
-    """A job of a sweep by its number and what the sweep gave it: all that is not one value in the whole command."""
+    """A job of a sweep by its number and the overrides that it does not share with all jobs of the command."""
     parser, fixed = OverridesParser.create(), set[str]()
     for word in command:
         if "=" in word:
@@ -121,7 +121,7 @@ def _planned(jobs: Sequence[Job], *, timed: bool) -> list[Planned]:
 
 @contextmanager
 def _as_hydra_has_it(config: DictConfig) -> Iterator[DictConfig]:
-    """A configuration beside Hydra's own node, both as a job finds them."""
+    """Give a job's configuration as the job will find it, with Hydra's own node where Hydra then has it."""
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(config)  # what the directory's name may refer to

@@ -1,4 +1,4 @@
-"""What can be refused of a stage in its place before anything is trained."""
+"""Stages that cannot work where their path has them, refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgemin.training.stage import Stage
 
 
 def stages_key(model: str) -> str:
-    """The configuration key that lists the stages of a model: ``stages`` is the student's."""
+    """The configuration key that lists the stages of a model: `stages` is the student's."""
     return "stages" if model == "student" else f"{model}.stages"
 
 
@@ -19,11 +19,11 @@ def check_stage(study: Study, path: str, stage: Stage, parent: Node, teachers: S
     """Refuse a stage that cannot work where its path has it.
 
     Args:
-        study: whose stage it is.
-        path: of the node, the stage's name last.
-        stage: with all settings decided.
-        parent: what it is given.
-        teachers: what it learns from.
+        study: the study that it belongs to.
+        path: the node's path, which ends with the stage's name.
+        stage: the stage, all its settings decided.
+        parent: the node whose model it is given.
+        teachers: the nodes that it learns from.
 
     Returns:
         What is worth knowing although it works.

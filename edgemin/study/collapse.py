@@ -43,8 +43,8 @@ def find(
         logits: [N, C], or [N, 1] for a regression.
         labels: [N].
         regression: Whether labels are numbers.
-        names: Of the classes; what a head knows beyond them is called by its number.
-        metrics: That the majority class is scored by.
+        names: The classes' names; a class that only the head knows is called by its number.
+        metrics: The metrics by which the majority class is scored.
 
     Returns:
         `None` where answers differ, or all labels are equal: one answer may be right then. Else `prediction`, the

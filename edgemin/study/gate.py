@@ -73,7 +73,7 @@ def compare(
         answer) and `flips` (number of the others), both `None` for a regression; `examples`.
     """
     theirs, own = scored(before), scored(after)
-    lost = not theirs - own <= max_drop + _ROUNDING  # what is not a number is lost
+    lost = not theirs - own <= max_drop + _ROUNDING  # so that nan counts as lost
     by_chance = chance(scored, before, after) if lost else None
     flips = int((before.argmax(1) != after.argmax(1)).sum()) if after.shape[1] > 1 else None
     return {
@@ -94,7 +94,7 @@ def compare(
 def blame(
     parent: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
 ) -> list[dict[str, Any]]:
-    """How much each quantized layer does to the answers when it alone takes its place in the model before.
+    """How much each quantized layer changes the answers if it alone is put into the model before.
 
     Damage as [`damage`][edgemin.quantization.sensitivity.damage] has it.
 

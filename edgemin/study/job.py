@@ -1,4 +1,4 @@
-"""One job: plan, train, score, measure, write ``run.json``, print the tables."""
+"""One job: plan, train, score, measure, write `run.json`, print the tables."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def _models(settings: Mapping[str, Any]) -> list[str]:
 def plan_job(
     settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]], *, timed: bool
 ) -> tree.Planned:
-    """Check all that can be checked before a job trains, for :func:`run_job` with the same arguments. Writes nothing.
+    """Check all that can be checked before a job trains. Nothing is written.
 
     Args:
         settings: the resolved configuration.
-        job: of :func:`run_job`.
-        transfer: of :func:`run_job`.
+        job: what Hydra says of the job, as [`run_job`][edgemin.study.job.run_job] takes it.
+        transfer: settings of the tasks that rows are also scored on, by name.
         timed: whether to look in the store for how long like stages took.
 
     Raises:
@@ -103,10 +103,9 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
 
     Args:
         settings: the resolved configuration.
-        job: ``number``, ``overrides``, ``experiment``, ``run_dir``, ``command``, ``group`` (what the jobs of its launch
-            share), ``given`` (see :func:`edgemin.study.plan.unused`), and ``set_by``, the keys that files set
-            which the user
-            chose, with the choices.
+        job: `number`, `overrides`, `experiment`, `run_dir`, `command`, `group` (what the jobs of its launch share),
+            `given` (see [`unused`][edgemin.study.plan.unused]), and `set_by`: the keys that are set by a file which the
+            user chose, each with that choice.
         transfer: settings of the tasks that rows are also scored on, by name.
 
     Raises:
@@ -210,14 +209,14 @@ def _published(path: Any) -> Published | None:
 
 
 def _name(job: Mapping[str, Any]) -> str:
-    """What tells a job from its neighbours: its overrides, as far as they change the result."""
+    """A job's name for trackers: its overrides, as far as they change the result; else its number."""
     kept = [entry for entry in job["overrides"] if not entry.startswith(("experiment=", "hydra.", "paths."))]
     return ",".join(kept) or str(job["number"])
 
 
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
-    """What edgemin's loggers warned of meanwhile, each once."""
+    """Collect what edgemin's loggers warn of inside, each warning once."""
     found: list[str] = []
 
     class Collect(logging.Handler):

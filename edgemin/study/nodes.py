@@ -30,7 +30,7 @@ class Study:
         roots: the models that paths start at, by name: `teacher`, `student` and those the study adds.
         rows: what is printed.
         trainer: device and precision.
-        seed: the run's.
+        seed: what the run's random choices follow from.
     """
 
     settings: Mapping[str, Any]
@@ -83,7 +83,7 @@ class Node:
         return self.path.rpartition("/")[2] if "/" in self.path else "weights"
 
     def build_stage(self) -> Stage:
-        """A fresh stage object."""
+        """Construct the node's stage from its settings."""
         return config.construct(self.settings, self.stage, Stage)
 
 

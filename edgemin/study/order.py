@@ -19,16 +19,16 @@ class RowSpec:
     model: str
     stages: tuple[str, ...]
     control: bool = False
-    named: bool = True  #: by the user or an order file; an unnamed one is a prefix and may be left out
+    named: bool = True  # the user or an order file names it; any other is a prefix, which may be left out
 
     @property
     def path(self) -> str:
-        """``student/finetune/distill``."""
+        """Model and stages in one word, as in `student/finetune/distill`."""
         return "/".join((self.model, *self.stages))
 
 
 class Ablation(ABC):
-    """A way to expand one order into the rows that answer a question about its stages; a choice of ``ablate``."""
+    """A way to expand one order into the rows that answer a question about its stages; a choice of `ablate`."""
 
     @property
     @abstractmethod
@@ -44,16 +44,16 @@ class Ablation(ABC):
             rows: those that would be printed without the ablation.
 
         Raises:
-            UserError: the stages are not such that the question can be asked; the message begins with ``ablate.``.
+            UserError: the stages are not such that the question can be asked; the message begins with `ablate.`.
         """
 
 
 class Interaction(Ablation):
-    r"""Two stages crossed: the order with neither, with each of them alone, with both; all other stages in place.
+    """Two stages crossed: the order with neither, with each of them alone, with both; all other stages in place.
 
-    With :math:`m` the primary metric, the stages interact by
-    :math:`(m_{both} - m_{one}) - (m_{other} - m_{neither})`, which the report forms from these rows
-    (``edgemin/report/interaction.py``). It finds them by their stages, so their names are free.
+    With m the primary metric, the stages interact by `(m_both - m_one) - (m_other - m_neither)`, which
+    [`interaction`][edgemin.report.interaction] forms from these rows. It finds them by their stages, whatever they are
+    called.
 
     Args:
         stages: the two, each once in the order.
@@ -104,14 +104,14 @@ def row_specs(
     """The rows of a study, in the order they are printed.
 
     Args:
-        order: the ``order`` node: ``name``, ``stages``, ``rows`` (``None``: the teacher and every prefix),
-            ``controls``, and ``ablate`` where an :class:`Ablation` expands it.
-        by_hand: the student's stages where the user gave them: the teacher and every prefix are the rows, whatever the
-            order says; ``None`` is the order.
-        own_stages: for every model of the study the path of its own, by name; ``student``'s is empty.
+        order: the `order` node: `name`, `stages`, `rows` (`None`: the teacher and every prefix),
+            `controls`, and `ablate` where an [`Ablation`][edgemin.study.order.Ablation] expands it.
+        by_hand: the student's stages if the user gave them: the rows are then the teacher and every prefix, whatever
+            the order says. `None`: as the order says.
+        own_stages: the stages of each model's own path, by its name; the student has none.
 
     Raises:
-        UserError: a row or control that is not of the form ``{name, model, stages}``, two rows of one name, or an
+        UserError: a row or control that is not of the form `{name, model, stages}`, two rows of one name, or an
             ablation that the stages do not allow.
     """
     for key in sorted(set(order) - {"name", "stages", "rows", "controls", "ablate"}):

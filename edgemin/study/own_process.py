@@ -27,17 +27,19 @@ from edgemin.processes import stopping
 
 
 def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Any], logging: Any) -> None:
-    """Run :func:`edgemin.study.job.run_job` in a new process and wait for it. Its lines begin with the job's number.
+    """Run [`job.run_job`][edgemin.study.job.run_job] in a new process, and wait for it.
+
+    What that process prints begins with the job's number, line by line.
 
     Args:
-        settings: as there.
-        job: as there.
-        transfer: as there.
-        logging: Hydra's ``job_logging``, as plain dictionaries.
+        settings: the resolved configuration.
+        job: what Hydra says of the job, as `run_job` there takes it.
+        transfer: settings of the tasks that rows are also scored on, by name.
+        logging: Hydra's `job_logging`, as plain dictionaries.
 
     Raises:
         UserError: a mistake of the user's, or the process was killed.
-        Exception: named after what was not foreseen; the traceback is its note.
+        Exception: what was not foreseen, under the name of its class there; the traceback from there is its note.
     """
     here, there = multiprocessing.Pipe()
     process = subprocess.Popen(
@@ -55,7 +57,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
             f"its process ended without a result ({signal.Signals(-code).name if code < 0 else f'exit code {code}'}); "
             "what it had trained is kept, run the same command again to go on"
         ) from None
-    except BaseException:  # this worker is to end
+    except BaseException:  # this worker is to end, and the process with it
         process.terminate()
         raise
     finally:
@@ -119,7 +121,7 @@ class Numbered(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the stream."""
+        """The encoding of the stream behind."""
         return self._stream.encoding
 
     def write(self, text: str) -> int:
@@ -131,7 +133,7 @@ class Numbered(io.TextIOBase):
         return len(text)
 
     def fileno(self) -> int:
-        """That of the stream."""
+        """The file descriptor of the stream behind, for libraries that write past Python."""
         return self._stream.fileno()
 
 

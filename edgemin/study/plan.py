@@ -1,4 +1,4 @@
-"""From rows to work: the paths of a study as a tree of nodes, each with the key under which its result is stored.
+"""From rows to work: the paths of a study as a tree of nodes, each with the key that its result is stored under.
 
 Equal prefixes are one node. Everything that can be refused is refused here, before anything is trained.
 """
@@ -38,7 +38,7 @@ def build(study: Study) -> Plan:
 
 
 def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence[str]]) -> list[str]:
-    """What was asked of stages that no row and no teacher has, one note for each stage.
+    """A note for each stage that the user made settings for, though no row and no teacher has it.
 
     Args:
         plan: what will run.
@@ -121,7 +121,7 @@ class _Planner:
                     f"{path}.source: expected a model that can be cut and trained, given {parent.path}, whose layers "
                     "are quantized"
                 )
-        giver = parent if start.root.inherit == "all" else None  # of layers and head
+        giver = parent if start.root.inherit == "all" else None  # the model that layers and head come from
         shape = start.shape._replace(
             pruned=start.shape.pruned or (giver is not None and giver.shape.pruned),
             quantized=start.shape.quantized or (giver.shape.quantized if giver is not None else None),
@@ -211,7 +211,7 @@ class _Planner:
         return self._model(model, trained=not name.endswith(SOURCE))
 
     def _model(self, name: str, trained: bool) -> Node:
-        """A model of the study at the end of its own path, or its weights as they came."""
+        """The node of a model: at the end of its own path if trained, else with its weights as they came."""
         return self.node(name, self.study.roots[name].stages if trained else ())
 
     def _finetuned_later(self, path: str) -> bool:
@@ -229,13 +229,13 @@ class _Planner:
 
 
 def _is_stage(name: str, node: Any) -> bool:
-    """Whether a node of the configuration describes a stage, to the extent that its class can be found."""
+    """Whether a node of the configuration describes a stage, or may do so as its class cannot be found."""
     if not isinstance(node, dict) or "_target_" not in node:
         return False
     try:
         return name in config.STAGES or issubclass(config.target(node, name), Stage)
     except UserError:
-        return True  # using it says what is wrong
+        return True  # whoever uses it is told what is wrong
 
 
 def _seed(seed: int, path: str) -> int:

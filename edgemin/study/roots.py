@@ -19,32 +19,32 @@ Layers = int | list[int] | None
 
 @dataclass(frozen=True)
 class Root:
-    """A model as its yaml names it (``teacher=``, ``student=``). Layers count from 1.
+    """A model as its yaml names it (`teacher=`, `student=`). Layers count from 1.
 
     Attributes:
         name: how tables and logs call it.
         source: a Hub id or a local directory with weights, an EdgeMIN artifact included; or another model of the study:
-            ``teacher.source`` (its weights as they came) or ``teacher`` (its trained ones). ``None`` starts at random.
-        family: only for a random start: ``bert``, ``electra``, ``distilbert``, ``roberta``, ``modernbert``,
-            ``mobilebert``; ``None`` is the teacher's.
-        inherit: what is taken of the source: ``all``, or ``embeddings`` (tables, their norm and projection) under
-            layers and a head drawn at random, as many and as wide as asked for.
-        layers: how many layers, or which (a list); ``None`` keeps all of the source.
-        layer_choice: which, when ``layers`` is a number below the source's: ``even`` (evenly spaced, the last
-            included), ``first``, ``last``.
+            `teacher.source` (its weights as they came) or `teacher` (its trained ones). `None` starts at random.
+        family: only for a random start: `bert`, `electra`, `distilbert`, `roberta`, `modernbert`, `mobilebert`; `None`
+            is the teacher's.
+        inherit: what is taken of the source: `all`, or `embeddings` (tables, their norm and projection) under layers
+            and a head drawn at random, as many and as wide as asked for.
+        layers: how many layers, or which (a list); `None` keeps all of the source.
+        layer_choice: which, when `layers` is a number below the source's: `even` (evenly spaced, the last included),
+            `first`, `last`.
         hidden: hidden size.
         heads: attention heads per layer.
         intermediate: FFN units per layer.
-        vocabulary: rows of the word embedding; only for a random start, ``None`` is the tokenizer's.
-        truncate: how ``hidden``, ``heads`` and ``intermediate`` may cut the source's weights: ``first`` (the first
-            units are kept), ``magnitude`` (those of the largest weights), ``pca`` (of the hidden size the principal
-            directions of the word embeddings, the rest by magnitude); see :mod:`edgemin.encoder.truncation`. ``None``
-            cuts no width.
-        tokenizer: Hub id, local directory or ``toy``; ``None`` is the source's, for a student without one the
+        vocabulary: rows of the word embedding; only for a random start, `None` is the tokenizer's.
+        truncate: how `hidden`, `heads` and `intermediate` may cut the source's weights: `first` (the first units are
+            kept), `magnitude` (those of the largest weights), `pca` (of the hidden size the principal directions of the
+            word embeddings, the rest by magnitude); see [`truncation`][edgemin.encoder.truncation]. `None` cuts no
+            width.
+        tokenizer: Hub id, local directory or `toy`; `None` is the source's, or for a student without a source the
             teacher's.
-        stages: the path from the weights to the model that teaches: ``[finetune]``, or ``[]`` for a checkpoint that
-            is already fine-tuned. Teachers only.
-        seed: of random weights and of those stages.
+        stages: only for a teacher, the path from the weights to the model that teaches: `[finetune]`, or `[]` for a
+            checkpoint that is already fine-tuned.
+        seed: what random weights are drawn from, and what those stages run with.
     """
 
     name: str
@@ -168,8 +168,8 @@ def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:
     Fresh layers are drawn from the root's seed; the global generator stays where it is.
 
     Args:
-        model: Used up: cut in place, or its embeddings moved to another.
-        root: With a source.
+        model: the checkpoint; it is cut in place, or its embeddings are moved to another, so it is of no further use.
+        root: what is asked for; it has a source.
 
     Raises:
         UserError: a shape that the weights cannot be cut to.
@@ -216,7 +216,7 @@ def _truncate(model: PreTrainedModel, root: Root, **widths: int | None) -> None:
 
 
 def _widths(structure: dict[str, Any]) -> dict[str, list[int]]:
-    """What the settings of each name are about: one number, or one of each layer."""
+    """The widths that the settings of these names would change: one number, or one for each layer."""
     layers = structure["layers"]
     return {
         "hidden": [structure["hidden"]],
@@ -226,7 +226,7 @@ def _widths(structure: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def _is_cut(key: str, widths: list[int], root: Root) -> bool:
-    """Whether a root asks for less of a width than its source has; more is refused, and so is less without leave."""
+    """Whether a root asks for less of a width than its source has; refuses more, and less without `truncate`."""
     asked: int | None = getattr(root, key)
     if asked is None or set(widths) == {asked}:
         return False
@@ -241,7 +241,7 @@ def _is_cut(key: str, widths: list[int], root: Root) -> bool:
 
 
 def _inner_widths(found: dict[str, Any], root: Root) -> tuple[int, int]:
-    """Heads and head size of a narrower model: together as wide as what they write to."""
+    """How many heads a narrower model has, and their size: together they are as wide as what they write to."""
     layers = found["layers"]
     if root.heads is None and len({layer["heads"] for layer in layers}) > 1:
         raise UserError(
@@ -265,7 +265,7 @@ def _check_heads(heads: int, width: int, root: Root) -> None:
 
 
 def _attention_width(found: dict[str, Any], root: Root) -> int:
-    """What attention writes to: the hidden size asked for, or MobileBERT's bottleneck."""
+    """The width that attention writes to: the hidden size asked for, or that of MobileBERT's bottleneck."""
     bottleneck = found["layers"][0].get("bottleneck")
     width: int = bottleneck["size"] if bottleneck is not None else root.hidden or found["hidden"]
     return width
@@ -287,7 +287,7 @@ def random_config(root: Root, family: str, vocabulary: int, padding_id: int) -> 
 
 
 def describe(root: Root) -> dict[str, Any]:
-    """What of a root decides the model that it becomes (its name, path and place in the file system do not)."""
+    """The settings of a root that decide the model it becomes; its name, path and place on the disk do not."""
     keys = ["inherit", "layers", "layer_choice", "hidden", "heads", "intermediate", "truncate", "vocabulary", "family"]
     drawn = root.source is None or root.inherit == "embeddings"
     return {key: getattr(root, key) for key in keys} | ({"seed": root.seed} if drawn else {})

@@ -24,12 +24,12 @@ from edgemin.errors import UserError, check_name
 from edgemin.plain_text import printable
 from edgemin.tracking import launch_group
 
-#: What has to be installed for a launcher of Hydra's.
+# The extra of edgemin that has to be installed for each launcher.
 _EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 
 
 def conf_directory() -> str:
-    """``conf/``: inside the installed package, or beside it in a clone."""
+    """`conf/`: inside the installed package, or beside it in a clone."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
@@ -39,7 +39,7 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
     """A job's settings, what Hydra says of the job, and the tasks that are only scored.
 
     Raises:
-        UserError: what can be said of the configuration without its meaning.
+        UserError: what is wrong in the configuration and can be told before any class is constructed.
     """
     try:
         settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -73,12 +73,12 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
 
 
 def is_launched(context: Any) -> bool:
-    """Whether jobs run at once, in a launcher's processes (joblib's, submitit's, Ray's), given Hydra's own node."""
+    """Whether jobs run at once, in processes of a launcher (joblib's, submitit's, Ray's), given the node `hydra`."""
     return context.mode is RunMode.MULTIRUN and not context.launcher._target_.endswith(".BasicLauncher")
 
 
 def words() -> list[str]:
-    """What stands behind ``python -m edgemin.train``; in a launcher's process, by the sweep's file."""
+    """The words behind `python -m edgemin.train`; a launcher's process has them from the sweep's `multirun.yaml`."""
     context = HydraConfig.get()
     kept = Path(context.sweep.dir) / "multirun.yaml"
     if not (is_launched(context) and kept.is_file()):  # there is none yet where the jobs are planned ahead
@@ -88,10 +88,10 @@ def words() -> list[str]:
 
 
 def check_paths(cfg: DictConfig) -> None:
-    """Refuse what directories cannot be made of.
+    """Refuse a study's name and paths if no directory can be called so.
 
     Raises:
-        UserError: ``study`` is no name, or a path no directory.
+        UserError: `study` is no name of a directory, or a path is no text.
     """
     try:
         found = {key: OmegaConf.select(cfg, key) for key in ("study", "paths.outputs", "paths.store")}
@@ -104,7 +104,7 @@ def check_paths(cfg: DictConfig) -> None:
 
 
 def _check_keys(plain: Mapping[str, Any], references: Sequence[tuple[str, str]]) -> None:
-    """Refuse keys that nothing reads: no part of a study, no node with a class, and no other value refers to them."""
+    """Refuse keys that nothing reads: no study has them, no class is named in them, no other value refers to them."""
     values = {key for key, node in plain.items() if not (isinstance(node, dict) and "_target_" in node)}
     for key in sorted((values | {f"paths.{name}" for name in plain["paths"]}) - KEYS):
         if not any(_meets(key, reference) for _, reference in references):
@@ -127,14 +127,14 @@ def _references(cfg: DictConfig) -> list[tuple[str, str]]:
 def _given(overrides: Iterable[str], references: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     """The keys that the command line sets, each with the nodes that take values from it by interpolation.
 
-    A choice of a group is the key that it is put under: ``quantize@qat=qat`` sets ``qat``.
+    A choice of a group is the key that it is put under: `quantize@qat=qat` sets `qat`.
     """
     keys = dict.fromkeys(word.partition("=")[0].lstrip("+~").rpartition("@")[2] for word in overrides)
     return {key: [reader for reader, reference in references if _meets(key, reference)] for key in keys}
 
 
 def _set_by(choices: Mapping[str, str | None]) -> dict[str, str]:
-    """The keys that the chosen experiment and order set themselves, each with the choice: ``experiment=demo``."""
+    """The keys that the chosen experiment and order set themselves, each with the choice: `experiment=demo`."""
     loader: Any = GlobalHydra.instance().config_loader()  # whose interface lacks its repository of files
     found: dict[str, str] = {}
     for group in ("order", "experiment"):
@@ -223,7 +223,7 @@ def _is_hydras(error: Exception) -> bool:
 
 
 def _wrong_choice() -> str:
-    """The group and what the command line gives for it; Hydra's error names neither."""
+    """The line for a choice that there is not, found among the words of the command: Hydra's error does not name it."""
     for word in sys.argv[1:]:
         key, _, value = word.partition("=")
         files = (
@@ -235,7 +235,7 @@ def _wrong_choice() -> str:
 
 
 def _group(study: Any, context: Any) -> str:
-    """What the jobs of one launch share: the study, and the name of the launch's directory, which is its time."""
+    """The name that the jobs of one launch share, see [`launch_group`][edgemin.tracking.launch_group]."""
     run_dir = Path(context.runtime.output_dir)
     if context.mode is RunMode.MULTIRUN:
         return launch_group(study, Path(context.sweep.dir))

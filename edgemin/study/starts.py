@@ -25,9 +25,9 @@ from edgemin.training.stage import Shape
 
 log = logging.getLogger(__name__)
 
-_PROBE = 256  # training texts on which tokenizers are tried, and two must agree
+_PROBE = 256  # training texts that tokenizers are tried on; the student's and the teacher's must agree on them
 _UNKNOWN = 0.1  # share of unknown words from which on a tokenizer is suspected to be another model's
-SOURCE = ".source"  #: after a model's name: its weights as they came
+SOURCE = ".source"  # after a model's name: its weights as they came
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +35,17 @@ class Start:
     """A named model, with what planning had to read of it.
 
     Attributes:
-        name: ``teacher``, ``student``, or what the study calls it (``assistant``).
+        name: `teacher`, `student`, or what the study calls it (`assistant`).
         root: its settings.
         config: of its checkpoint, of the model it is cut from, or of its random weights.
-        facts: of its checkpoint; ``None`` for any other start.
-        tokenizer: ``None`` only without data.
-        structure: of the model that starts here, as :func:`edgemin.encoder.structure` gives it.
-        matrices: its weight matrices, as :func:`edgemin.encoder.matrices` lists them.
+        facts: of its checkpoint; `None` for any other start.
+        tokenizer: `None` only without data.
+        structure: of the model that starts here, as [`structure`][edgemin.encoder.building.structure] gives it.
+        matrices: its weight matrices, as [`matrices`][edgemin.encoder.parts.matrices] lists them.
         max_tokens: the longest input it takes.
         own_labels: its checkpoint's head already speaks the task's labels.
         origin: the model of the study that it is cut from, if any.
-        from_trained: it is cut from what that model's own path ends with, not from its weights as they came.
+        from_trained: it is cut from the end of that model's own path, not from its weights as they came.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Start:
 
     @property
     def shape(self) -> Shape:
-        """What the stages find."""
+        """What planning tells the stages of the model that starts here."""
         layers = self.structure["layers"]
         widths = {layer["heads"] * layer["head_size"] for layer in layers}
         width = layers[0]["heads"] * layers[0]["head_size"]
@@ -80,16 +80,16 @@ class Start:
 
     @property
     def family(self) -> str:
-        """As :func:`edgemin.encoder.family` names it."""
+        """The model's family, as [`family`][edgemin.encoder.families.family] names it."""
         return str(self.structure["family"])
 
     @property
     def generic_labels(self) -> bool:
-        """Whether its checkpoint's labels are ``LABEL_0`` and so on."""
+        """Whether its checkpoint's labels are `LABEL_0` and so on."""
         return self.facts is not None and all(name.startswith("LABEL_") for name in self.facts.labels or ())
 
     def content(self, splits: Splits | None, parent_key: str | None) -> dict[str, Any]:
-        """What decides the model that starts here, for its key: contents, never paths."""
+        """All that decides the model that starts here, of which its key is made: contents, never paths."""
         content: dict[str, Any] = {"root": roots.describe(self.root)}
         if parent_key is not None:
             content["parent"] = parent_key
@@ -106,7 +106,7 @@ class Start:
 
 
 def read_starts(named: Mapping[str, Root], splits: Splits | None) -> dict[str, Start]:
-    """Find every named model's checkpoint and tokenizer, each after the model that it is cut from.
+    """Find checkpoint and tokenizer of every named model; a model that is cut from another comes after that one.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be had, or settings that contradict each other.
@@ -130,7 +130,7 @@ def read_starts(named: Mapping[str, Root], splits: Splits | None) -> dict[str, S
 
 
 def _origin(source: str | None, named: Mapping[str, Root]) -> str | None:
-    """The model of the study that a source names: ``teacher`` of ``teacher`` and of ``teacher.source``."""
+    """The model of the study that a source names, if any: `teacher` for both `teacher` and `teacher.source`."""
     name = source.removesuffix(SOURCE) if source is not None else None
     return name if name in named else None
 
@@ -277,13 +277,13 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Any:
 
 @lru_cache(maxsize=16)  # of the objects that checkpoint.read_tokenizer gives to all jobs alike
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None, *, inputs: bool = True) -> str | None:
-    """Of what decides its tokens, and of whether it tells segments apart (``inputs``)."""
+    """A hash of what decides a tokenizer's tokens and, with `inputs`, of whether it tells two segments apart."""
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        content |= {"padding": None, "truncation": None}  # states of its last call
+        content |= {"padding": None, "truncation": None}  # which are left over from its last call
     else:
         content = {"vocabulary": tokenizer.get_vocab()}
     content |= {"pad": tokenizer.pad_token_id, "inputs": list(tokenizer.model_input_names) if inputs else None}

@@ -16,25 +16,25 @@ from edgemin.training.fitting import CHECKPOINT
 
 
 class State(NamedTuple):
-    """One node of one job, or of several."""
+    """How one node stands: stored, begun or still to run, and what it takes; for one job or for several."""
 
     path: str
     key: str
-    state: str  #: ``cached``, ``resumes`` or ``to run``
-    parent: str | None  #: key of the node above it; ``None`` for the model that a path starts at
-    steps: int = 0  #: that it trains
-    seconds: float | None = None  #: that it may take; ``None`` where no like stage was timed
-    jobs: tuple[int, ...] = (0,)  #: numbers of those that need it
+    state: str  # `cached`, `resumes` or `to run`
+    parent: str | None  # key of the node above it; `None` for the model that a path starts at
+    steps: int = 0  # how many it trains
+    seconds: float | None = None  # how long it may take; `None` where no like stage was timed
+    jobs: tuple[int, ...] = (0,)  # the numbers of the jobs that need it
 
 
 class Planned(NamedTuple):
-    """What a job would do: its nodes as :func:`states` has them, and what is worth knowing."""
+    """What a job would do: its nodes as [`states`][edgemin.study.tree.states] has them, and what is worth knowing."""
 
     nodes: list[State]
     notes: list[str]
 
 
-#: Notes of a sweep's jobs, which were printed once for all of them.
+# Notes of a sweep's jobs, which were printed once for all of them.
 told: set[str] = set()
 
 
@@ -44,7 +44,7 @@ def states(plan: Plan, store: Store, examples: int = 0, timed: bool = False) -> 
     Args:
         plan: what the job needs.
         store: what is there already.
-        examples: of the training split.
+        examples: how many the training split has.
         timed: look in the store for how long like stages took here.
     """
     timings = Timings(store) if timed else None
@@ -79,7 +79,7 @@ def lines(nodes: Sequence[State], jobs: int = 1) -> list[str]:
     """The tree as text, a line per node below its parent, and the counts.
 
     Args:
-        nodes: of one job, or of several as :func:`merged` has them.
+        nodes: of one job, or of several as [`merged`][edgemin.study.tree.merged] has them.
         jobs: how many there are.
     """
     below: dict[tuple[str, str | None], list[State]] = {}
@@ -107,7 +107,7 @@ def _line(node: State, jobs: int) -> str:
 
 
 def job_numbers(jobs: Sequence[int]) -> str:
-    """``jobs 0-2, 5``."""
+    """The numbers as a person writes them, as in `jobs 0-2, 5`."""
     starts = [jobs[0], *(second for first, second in pairwise(jobs) if second != first + 1)]
     ends = [*(first for first, second in pairwise(jobs) if second != first + 1), jobs[-1]]
     runs = (f"{start}" if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True))
@@ -124,7 +124,7 @@ def summary(nodes: Sequence[State]) -> str:
 
 
 def _effort(nodes: Sequence[State]) -> list[str]:
-    """Steps and time of all that is to do."""
+    """A line with the steps of all that is to do, and its time as far as that is known."""
     to_do = [node for node in {node.key: node for node in nodes}.values() if node.parent and node.state != "cached"]
     if not to_do:
         return []
@@ -144,9 +144,9 @@ def print_plans(names: Sequence[str], planned: Sequence[Planned], *, whole: bool
     """Print the plans of all jobs of a run or sweep as one tree.
 
     Args:
-        names: of the jobs; an empty one is a run alone.
+        names: the jobs' names; a run alone has an empty one.
         planned: their plans, in the order of their numbers.
-        whole: else only what there is to do in all, and nothing for a run alone.
+        whole: whether the tree is printed; else a line that counts what there is to do.
     """
     nodes = merged([plan.nodes for plan in planned])
     if whole:
@@ -160,7 +160,7 @@ def print_plans(names: Sequence[str], planned: Sequence[Planned], *, whole: bool
 
 
 def _by_note(planned: Sequence[Planned]) -> dict[str, list[int]]:
-    """Every note once, with the numbers of the jobs that have it."""
+    """Each different note, with the numbers of the jobs that have it."""
     found: dict[str, list[int]] = {}
     for number, plan in enumerate(planned):
         for note in dict.fromkeys(plan.notes):
