@@ -38,7 +38,7 @@ class Ended(BaseException):
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
+def _ending() -> Iterator[None]:
     """Inside a callback: Hydra makes a mere warning of any `Exception` that one raises."""
     try:
         yield
@@ -67,24 +67,28 @@ class Jobs(Callback):
             if isinstance(ended.__cause__, Exception):
                 self._fail(ended.__cause__)
         except Exception as error:
-            self._fail(error)
+            if mistake(error) is None and self._sweep is not None and is_launched(self._sweep.hydra):
+                self._gave_up(error, self._sweep)
+            elif isinstance(error, OSError) and error.filename is not None:  # Hydra makes directories before the jobs
+                line = f"paths.outputs: {error.strerror} ({error.filename})"
+                self.say(cli.failures(UserError(line)), error, by_all=False)
+            else:
+                self._fail(error)
         finally:
             _current.reset(token)
 
     def _fail(self, error: Exception) -> None:
-        if (found := mistake(error)) is not None:
-            self.say(cli.failures(found), error)
-        elif self._sweep is not None and is_launched(self._sweep.hydra):  # joblib does so when a worker is killed
-            line = f"the launcher gave up: {type(error).__name__}: {printable(str(error))}"
-            self.say([Failure(line, foreseen=False)], error)
-            self._conclude(self._sweep)
-            print("Run the same command again for the rest. Of jobs that run on in a cluster, this makes the tables:")
-            print(f"  python -m edgemin.report study={self._sweep.hydra.sweep.dir}")
-        elif isinstance(error, OSError) and error.filename is not None:  # Hydra makes a job's directory before the job
-            line = f"paths.outputs: {error.strerror} ({error.filename})"
-            self.say(cli.failures(UserError(line)), error, by_all=False)
-        else:
+        if (found := mistake(error)) is None:
             raise error
+        self.say(cli.failures(found), error)
+
+    def _gave_up(self, error: Exception, sweep: DictConfig) -> None:
+        """A table of what has ended, where the launcher does not wait for the rest: joblib, when a worker is killed."""
+        line = f"the launcher gave up: {type(error).__name__}: {printable(str(error))}"
+        self.say([Failure(line, foreseen=False)], error)
+        self._conclude(sweep)
+        print("Run the same command again for the rest. Of jobs that run on in a cluster, this makes the tables:")
+        print(f"  python -m edgemin.report study={sweep.hydra.sweep.dir}")
 
     def say(
         self, found: Sequence[Failure], error: Exception, *, by_all: bool = True, with_traceback: bool = False
@@ -102,7 +106,7 @@ class Jobs(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse what would lead out of `paths.outputs`; with `plan=true` print the plan and end."""
-        with _heard():
+        with _ending():
             check_paths(config)
             if (launcher := config.hydra.runtime.choices.get("launcher")) is not None:
                 raise UserError(f"launcher: expected the jobs of a sweep (-m), given one job and {launcher}")
@@ -112,7 +116,7 @@ class Jobs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Plan every job, and end where one cannot work; with `plan=true` print one tree of all and end."""
-        with _heard():
+        with _ending():
             check_paths(config)
             alone, jobs = config.get("plan") is True, ahead.jobs(config)
             if jobs and (alone or ahead.is_here(config)):
@@ -123,7 +127,7 @@ class Jobs(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write, print and log the table over the jobs, and name those that failed."""
-        with _heard():
+        with _ending():
             self._conclude(config)
 
     def _conclude(self, config: DictConfig) -> None:

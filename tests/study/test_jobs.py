@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import run_json
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from edgemin import cli
+from edgemin.report import write
 from edgemin.study import ahead
 from edgemin.study.jobs import Ended, Jobs, current
 
@@ -45,10 +48,18 @@ def test_the_table_over_a_sweep_is_written_printed_and_its_failed_jobs_are_named
     assert capsys.readouterr().err.startswith("No table over the sweep: study: expected")
 
 
-def test_an_exception_of_the_table_is_not_lost(tmp_path: Path) -> None:
-    with pytest.raises(Ended) as ended:  # Hydra makes a warning of any Exception that it meets here
-        Jobs().on_multirun_end(OmegaConf.create({"hydra": {}}))
-    assert isinstance(ended.value.__cause__, Exception)
+def test_a_disk_that_is_full_when_the_table_is_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "stages.md")
+
+    monkeypatch.setattr(write, "write_study", full)
+    with pytest.raises(Ended) as ended:  # Hydra would make a warning of an Exception and go on
+        Jobs().on_multirun_end(sweep(tmp_path))
+    assert isinstance(ended.value.__cause__, OSError)
+    assert cli.guarded(lambda: Jobs().run(lambda: Jobs().on_multirun_end(sweep(tmp_path)))) == 2
+    assert capsys.readouterr().err == "error: stages.md: No space left on device\n"
 
 
 def test_where_the_launcher_gives_up_the_jobs_so_far_make_a_table(
