@@ -293,7 +293,7 @@ def test_the_command_line_in_two_processes_ends_as_in_one(tmp_path: Path) -> Non
         ((*DDP, "trainer.processes=3"), "trainer.processes: expected 2, as many as were started, given 3; "),
         (("task=nosuch",), "task: expected one of "),
         ((*DDP, "paths.outputs=/dev/null/outputs"), "paths.outputs: "),
-        ((*DDP, "finetune.learning_rate=1e30", "finetune.gradient_clip=0"), "learning_rate: the loss of "),
+        ((*DDP, "finetune.learning_rate=1e30", "finetune.gradient_clip=0"), "finetune.learning_rate: the loss of "),
     ],
     ids=["another trainer", "another number", "before the job", "in the first process alone", "in training"],
 )
@@ -324,7 +324,7 @@ def test_a_sweep_in_two_processes_goes_on_after_a_job_that_fails(tmp_path: Path)
     done = train(tmp_path, *SHORT, *DDP, *rates, flags=("-m",))
     assert done.returncode != 0
     (said,) = errors(done.stderr)
-    assert said.startswith("job 0 (finetune.learning_rate=1e+30): learning_rate: the loss of ")
+    assert said.startswith("job 0 (finetune.learning_rate=1e+30): finetune.learning_rate: the loss of ")
     assert len(list(tmp_path.rglob("run.json"))) == 1 and "1 of 2 jobs has no result" in done.stdout
     assert done.stdout.count("The sweep's page, tables and figures:") == 1
 
@@ -355,7 +355,7 @@ def test_two_processes_killed_and_started_again_end_with_the_same_bytes(tmp_path
 
     def artifacts(folder: Path) -> dict[str, dict[str, str]]:
         store = folder / "outputs" / "store"
-        found = {path.parent.name: json.loads(path.read_text()) for path in store.glob("*/manifest.json")}
+        found = {path.parent.name: json.loads(path.read_text())["files"] for path in store.glob("*/manifest.json")}
         return {
             key: {name: digest for name, digest in files.items() if "provenance" not in name}
             for key, files in found.items()
