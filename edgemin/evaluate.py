@@ -145,10 +145,11 @@ def _classification(predicted: Tensor, labels: Tensor, classes: int) -> Mapping[
 def matthews(confusion: Tensor) -> float:
     r"""Matthews' correlation coefficient of any number of classes (Gorodkin 2004, as in scikit-learn).
 
-    It is `(c s - t·p) / sqrt((s² - t·t) (s² - p·p))` with s examples, c of them right, t of each class and p predicted
-    as each; 0 where that denominator is 0, which is where all labels or all predictions are equal. It is computed in
-    whole numbers: single precision loses rare classes among many examples, and torchmetrics' own reduction gives up to
-    1 to a constant prediction.
+    $(c s - t \cdot p) / \sqrt{(s^2 - t \cdot t) (s^2 - p \cdot p)}$
+
+    with s examples, c of them right, t of each class and p predicted as each; 0 where that denominator is 0, which is
+    where all labels or all predictions are equal. It is computed in whole numbers: single precision loses rare classes
+    among many examples, and torchmetrics' own reduction gives up to 1 to a constant prediction.
 
     Args:
         confusion: [C, C], counts by class (rows) and prediction.

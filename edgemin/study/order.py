@@ -49,9 +49,9 @@ class Ablation(ABC):
 
 
 class Interaction(Ablation):
-    """Two stages crossed: the order with neither, with each of them alone, with both; all other stages in place.
+    r"""Two stages crossed: the order with neither, with each of them alone, with both; all other stages in place.
 
-    With m the primary metric, the stages interact by `(m_both - m_one) - (m_other - m_neither)`, which
+    With $m$ the primary metric, the stages interact by $(m_{both} - m_{one}) - (m_{other} - m_{neither})$, which
     [`interaction`][edgemin.report.interaction] forms from these rows. It finds them by their stages, whatever they are
     called.
 
