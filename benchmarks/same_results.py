@@ -34,7 +34,7 @@ TINY = (
     *("distill.steps=2", "distill.relation_heads=4", "prune.ratio=0.25", "prune.epochs=null", "prune.steps=2"),
     "prune.calibration_examples=16",
 )
-#: Of run.json. What is compared lies at the same place in both.
+# Of run.json. What is compared lies at the same place in both.
 SCHEMAS = (1, 2)
 COMPARED_COST = ("params", "params_visible", "macs", "flops")
 

@@ -25,9 +25,9 @@ from edgemin.tracking import Tracker
 # What the W&B server accepts.
 _MAX_NAME, _MAX_TAG, _MAX_ID = 128, 64, 128
 _MIB = 2**20
-#: The runtime whose size and latency a row is compared by.
+# The runtime whose size and latency a row is compared by.
 _RUNTIME = "torch"
-#: Of a configuration, what says where things lie and how they are logged, not what was asked for.
+# Of a configuration, what says where things lie and how they are logged, not what was asked for.
 _PRIVATE = ("logger", "paths", "plan")
 _ID_FILE = "job.json"
 
@@ -167,7 +167,7 @@ class WandbTracker(Tracker):
             self._run.log({f"figure_{path.stem}": self._wandb.Image(str(path)) for path in drawn})
 
     def sweep(self, directory: Path, group: str, study: str) -> None:
-        """See :meth:`Tracker.sweep`."""
+        """See [`Tracker.sweep`][edgemin.tracking.Tracker.sweep]."""
         jobs = [read_object(path) for path in sorted(directory.glob("**/run.json"))]
         lines = [
             {"job": run["job"]["number"], "overrides": " ".join(run["job"]["overrides"]), "seed": run["seed"]}
@@ -221,7 +221,7 @@ def resolve_mode(mode: str, environment: Mapping[str, str] | None = None) -> str
 def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
     """One row of `run.json` as one flat line of a table, in the row's order.
 
-    Nested keys are joined by dots (``cost.runtimes.torch.size_bytes``), lists by commas; null is left out.
+    Nested keys are joined by dots (`cost.runtimes.torch.size_bytes`), lists by commas; null is left out.
     """
     flat: dict[str, Any] = {}
     for key, value in row.items():

@@ -12,7 +12,7 @@ from edgemin.measure.operations import operations
 from edgemin.measure.params import count_parameters
 from edgemin.measure.size import size_bytes
 
-#: The runtime that artifacts are evaluated and measured in.
+# The runtime that artifacts are evaluated and measured in.
 RUNTIME = "torch"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PACKAGE = Path(__file__).parents[1]
-#: What decides no result: how errors read, how progress is shown, how a run is stopped, and the store, which gives back
-#: what was put into it or nothing.
+# What decides no result: how errors read, how progress is shown, how a run is stopped, and the store, which gives back
+# what was put into it or nothing.
 DECIDES_NOTHING = (
     "edgemin.errors",
     "edgemin.plain_text",
@@ -57,7 +57,7 @@ def code_modules(*modules: str) -> dict[str, Path | None]:
 
 
 class _Module(NamedTuple):
-    content: str  #: of its syntax tree
+    content: str  # of its syntax tree
     imports: list[str]
 
 

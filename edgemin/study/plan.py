@@ -22,9 +22,9 @@ from edgemin.study.nodes import Node, Plan, Row, Study
 from edgemin.study.starts import SOURCE, read_starts
 from edgemin.training.stage import Stage
 
-ROOT_CODE = ("edgemin.study.roots", "edgemin.checkpoint")  #: decides a root's weights
-KEYED = ("torch", "transformers")  #: whose release decides what a stage comes to
-PARENT = "parent"  #: as a teacher: the very model that the stage is given
+ROOT_CODE = ("edgemin.study.roots", "edgemin.checkpoint")  # decides a root's weights
+KEYED = ("torch", "transformers")  # whose release decides what a stage comes to
+PARENT = "parent"  # as a teacher: the very model that the stage is given
 
 
 def build(study: Study) -> Plan:
