@@ -25,6 +25,7 @@ from edgemin.plain_text import printable
 from edgemin.processes import stopping
 
 Command = Callable[..., None]
+_HELP = {"-h", "--help"}
 
 
 class Failure(NamedTuple):
@@ -87,11 +88,14 @@ def exit_code(found: Iterable[Failure]) -> int:
 
 def _run(program: str, command: Command | Mapping[str, Command], words: Sequence[str]) -> None:
     if not isinstance(command, Mapping):
-        model, asked = _model(command), any(word in ("-h", "--help") for word in words)
-        print(_help(program, command, model)) if asked else command(**_values(model, words))
+        model = _model(command)
+        if _HELP & {*words}:
+            print(_help(program, command, model))
+        else:
+            command(**_values(model, words))
     elif words and words[0] in command:
         _run(f"{program} {words[0]}", command[words[0]], words[1:])
-    elif words and words[0] in ("-h", "--help"):
+    elif words and words[0] in _HELP:
         print(f"{program} <verb>\n\n{_table({verb: _doc(one)[0] for verb, one in command.items()})}")
     else:
         raise UserError(f"expected {' or '.join(command)}, given {words[0] if words else 'nothing'} (see --help)")
