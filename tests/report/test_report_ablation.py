@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import run_json
-from test_report_tables import cell, mean, notes, study
+from report_tables import cell, mean, notes, study
 
 from edgemin.report import interaction, render, tables, write
 from edgemin.report.fold import Statistic

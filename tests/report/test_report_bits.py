@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import run_json
-from test_report_tables import study
+from report_tables import study
 
 from edgemin.report import bits_figure
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import run_json
-from test_report_tables import cell, mean, notes, study
+from report_tables import cell, mean, notes, study
 
 from edgemin.errors import UserError
 from edgemin.report import measures, render, schema, tables

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import run_json
 from matplotlib.figure import Figure
-from test_report_tables import notes, study
+from report_tables import notes, study
 
 from edgemin.errors import UserError
 from edgemin.report import figures, render, schema, sensitivity, sensitivity_figure, write

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import run_json
 import studies
-from test_report_tables import cell, notes, study
+from report_tables import cell, notes, study
 
 from edgemin import toy
 from edgemin.errors import UserError
