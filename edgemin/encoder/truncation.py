@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from edgemin.encoder import magnitude
 from edgemin.encoder.building import build, structure
 from edgemin.encoder.families import table
 from edgemin.encoder.parts import Layer, has_projection, head_linears, hidden_size, layer_at, layers
@@ -91,11 +92,10 @@ def leading(importance: Tensor, keep: int) -> list[int]:
 
 
 def head_importance(layer: Layer) -> Tensor:
-    """`[A]`: ‖W_O,h [W_V,h b_V,h]‖² of each head."""
+    """`[A]`: ‖W_O,h [W_V,h b_V,h]‖² of each head; pruning's criterion `weight_product` is the same."""
     value = _query_key_value(layer)[2].unflatten(0, (layer.heads, layer.head_size))  # [A, D, H + 1]
     output = _weight(layer.output).T.unflatten(0, (layer.heads, layer.head_size))  # [A, D, H]
-    # ‖W_O W_V‖² = tr(W_Oᵀ W_O W_V W_Vᵀ), without the H x H product.
-    return torch.sum((output @ output.mT) * (value @ value.mT), dim=(1, 2))
+    return magnitude.products(value, output)
 
 
 def dimension_importance(layer: Layer) -> tuple[Tensor, Tensor]:

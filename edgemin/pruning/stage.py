@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Unpack, get_args
+from typing import Any, ClassVar, Literal, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from edgemin.data.module import DataModule
 from edgemin.encoder import parts, slicing, taps
 from edgemin.errors import UserError
 from edgemin.processes import ranks
-from edgemin.pruning.importance import ImportanceAccumulator, head_importance
+from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
 from edgemin.pruning.selection import removal_count, select_heads
+from edgemin.pruning.structures import HEADS
 from edgemin.training.fit import Fit, FitSettings
 from edgemin.training.stage import Shape, Stage, task_loss
 
-Criterion = Literal["gradient_norm", "taylor", "magnitude", "random"]
+# Imported by name, so that a new criterion in the table changes no key; the chosen criterion's module is in its key.
+TABLE = "edgemin.pruning.criteria.table"
 
 
 class HeadPruning(Stage):
@@ -30,7 +33,8 @@ class HeadPruning(Stage):
     a note. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than that.
 
     Args:
-        criterion: how heads are ranked; see [`importance`][edgemin.pruning.importance]. `random` is the control.
+        criterion: how heads are ranked, a name in [`CRITERIA`][edgemin.pruning.criteria.table.CRITERIA]. `random` is
+            the control.
         ratio: share of the heads at the start to remove, in [0, 1); the count is int(ratio x heads). 0 removes nothing.
         scope: `layer` removes that share of every layer, `global` ranks all heads together and keeps at least one
             per layer.
@@ -47,7 +51,7 @@ class HeadPruning(Stage):
     def __init__(
         self,
         *,
-        criterion: Criterion = "gradient_norm",
+        criterion: str = "gradient_norm",
         ratio: float,
         scope: Literal["layer", "global"] = "layer",
         importance: Literal["calibration", "training"] = "calibration",
@@ -66,12 +70,13 @@ class HeadPruning(Stage):
         ):
             if value < 1:
                 raise UserError(f"{name}: expected a whole number of at least 1, given {value}")
-        if importance == "training" and criterion not in ("gradient_norm", "taylor"):
+        self.criterion = cast(Criterion, importlib.import_module(TABLE).find(criterion, HEADS.name))
+        if importance == "training" and self.criterion.needs != "gradients":
             raise UserError(
-                f"importance: expected calibration for the criterion {criterion}, which sees no data, given training"
+                f"importance: expected calibration for the criterion {criterion}, which takes no gradients, given "
+                "training"
             )
-        assert criterion in get_args(Criterion)
-        self.criterion, self.ratio, self.scope = criterion, ratio, scope
+        self.ratio, self.scope = ratio, scope
         self.importance, self.rounds = importance, rounds
         self.calibration_examples = calibration_examples
         self.recovery = Fit(**settings)
@@ -79,9 +84,9 @@ class HeadPruning(Stage):
         self.ranking = replace(self.recovery, epochs=None, steps=training_steps, patience=None)
         self.initial: list[int] = []
         self.removed: list[list[list[int]]] = []
-        self._accumulator: ImportanceAccumulator | None = None
-        self._capture: AbstractContextManager[list[Tensor]] | None = None
-        self._contexts: list[Tensor] = []
+        self._accumulator: Accumulator | None = None
+        self._capture: AbstractContextManager[Sequence[Tensor]] | None = None
+        self._outputs: Sequence[Tensor] = []
         self._batch: Mapping[str, Tensor] = {}
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
@@ -94,8 +99,8 @@ class HeadPruning(Stage):
 
     @property
     def needs_task(self) -> bool:
-        """Whether it reads the task's data: not for random or magnitude ranking without fine-tuning."""
-        return self.criterion in ("gradient_norm", "taylor") or self.recovery.trains
+        """Whether it reads the task's data: not for a criterion that needs none, without fine-tuning."""
+        return self.criterion.needs != "nothing" or self.recovery.trains
 
     @property
     def trains_head(self) -> bool:
@@ -105,7 +110,12 @@ class HeadPruning(Stage):
     @property
     def reads_head(self) -> bool:
         """Whether its ranking depends on the head: the gradient of the task loss comes through it."""
-        return self.criterion in ("gradient_norm", "taylor") and self.importance == "calibration"
+        return self.criterion.needs == "gradients" and self.importance == "calibration"
+
+    @property
+    def code_modules(self) -> tuple[str, ...]:
+        """The stage's module, and that of the criterion that was chosen."""
+        return (*super().code_modules, type(self.criterion).__module__)
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
@@ -133,13 +143,17 @@ class HeadPruning(Stage):
         """Before a ranking fit, start collecting importance; before a fine-tuning, remove heads."""
         ranking_phases = self.importance == "training"
         if ranking_phases and phase % 2 == 0:
-            self._accumulator = ImportanceAccumulator(self.criterion)
+            self._accumulator = self._new_accumulator()
         else:
             self._cut(phase // 2 if ranking_phases else phase)
 
+    def _new_accumulator(self) -> Accumulator:
+        assert isinstance(self.criterion, ByExample)
+        return Accumulator(self.criterion)
+
     def _cut(self, completed_rounds: int) -> None:
         if self._accumulator is not None:
-            importance = self._accumulator.importance()
+            importance = self._accumulator.scores()
             self._accumulator = None
         else:
             batches = (
@@ -147,7 +161,7 @@ class HeadPruning(Stage):
                 if self.needs_task
                 else []
             )
-            importance = head_importance(self.model, batches, self.criterion, seed=self.seed + completed_rounds)
+            importance = self.criterion.scores(Given(self.model, HEADS, batches, seed=self.seed + completed_rounds))
         removed = select_heads(
             importance,
             self.ratio,
@@ -166,8 +180,8 @@ class HeadPruning(Stage):
         """The task loss; in a ranking fit the outputs of the heads are captured on the way."""
         if self._accumulator is not None:
             self._batch = batch
-            self._capture = taps.head_contexts(self.model)
-            self._contexts = self._capture.__enter__()
+            self._capture = HEADS.outputs(self.model)
+            self._outputs = self._capture.__enter__()
         return task_loss(taps.logits(self.model, batch), batch["labels"], regression=self.data.regression)
 
     def on_after_backward(self) -> None:
@@ -180,19 +194,19 @@ class HeadPruning(Stage):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
         weight = share * scale / (len(mask) * self.ranking.accumulate)
-        gradients = [context.grad for context in self._contexts]
+        gradients = [output.grad for output in self._outputs]
         finite = all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
-        own = ImportanceAccumulator(self.criterion)
+        own = self._new_accumulator()
         own.add([torch.zeros(count, dtype=torch.float64) for count in heads], 0)
         if finite and share > 0:  # else no example of this batch was left for this process
-            own.update(self._contexts, gradients, mask, heads, loss_weight=weight)
+            own.update(self._outputs, gradients, mask, heads, loss_weight=weight)
         seen = own.state_dict()
         counts = torch.tensor([seen["examples"], float(finite)], dtype=torch.float64)
         found = ranks.total(torch.cat([*seen["sums"], counts]))
         if found[-1] == ranks.world():  # else fp16 overflowed: the scaler skips this step too
             self._accumulator.add(found[:-2].split(heads), int(found[-2]))
         self._capture.__exit__(None, None, None)
-        self._capture, self._contexts, self._batch = None, [], {}
+        self._capture, self._outputs, self._batch = None, [], {}
 
     def finish(self) -> PreTrainedModel:
         """Note how many heads are gone and return the smaller encoder."""
@@ -215,5 +229,5 @@ class HeadPruning(Stage):
         self.removed = saved["removed"]
         self._accumulator = None
         if saved["ranking"] is not None:
-            self._accumulator = ImportanceAccumulator(self.criterion)
+            self._accumulator = self._new_accumulator()
             self._accumulator.load_state_dict(saved["ranking"])

@@ -503,6 +503,13 @@ LAUNCHES = [
     Case(
         "a ratio out of range in a sweep", ("prune.ratio=0.2,2",), "...prune.ratio: expected ...given 2", flags=("-m",)
     ),
+    Case(
+        "an unknown criterion in a sweep",
+        ("prune.criterion=taylor,nosuch",),
+        "...prune.criterion: expected one of gradient_norm, taylor, ...given 'nosuch'",
+        flags=("-m",),
+    ),
+    setting("prune=heads_taylor", "prune: expected one of heads, given heads_taylor"),
     own("semicolons", {"d/train.csv": "text;label\none;x\ntwo;y\n"}, "task."),
     own("numbers with a fraction for classes", {"d/train.csv": "text,label\na,0.5\nb,1.7\n"}, "task.label_column: "),
 ]

@@ -20,8 +20,10 @@ from edgemin.data.module import DataModule
 from edgemin.encoder import building, parts
 from edgemin.errors import UserError
 from edgemin.pruning import stage as prune
-from edgemin.pruning.importance import head_importance
+from edgemin.pruning.criteria.base import Given
+from edgemin.pruning.criteria.table import CRITERIA, find
 from edgemin.pruning.stage import HeadPruning
+from edgemin.pruning.structures import HEADS
 from edgemin.training.stage import Shape
 
 OUTPUTS = {
@@ -159,6 +161,7 @@ def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
         ({"scope": "layers"}, "scope"),
         ({"importance": "training", "criterion": "random"}, "importance"),
         ({"importance": "training", "criterion": "magnitude"}, "importance"),
+        ({"importance": "training", "criterion": "weight_product"}, "importance"),
         ({"ration": 0.2}, "ration"),
     ],
 )
@@ -193,9 +196,22 @@ def test_dropout_does_not_change_which_heads_go_by_calibration(data: DataModule,
 
 def test_the_heads_that_go_are_those_of_least_importance(data: DataModule, tmp_path: Path) -> None:
     start = tiny.model(heads=8)
-    scores = head_importance(start, data.calibration(48, 8, seed=1), "gradient_norm")
+    scores = find("gradient_norm", "heads").scores(Given(start, HEADS, data.calibration(48, 8, seed=1)))
     expected = [sorted(layer.argsort()[:4].tolist()) for layer in scores]
     assert gone(cut(start, data, tmp_path)[0]) == expected
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_ranks_the_heads_that_its_name_in_the_yaml_says(
+    criterion: str, data: DataModule, tmp_path: Path
+) -> None:
+    start = tiny.model(heads=8)
+    settings = {"criterion": criterion, "ratio": 0.5, "epochs": 0, "calibration_examples": 48, "batch_size": 8}
+    stage = config.construct(tiny.node("prune", "heads") | settings, "prune", HeadPruning)
+    given = Given(start, HEADS, data.calibration(48, 8, seed=1), seed=1)
+    expected = [sorted(layer.argsort()[:4].tolist()) for layer in find(criterion, "heads").scores(given)]
+    tiny.fit(stage, start, data, work=tmp_path)
+    assert gone(stage) == expected
 
 
 def test_random_heads_depend_on_the_seed_alone_and_need_no_data(tmp_path: Path) -> None:
@@ -237,7 +253,7 @@ def test_ranking_during_training_sums_what_calibration_would_on_the_same_batches
         **settings,
     )
     batches = TrainBatches(data.train, 5, seed=1, steps=2 * accumulate)
-    expected = head_importance(before, batches, criterion)
+    expected = find(criterion, "heads").scores(Given(before, HEADS, batches))
     assert len(ranked) == 1
     for got, wanted in zip(ranked[0], expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-9)
@@ -308,16 +324,11 @@ def test_recovery_changes_weights_and_no_shape(data: DataModule, tmp_path: Path)
 
 
 def test_planning_knows_who_trains_the_head_and_who_ranks_by_it() -> None:
-    by_loss = {
-        criterion: pruning(criterion=criterion) for criterion in ("gradient_norm", "taylor", "magnitude", "random")
-    }
-    assert {criterion: stage.reads_head for criterion, stage in by_loss.items()} == {
-        "gradient_norm": True,
-        "taylor": True,
-        "magnitude": False,
-        "random": False,
-    }
+    by_name = {criterion: pruning(criterion=criterion) for criterion in CRITERIA}
+    assert {name for name, stage in by_name.items() if stage.reads_head} == {"gradient_norm", "taylor"}
+    needs_none = {"magnitude", "weight_product", "random"}
+    assert {name for name, stage in by_name.items() if not stage.needs_task} == needs_none
     during_training = pruning(importance="training", training_steps=3)
     assert during_training.trains_head, "ranking during training is training"
     assert not during_training.reads_head, "what it ranks by, it learns"
-    assert not any(stage.trains_head for stage in by_loss.values())
+    assert not any(stage.trains_head for stage in by_name.values())

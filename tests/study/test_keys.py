@@ -53,6 +53,7 @@ RESULTS: dict[str, Callable[[], tuple[str, ...]]] = {
     "fine-tuning": lambda: of_stage("finetune"),
     "distillation": lambda: of_stage("finetune/distill"),
     "pruning": lambda: of_stage("finetune/distill/prune"),
+    "pruning by weights": lambda: of_stage("finetune/distill/prune", "prune.criterion=magnitude"),
     "quantization": lambda: of_stage("finetune/quantize", "stages=[finetune,quantize]", "quantize=static"),
     "fine-tuning of a quantized model": lambda: of_stage(
         "finetune/quantize/finetune", "stages=[finetune,quantize,finetune]", "quantize=static"
@@ -71,10 +72,13 @@ def test_the_modules_in_a_key_are_these() -> None:
     found = {name: modules(*named()) for name, named in RESULTS.items()}
     assert found["fine-tuning"] == STAGE | {"finetune"} and len(found["fine-tuning"]) <= 20
     assert found["distillation"] == STAGE | DISTILLATION | {"distillation.minilmv2"}
-    pruning = {"pruning.stage", "pruning.importance", "pruning.selection", "encoder.slicing"}
-    assert found["pruning"] == STAGE | pruning
+    pruning = {f"pruning.{name}" for name in ("stage", "selection", "structures", "criteria.base")}
+    pruning |= STAGE | {"encoder.slicing"}
+    assert found["pruning"] == pruning | {"pruning.criteria.gradients"}
+    assert found["pruning by weights"] == pruning | {"pruning.criteria.weights", "encoder.magnitude"}
     assert found["evaluation"] == ENCODER | (DATA - {"data.module"}) | {"artifact", "evaluate"}
-    roots = {f"encoder.{name}" for name in ("rotation", "shapes", "slicing", "stream", "truncation", "weights_file")}
+    roots = {f"encoder.{name}" for name in ("magnitude", "rotation", "shapes", "slicing", "stream")}
+    roots |= {"encoder.truncation", "encoder.weights_file"}
     assert found["root"] == ENCODER | roots | {"artifact", "checkpoint", "study.roots", "toy"}
     sliced = {"encoder.slicing", "processes.launch", "processes.ranks"}
     assert found["evaluation of a quantized model"] == found["evaluation"] | LAYERS | sliced
@@ -160,7 +164,10 @@ def test_a_change_of_any_module_changes_the_keys_that_have_it_and_no_other(packa
     trained = {"fine-tuning", "distillation", "pruning", "root", "evaluation", "teacher outputs"}
     for module in ("quantization.qat", "quantization.layers", "measure.runtime", "report.tables", "data.corpus"):
         assert not changed_by[module] & trained, module
-    assert changed_by["pruning.selection"] == {"pruning"}
+    assert changed_by["pruning.selection"] == {"pruning", "pruning by weights"}
+    assert changed_by["pruning.criteria.gradients"] == {"pruning"}
+    assert changed_by["pruning.criteria.weights"] == {"pruning by weights"}
+    assert not changed_by["pruning.criteria.table"], "a new criterion prunes no model again"
     assert changed_by["quantization.layers"] >= {"fine-tuning of a quantized model", "evaluation of a quantized model"}
 
 
@@ -201,7 +208,10 @@ class Trace:
     "overrides",
     [
         ("stages=[finetune,quantize,distill,prune]", "quantize=static", "distill.teacher_cache=true"),
-        ("stages=[finetune,prune,quantize]", "quantize=qat_distill", "quantize.epochs=null", "quantize.steps=2"),
+        (
+            *("stages=[finetune,prune,quantize]", "prune.criterion=weight_product"),
+            *("quantize=qat_distill", "quantize.epochs=null", "quantize.steps=2"),
+        ),
         ("stages=[finetune,quantize]", "quantize=dynamic"),
         ("distill.corpus={corpus}", *CORPUS),
     ],

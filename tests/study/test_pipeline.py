@@ -454,7 +454,7 @@ def test_the_first_metric_asked_for_leads_everywhere(tmp_path: Path) -> None:
 def test_architectures_alone_need_no_data(tmp_path: Path) -> None:
     asked = ("task=none", "teacher.tokenizer=null", "teacher.vocabulary=50", "student.vocabulary=50")
     run = studies.run(
-        tmp_path, *asked, "teacher.stages=[]", "prune=random", "prune.steps=0", "stages=[prune,dynamic_int8]"
+        tmp_path, *asked, "teacher.stages=[]", "prune.criterion=random", "prune.steps=0", "stages=[prune,dynamic_int8]"
     )
     assert run["task"] is None
     assert [row["metrics"] for row in run["rows"]] == [{}, {}, {}]

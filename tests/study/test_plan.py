@@ -406,7 +406,7 @@ def test_a_long_path_that_never_trains_the_head_is_refused() -> None:
 
 
 def test_without_data_rows_need_no_head() -> None:
-    bare = ("task=none", "teacher.stages=[]", "quantize=weight_only", "prune=random", "prune.steps=0")
+    bare = ("task=none", "teacher.stages=[]", "quantize=weight_only", "prune.criterion=random", "prune.steps=0")
     plan = studies.plan(*bare, "stages=[prune,quantize]")
     assert [row.spec.path for row in plan.rows] == ["teacher", "student/prune", "student/prune/quantize"]
     assert refusal("task=none").startswith("teacher.stages: expected only stages that need no data with task=none")

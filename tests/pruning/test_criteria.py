@@ -1,9 +1,12 @@
-"""Head importance against a loop over single unpadded examples in float64, on every family."""
+"""Pruning criteria against a loop over single unpadded examples in float64, on every family."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertConfig, DistilBertConfig, ModernBertConfig, PreTrainedModel, RobertaConfig
 
-from edgemin.encoder import building, parts, slicing, taps
+from edgemin.encoder import building, magnitude, parts, slicing, taps, truncation
 from edgemin.errors import UserError
-from edgemin.pruning.importance import (
-    ImportanceAccumulator,
-    example_losses,
-    gradient_norm,
-    head_importance,
-    magnitude,
-    random,
-    taylor,
-)
+from edgemin.pruning import structures
+from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given, example_losses
+from edgemin.pruning.criteria.gradients import gradient_norm, taylor
+from edgemin.pruning.criteria.random import random
+from edgemin.pruning.criteria.table import CRITERIA, find
 
 HEADS, SIZE, HIDDEN, PAD = 4, 8, 32, 1
 SHAPE = {"vocab_size": 60, "num_labels": 3, "pad_token_id": PAD}
@@ -86,6 +85,16 @@ def batched(data: Sequence[Example], size: int, *, width: int = 12) -> Iterator[
         }
 
 
+def scores(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], name: str, **given: Any) -> list[Tensor]:
+    return find(name, "heads").scores(Given(model, structures.HEADS, batches, **given))
+
+
+def accumulator_of(name: str) -> Accumulator:
+    criterion = find(name, "heads")
+    assert isinstance(criterion, ByExample)
+    return Accumulator(criterion)
+
+
 def contexts_and_gradients(model: PreTrainedModel, family: str, example: Example) -> list[tuple[Tensor, Tensor]]:
     """One example alone, without padding: what the output projections are given, and the gradients there."""
     captured: list[Tensor] = []
@@ -132,22 +141,22 @@ def test_importance_equals_a_loop_over_single_examples_whatever_the_batch_size(f
     expected = reference(model, family, data, criterion)
     assert min(map(min, expected)) > 0
     for size in (1, 2, 5):
-        close(head_importance(model, batched(data, size), criterion), expected)
+        close(scores(model, batched(data, size), criterion), expected)
 
 
 @pytest.mark.parametrize("criterion", DATA_CRITERIA)
 def test_importance_of_a_float32_model_keeps_its_precision(criterion: str) -> None:
     model, data = tiny("bert"), examples()
     expected = reference(model, "bert", data, criterion)
-    close(head_importance(model.float(), batched(data, 5), criterion), expected, rtol=1e-3)
+    close(scores(model.float(), batched(data, 5), criterion), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("criterion", DATA_CRITERIA)
 def test_neither_the_order_of_examples_nor_more_padding_matters(criterion: str) -> None:
     model, data = tiny("bert"), examples()
-    expected = head_importance(model, batched(data, 5), criterion)
-    close(head_importance(model, batched(data[::-1], 4), criterion), expected)
-    close(head_importance(model, batched(data, 5, width=20), criterion), expected)
+    expected = scores(model, batched(data, 5), criterion)
+    close(scores(model, batched(data[::-1], 4), criterion), expected)
+    close(scores(model, batched(data, 5, width=20), criterion), expected)
 
 
 def test_absolute_value_by_token_or_batch_would_give_other_numbers() -> None:
@@ -162,14 +171,14 @@ def test_absolute_value_by_token_or_batch_would_give_other_numbers() -> None:
             torch.stack([product.sum(0) for product in products]).mean(0).abs(),
         )
     )
-    close(head_importance(model, batched(data, 5), "taylor")[:1], [by_example])
+    close(scores(model, batched(data, 5), "taylor")[:1], [by_example])
     assert not torch.allclose(by_example, by_token, rtol=0.01) and not torch.allclose(by_example, by_batch, rtol=0.01)
 
 
 @pytest.mark.parametrize("factor", [0.25, 3.0])
 def test_rescaling_values_against_outputs_changes_the_gradient_norm_alone(factor: float) -> None:
     model, data = tiny("bert"), examples()
-    before = {name: head_importance(model, batched(data, 5), name) for name in DATA_CRITERIA}
+    before = {name: scores(model, batched(data, 5), name) for name in DATA_CRITERIA}
     batch = next(batched(data, 5))
     logits = taps.logits(model.eval(), batch)
     with torch.no_grad():
@@ -178,9 +187,9 @@ def test_rescaling_values_against_outputs_changes_the_gradient_norm_alone(factor
             layer.attention.self.value.bias *= factor
             layer.attention.output.dense.weight /= factor
     torch.testing.assert_close(taps.logits(model, batch), logits)
-    close(head_importance(model, batched(data, 5), "taylor"), before["taylor"])
+    close(scores(model, batched(data, 5), "taylor"), before["taylor"])
     close(
-        head_importance(model, batched(data, 5), "gradient_norm"),
+        scores(model, batched(data, 5), "gradient_norm"),
         [layer / factor for layer in before["gradient_norm"]],
     )
 
@@ -197,8 +206,8 @@ def test_padding_contributes_nothing_even_where_it_has_a_gradient() -> None:
 def test_heads_of_uneven_layers_have_their_own_importance() -> None:
     model, data = tiny("bert"), examples()
     slicing.slice_heads(model, 0, [0, 3])
-    for criterion in ("gradient_norm", "taylor", "magnitude", "random"):
-        found = head_importance(model, batched(data, 5), criterion)
+    for criterion in CRITERIA:
+        found = scores(model, batched(data, 5), criterion)
         assert [tuple(layer.shape) for layer in found] == [(2,), (4,)]
         assert all(layer.dtype == torch.float64 and layer.device.type == "cpu" for layer in found)
 
@@ -208,14 +217,14 @@ def test_the_model_is_left_as_it_was_and_runs_without_dropout(training: bool) ->
     model, data = tiny("bert"), examples()
     model.train(training)
     weights = copy.deepcopy(model.state_dict())
-    first = head_importance(model, batched(data, 5), "gradient_norm")
-    close(head_importance(model, batched(data, 5), "gradient_norm"), first, rtol=0)
+    first = scores(model, batched(data, 5), "gradient_norm")
+    close(scores(model, batched(data, 5), "gradient_norm"), first, rtol=0)
     assert model.training is training and all(parameter.grad is None for parameter in model.parameters())
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, weights[name])
     model.requires_grad_(False)
     with torch.no_grad():
-        close(head_importance(model, batched(data, 5), "gradient_norm"), first)
+        close(scores(model, batched(data, 5), "gradient_norm"), first)
 
 
 def test_the_accumulator_divides_out_how_the_training_loss_weighs_its_examples() -> None:
@@ -230,14 +239,14 @@ def test_the_accumulator_divides_out_how_the_training_loss_weighs_its_examples()
         return (losses * weights).sum(), weights
 
     for reduce in (by_mean, by_weight):
-        accumulator = ImportanceAccumulator("gradient_norm")
+        accumulator = accumulator_of("gradient_norm")
         with taps.head_contexts(model) as contexts:
             for batch in batched(data, 5):
                 loss, weight = reduce(example_losses(taps.logits(model, batch), batch["labels"]))
                 loss.backward()
                 gradients = [context.grad for context in contexts]
                 accumulator.update(contexts, gradients, batch["attention_mask"], parts.heads(model), weight)
-        close(accumulator.importance(), expected)
+        close(accumulator.scores(), expected)
 
 
 @pytest.mark.parametrize("criterion", DATA_CRITERIA)
@@ -247,23 +256,23 @@ def test_a_broken_accumulation_goes_on_where_it_stood(criterion: str) -> None:
         ([torch.randn(3, 4, 8, generator=generator)], [torch.randn(3, 4, 8, generator=generator)]) for _ in range(4)
     ]
     mask = torch.ones(3, 4)
-    whole, broken = ImportanceAccumulator(criterion), ImportanceAccumulator(criterion)
+    whole, broken = accumulator_of(criterion), accumulator_of(criterion)
     for index, (contexts, gradients) in enumerate(steps):
         whole.update(contexts, gradients, mask, [2])
         if index == 2:
             state = broken.state_dict()
             broken.update(contexts, gradients, mask, [2])  # lost with the process: must not leak into the state
-            broken = ImportanceAccumulator(criterion)
+            broken = accumulator_of(criterion)
             broken.load_state_dict(state)
         broken.update(contexts, gradients, mask, [2])
     assert broken.examples == whole.examples == 12
-    close(broken.importance(), whole.importance(), rtol=0)
+    close(broken.scores(), whole.scores(), rtol=0)
 
 
 def test_a_layer_without_any_gradient_is_normalized_to_zeros() -> None:
-    accumulator = ImportanceAccumulator("taylor")
+    accumulator = accumulator_of("taylor")
     accumulator.update([torch.ones(2, 3, 8)], [torch.zeros(2, 3, 8)], torch.ones(2, 3), [4])
-    assert accumulator.importance()[0].tolist() == [0.0] * 4
+    assert accumulator.scores()[0].tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -279,10 +288,10 @@ def test_losses_can_be_given_and_a_reduced_one_is_refused() -> None:
     def doubled(logits: Tensor, labels: Tensor) -> Tensor:
         return 2 * F.cross_entropy(logits, labels, reduction="none")
 
-    expected = head_importance(model, batched(data, 5), "gradient_norm")
-    close(head_importance(model, batched(data, 5), "gradient_norm", doubled), [2 * layer for layer in expected])
+    expected = scores(model, batched(data, 5), "gradient_norm")
+    close(scores(model, batched(data, 5), "gradient_norm", losses=doubled), [2 * layer for layer in expected])
     with pytest.raises(AssertionError, match="one loss per example"):
-        head_importance(model, batched(data, 5), "taylor", F.cross_entropy)
+        scores(model, batched(data, 5), "taylor", losses=F.cross_entropy)
 
 
 def test_the_default_loss_is_squared_error_for_regression_and_else_cross_entropy() -> None:
@@ -294,7 +303,7 @@ def test_the_default_loss_is_squared_error_for_regression_and_else_cross_entropy
 @pytest.mark.parametrize("family", CONFIGS)
 def test_magnitude_is_the_norm_of_a_heads_own_weights(family: str) -> None:
     model = tiny(family)
-    found = head_importance(model, [], "magnitude")
+    found = scores(model, [], "magnitude")
     for layer in range(2):
         output = model.get_submodule(OUTPUTS[family].format(layer)).weight
         value = model.get_submodule(VALUES[family].format(layer)).weight[-HIDDEN:]
@@ -302,30 +311,73 @@ def test_magnitude_is_the_norm_of_a_heads_own_weights(family: str) -> None:
             part = slice(head * SIZE, (head + 1) * SIZE)
             expected = (value[part].square().sum() + output[:, part].square().sum()).sqrt()
             assert found[layer][head].item() == pytest.approx(expected.item(), rel=1e-10)
-    assert torch.equal(magnitude(torch.eye(4), 2 * torch.eye(4), 4), torch.full((4,), 5.0, dtype=torch.float64).sqrt())
+    assert torch.equal(
+        magnitude.norms(torch.eye(4)[:, None], 2 * torch.eye(4)[:, None]),
+        torch.full((4,), 5.0, dtype=torch.float64).sqrt(),
+    )
 
 
 def test_random_importance_depends_on_the_seed_alone() -> None:
     model = tiny("bert")
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    first = head_importance(model, [], "random", seed=7)
+    first = scores(model, [], "random", seed=7)
     assert torch.equal(torch.get_rng_state(), state)
     close(first, random([HEADS, HEADS], 7), rtol=0)
-    assert not torch.equal(torch.stack(first), torch.stack(head_importance(model, [], "random", seed=8)))
+    assert not torch.equal(torch.stack(first), torch.stack(scores(model, [], "random", seed=8)))
     assert not torch.equal(first[0], first[1])
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: head_importance(tiny("bert"), [], "gradient"),
-            r"^criterion: expected one of .*taylor.*given 'gradient'$",
-        ),
-        (lambda: ImportanceAccumulator("random"), r"^criterion: .*given 'random'$"),
-    ],
-)
-def test_an_unknown_criterion_is_refused(call: Callable[[], Mapping[str, object]], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        call()
+@pytest.mark.parametrize("family", CONFIGS)
+def test_weight_product_is_the_norm_of_the_map_that_a_head_writes(family: str) -> None:
+    model = tiny(family)
+    found = scores(model, [], "weight_product")
+    for index, layer in enumerate(parts.layers(model)):
+        value, bias = layer.projections[-1].weight[-HIDDEN:], layer.projections[-1].bias
+        for head in range(HEADS):
+            own = range(head * SIZE, (head + 1) * SIZE)
+            expected = 0.0
+            for row in layer.output.weight.tolist():
+                for column in range(HIDDEN):
+                    expected += sum(row[unit] * value[unit, column].item() for unit in own) ** 2
+                if bias is not None:
+                    expected += sum(row[unit] * bias[-HIDDEN:][unit].item() for unit in own) ** 2
+            assert found[index][head].item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_student_keeps_the_heads_that_the_criterion_ranks_first(family: str) -> None:
+    model = tiny(family)
+    expected = [truncation.head_importance(layer) for layer in parts.layers(model)]
+    close(scores(model, [], "weight_product"), expected)
+
+
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+def test_rescaling_values_against_outputs_changes_the_magnitude_and_not_the_product(factor: float) -> None:
+    model = tiny("bert")
+    before = {name: scores(model, [], name) for name in ("magnitude", "weight_product")}
+    with torch.no_grad():
+        for layer in parts.layers(model):
+            layer.projections[-1].weight *= factor
+            layer.projections[-1].bias *= factor
+            layer.output.weight /= factor
+    close(scores(model, [], "weight_product"), before["weight_product"])
+    assert not torch.allclose(scores(model, [], "magnitude")[0], before["magnitude"][0], rtol=0.01)
+
+
+def test_an_unknown_criterion_is_refused_with_those_that_the_structure_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = ", ".join(CRITERIA)
+    with pytest.raises(UserError, match=rf"^criterion: expected one of {known}, given 'gradient'$"):
+        find("gradient", "heads")
+
+    class OfNothing(Criterion):
+        structures = ()
+
+    monkeypatch.setitem(CRITERIA, "nothing", OfNothing)
+    with pytest.raises(UserError, match=rf"^criterion: expected one of {known}, given 'nothing'$"):
+        find("nothing", "heads")
+
+
+def test_the_documents_name_every_criterion() -> None:
+    table = (Path(__file__).parents[2] / "docs/pruning.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(CRITERIA)

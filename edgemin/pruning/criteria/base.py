@@ -1,0 +1,201 @@
+"""The contract of a pruning criterion: what data it needs, for which structures it exists, and its scores.
+
+A criterion that looks at examples scores each of them alone and takes the mean over examples. The loss is a sum over
+examples, never a mean: so an example's gradient is its own, and the batch size changes nothing.
+
+Shapes: B batch, T tokens, U units of a layer, S size of a unit, C classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from edgemin.encoder import taps
+from edgemin.progress import counted
+from edgemin.pruning.structures import Structure, StructureName
+
+Batch = Mapping[str, Tensor]
+Needs = Literal["nothing", "sentences", "gradients"]
+
+
+def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The task loss of each example `[B]`: squared error for floating-point labels, else cross-entropy."""
+    if labels.is_floating_point():
+        return F.mse_loss(logits.squeeze(-1), labels, reduction="none")
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+class Given(NamedTuple):
+    """What a criterion may look at.
+
+    Attributes:
+        model: a sequence classifier that `encoder` knows.
+        structure: whose units are scored.
+        batches: inputs and `labels`, in batches of any size; only the examples in them matter.
+        losses: from logits `[B, C]` and labels to the loss of each example `[B]`.
+        seed: of what is drawn.
+    """
+
+    model: PreTrainedModel
+    structure: Structure
+    batches: Iterable[Batch] = ()
+    losses: Callable[[Tensor, Tensor], Tensor] = example_losses
+    seed: int = 0
+
+
+class Criterion(ABC):
+    """How much each unit of a structure matters.
+
+    Attributes:
+        needs: `nothing` but the model; `sentences` of the training split; or `gradients` of the task loss on them.
+            These pass the model's head, which should have been trained; or they are collected while the model is
+            trained, in a fit of its own (`importance=training`).
+        structures: for which structures it exists.
+    """
+
+    needs: ClassVar[Needs] = "nothing"
+    structures: ClassVar[tuple[StructureName, ...]] = ("heads",)
+
+    @abstractmethod
+    def scores(self, given: Given) -> list[Tensor]:
+        """One number per unit, over a fixed set of examples.
+
+        The model runs without dropout, gets no parameter gradients, and is left in the mode it was in.
+
+        Returns:
+            `[U_l]` per layer, float64, on CPU; more is more important.
+        """
+
+
+class ByExample(Criterion):
+    """A criterion that is a mean over examples: a subclass says what one example adds."""
+
+    needs: ClassVar[Needs] = "sentences"
+
+    @abstractmethod
+    def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:
+        """What each example adds to the units of one layer.
+
+        Args:
+            outputs: `[B, T, U*S]`, what the units hand on.
+            gradient: `[B, T, U*S]`, of each example's own loss; `None` unless `needs` is `gradients`.
+            mask: `[B, T]`, non-zero where there is a token.
+            units: U.
+
+        Returns:
+            `[B, U]`, at least float32.
+        """
+
+    def settled(self, means: list[Tensor]) -> list[Tensor]:
+        """What the means over all examples come to, `[U_l]` per layer."""
+        return means
+
+    def scores(self, given: Given) -> list[Tensor]:
+        """The mean over all examples."""
+        accumulator = Accumulator(self)
+        was_training = given.model.training
+        given.model.eval()
+        try:
+            for batch in counted(given.batches, f"ranking {given.structure.name}"):
+                self._add(accumulator, given, batch)
+        finally:
+            given.model.train(was_training)
+        return accumulator.scores()
+
+    def _add(self, accumulator: Accumulator, given: Given, batch: Batch) -> None:
+        model, by_gradient = given.model, self.needs == "gradients"
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        with torch.set_grad_enabled(by_gradient), given.structure.outputs(model) as outputs:
+            logits = taps.logits(model, batch)
+            gradients: Sequence[Tensor | None] = [None] * len(outputs)
+            if by_gradient:
+                losses = given.losses(logits, batch["labels"])
+                assert losses.shape == logits.shape[:1], "one loss per example: reduction='none'"
+                # Not backward(): it would add to the gradients of the parameters, and take the time to form them.
+                gradients = torch.autograd.grad(losses.sum(), outputs)
+            accumulator.update(outputs, gradients, batch["attention_mask"], given.structure.units(model))
+
+
+class Accumulator:
+    """Mean over examples of what a criterion finds in each, batch after batch, also during training.
+
+    Example:
+        >>> from edgemin.pruning.criteria.gradients import Taylor
+        >>> accumulator = Accumulator(Taylor())
+        >>> outputs = torch.tensor([[[1.0, 2.0]], [[3.0, -4.0]]])  # two examples, two units
+        >>> accumulator.update([outputs], [torch.ones(2, 1, 2)], torch.ones(2, 1), [2])
+        >>> accumulator.scores()  # means 2 and 3, then the layer's norm
+        [tensor([0.5547, 0.8321], dtype=torch.float64)]
+    """
+
+    def __init__(self, criterion: ByExample) -> None:
+        """Start at no example."""
+        self.criterion = criterion
+        self.examples = 0
+        self._sums: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(
+        self,
+        outputs: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        mask: Tensor,
+        units: Sequence[int],
+        loss_weight: float | Tensor = 1.0,
+    ) -> None:
+        """Add the examples of one batch.
+
+        Args:
+            outputs: what units hand on, `[B, T, U_l*S]` of every layer, as a structure's `outputs` has them.
+            gradients: of what was differentiated; after `backward()`, `[o.grad for o in outputs]`. `None` for a
+                criterion that needs none.
+            mask: `[B, T]`, non-zero where there is a token.
+            units: U_l of every layer.
+            loss_weight: what an example's own loss was multiplied by in what was differentiated, a number or
+                `[B]`: 1 for a sum, 1 / B for a mean, times a loss scale, over the number of accumulated
+                batches. It is divided out.
+        """
+        assert len(outputs) == len(gradients) == len(units)
+        layers = zip(outputs, gradients, units, strict=True)
+        found = [self.criterion.per_example(output, gradient, mask, count) for output, gradient, count in layers]
+        per_example = torch.cat(found, dim=1).cpu().double()  # [B, all units]: one transfer from the device
+        if isinstance(loss_weight, Tensor):
+            total = (per_example / loss_weight.cpu().double().reshape(-1, 1)).sum(0)
+        else:
+            total = per_example.sum(0) / loss_weight
+        self.add(total.split(list(units)), len(mask))
+
+    def add(self, sums: Sequence[Tensor], examples: int) -> None:
+        """Add what was summed elsewhere: `[U_l]` per layer, over so many examples."""
+        before = self._sums or [torch.zeros_like(part) for part in sums]
+        self._sums = [done + new for done, new in zip(before, sums, strict=True)]
+        self.examples += examples
+
+    def scores(self) -> list[Tensor]:
+        """The score of every unit so far: `[U_l]` per layer, float64, on CPU."""
+        assert self.examples, "no example was seen"
+        return self.criterion.settled([total / self.examples for total in self._sums])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on from here."""
+        return {"criterion": type(self.criterion).__name__, "examples": self.examples, "sums": list(self._sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; it must be of the same criterion."""
+        assert state["criterion"] == type(self.criterion).__name__
+        self.examples = state["examples"]
+        self._sums = list(state["sums"])
+
+
+def by_unit(tensor: Tensor, mask: Tensor, units: int) -> Tensor:
+    """`[B, T, U*S]` to `[B, T, U, S]`, at least float32, 0 on padding."""
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    batch, tokens, width = wide.shape
+    return wide.masked_fill(~mask.bool()[..., None], 0.0).reshape(batch, tokens, units, width // units)
