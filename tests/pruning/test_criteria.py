@@ -17,6 +17,7 @@ from transformers import BertConfig, DistilBertConfig, ModernBertConfig, PreTrai
 from edgemin.encoder import building, magnitude, parts, slicing, taps, truncation
 from edgemin.errors import UserError
 from edgemin.pruning import structures
+from edgemin.pruning.criteria.activations import activation
 from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given, example_losses
 from edgemin.pruning.criteria.gradients import gradient_norm, taylor
 from edgemin.pruning.criteria.random import random
@@ -53,7 +54,8 @@ VALUES = {
     "distilbert": "distilbert.transformer.layer.{}.attention.v_lin",
     "modernbert": "model.layers.{}.attn.Wqkv",  # values come last
 }
-DATA_CRITERIA = ("gradient_norm", "taylor")
+BY_GRADIENT = ("gradient_norm", "taylor")
+BY_EXAMPLE = (*BY_GRADIENT, "activation")
 Example = tuple[list[int], int]
 
 
@@ -119,8 +121,13 @@ def reference(model: PreTrainedModel, family: str, data: Sequence[Example], crit
         for layer, (context, gradient) in enumerate(contexts_and_gradients(model, family, example)):
             for head in range(HEADS):
                 total = 0.0
+                own = range(head * SIZE, (head + 1) * SIZE)
+                if criterion == "activation":
+                    norms = [sum(row[unit] ** 2 for unit in own) ** 0.5 for row in context[0].tolist()]
+                    result[layer][head] += sum(norms) / len(norms) / len(data)
+                    continue
                 for token in range(context.shape[1]):
-                    for unit in range(head * SIZE, (head + 1) * SIZE):
+                    for unit in own:
                         slope = gradient[0, token, unit].item()
                         total += slope * (slope if criterion == "gradient_norm" else context[0, token, unit].item())
                 result[layer][head] += (total**0.5 if criterion == "gradient_norm" else abs(total)) / len(data)
@@ -134,7 +141,7 @@ def close(found: Sequence[Tensor], expected: Sequence[object], rtol: float = 1e-
         torch.testing.assert_close(one, torch.as_tensor(other, dtype=torch.float64), rtol=rtol, atol=1e-12)
 
 
-@pytest.mark.parametrize("criterion", DATA_CRITERIA)
+@pytest.mark.parametrize("criterion", BY_EXAMPLE)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_importance_equals_a_loop_over_single_examples_whatever_the_batch_size(family: str, criterion: str) -> None:
     model, data = tiny(family), examples()
@@ -144,14 +151,14 @@ def test_importance_equals_a_loop_over_single_examples_whatever_the_batch_size(f
         close(scores(model, batched(data, size), criterion), expected)
 
 
-@pytest.mark.parametrize("criterion", DATA_CRITERIA)
+@pytest.mark.parametrize("criterion", BY_EXAMPLE)
 def test_importance_of_a_float32_model_keeps_its_precision(criterion: str) -> None:
     model, data = tiny("bert"), examples()
     expected = reference(model, "bert", data, criterion)
     close(scores(model.float(), batched(data, 5), criterion), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("criterion", DATA_CRITERIA)
+@pytest.mark.parametrize("criterion", BY_EXAMPLE)
 def test_neither_the_order_of_examples_nor_more_padding_matters(criterion: str) -> None:
     model, data = tiny("bert"), examples()
     expected = scores(model, batched(data, 5), criterion)
@@ -178,7 +185,7 @@ def test_absolute_value_by_token_or_batch_would_give_other_numbers() -> None:
 @pytest.mark.parametrize("factor", [0.25, 3.0])
 def test_rescaling_values_against_outputs_changes_the_gradient_norm_alone(factor: float) -> None:
     model, data = tiny("bert"), examples()
-    before = {name: scores(model, batched(data, 5), name) for name in DATA_CRITERIA}
+    before = {name: scores(model, batched(data, 5), name) for name in BY_GRADIENT}
     batch = next(batched(data, 5))
     logits = taps.logits(model.eval(), batch)
     with torch.no_grad():
@@ -201,6 +208,17 @@ def test_padding_contributes_nothing_even_where_it_has_a_gradient() -> None:
     clean = gradient * mask[..., None]
     assert torch.equal(gradient_norm(gradient, mask, 2), gradient_norm(clean, torch.ones_like(mask), 2))
     assert torch.equal(taylor(context, gradient, mask, 2), taylor(context, clean, torch.ones_like(mask), 2))
+    for row, tokens in enumerate((5, 2, 1)):
+        alone = activation(context[row : row + 1, :tokens], torch.ones(1, tokens), 2)
+        torch.testing.assert_close(activation(context, mask, 2)[row : row + 1], alone)
+
+
+def test_activation_needs_no_labels_and_sees_no_dropout() -> None:
+    model, data = tiny("bert"), examples()
+    unlabelled = [{name: tensor for name, tensor in batch.items() if name != "labels"} for batch in batched(data, 5)]
+    expected = scores(model, batched(data, 5), "activation")
+    close(scores(model.train(), unlabelled, "activation"), expected, rtol=0)
+    assert model.training
 
 
 def test_heads_of_uneven_layers_have_their_own_importance() -> None:
@@ -249,7 +267,7 @@ def test_the_accumulator_divides_out_how_the_training_loss_weighs_its_examples()
         close(accumulator.scores(), expected)
 
 
-@pytest.mark.parametrize("criterion", DATA_CRITERIA)
+@pytest.mark.parametrize("criterion", BY_EXAMPLE)
 def test_a_broken_accumulation_goes_on_where_it_stood(criterion: str) -> None:
     generator = torch.Generator().manual_seed(0)
     steps = [

@@ -162,6 +162,7 @@ def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
         ({"importance": "training", "criterion": "random"}, "importance"),
         ({"importance": "training", "criterion": "magnitude"}, "importance"),
         ({"importance": "training", "criterion": "weight_product"}, "importance"),
+        ({"importance": "training", "criterion": "activation"}, "importance"),
         ({"ration": 0.2}, "ration"),
     ],
 )
@@ -173,7 +174,7 @@ def test_a_pruning_that_cannot_be_is_refused_with_its_key(settings: Any, key: st
 # Which
 
 
-@pytest.mark.parametrize("criterion", ["gradient_norm", "taylor"])
+@pytest.mark.parametrize("criterion", ["gradient_norm", "taylor", "activation"])
 def test_the_batch_size_does_not_change_which_heads_go(criterion: Any, data: DataModule, tmp_path: Path) -> None:
     found = [
         gone(

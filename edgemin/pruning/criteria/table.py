@@ -7,6 +7,7 @@ chosen into its key. So a new criterion makes no earlier result again.
 from __future__ import annotations
 
 from edgemin.errors import UserError
+from edgemin.pruning.criteria.activations import Activation
 from edgemin.pruning.criteria.base import Criterion
 from edgemin.pruning.criteria.gradients import GradientNorm, Taylor
 from edgemin.pruning.criteria.random import Random
@@ -18,6 +19,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "taylor": Taylor,
     "magnitude": Magnitude,
     "weight_product": WeightProduct,
+    "activation": Activation,
     "random": Random,
 }
 
