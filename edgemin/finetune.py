@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Unpack
 
 from torch import Tensor
 
 from edgemin.encoder import taps
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Stage, task_loss
+from edgemin.training.stage import Effect, Place, Shape, Stage, task_loss
 
 
 class Finetune(Stage):
@@ -25,12 +26,11 @@ class Finetune(Stage):
         super().__init__()
         self.settings = Fit(**settings)
 
-    @property
-    def trains_head(self) -> bool:
-        """Whether it trains at all: a fine-tuning of 0 steps leaves the head as it is."""
-        return self.settings.trains
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """Head and encoder are trained, whenever anything is."""
+        return replace(super().effect(model, teachers, place), trains_head=self.settings.trains)
 
-    def phases(self) -> list[Fit]:
+    def fits(self) -> list[Fit]:
         """Fine-tuning is one fit."""
         return [self.settings]
 

@@ -87,13 +87,15 @@ def data(folder: Path) -> DataModule:
 def run(name: str, folder: Path, *deaths: pl.Callback, seconds: float = 1e9) -> Ended:
     """One case, in as many processes as there are; where `folder` holds its checkpoint, from there on."""
     stage, ended = CASES[name](folder), Ended()
-    teachers = [tiny.model(layers=4, hidden=64, seed=5) for _ in stage.teacher_names]
+    teachers = [tiny.model(layers=4, hidden=64, seed=5) for _ in stage.teachers]
     work = folder / name
     work.mkdir(parents=True, exist_ok=True)
     trainer = fitting.Trainer(accelerator="cpu", precision=32, checkpoint_seconds=seconds, processes=None)
+    start = tiny.model(dropout=0.0)
+    tiny.plan(stage, start, teachers)
     fitted = fitting.run(
         stage,
-        tiny.model(dropout=0.0),
+        start,
         data(folder),
         teachers,
         seed=1,

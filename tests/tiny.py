@@ -18,10 +18,10 @@ from edgemin import toy
 from edgemin.data.module import DataModule
 from edgemin.data.splits import load
 from edgemin.data.task import Task
-from edgemin.encoder import building, shapes, taps
+from edgemin.encoder import building, parts, quantized, shapes, taps
 from edgemin.store.cache import Cache
 from edgemin.training import fitting
-from edgemin.training.stage import Stage
+from edgemin.training.stage import Effect, Place, Shape, Stage
 
 CONF = Path(__file__).parents[1] / "conf"
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "mobilebert")
@@ -89,8 +89,42 @@ def data(cache: Path, **settings: Any) -> DataModule:
     return DataModule(load(task(**settings)), toy.tokenizer(), Cache(cache / "tokens"))
 
 
+def shape(of: PreTrainedModel) -> Shape:
+    """What planning knows of a model."""
+    found = building.structure(of)
+    layers = found["layers"]
+    widths = {layer["heads"] * layer["head_size"] for layer in layers}
+    pruned = len(widths) > 1 or (found["family"] != "mobilebert" and widths != {found["hidden"]})
+    inner = layers[0]["heads"] * layers[0]["head_size"]
+    heads, kind = layers[0]["heads"], quantized.kind_of(of)
+    return Shape(found["family"], len(layers), found["hidden"], heads, pruned, inner, parts.matrices(of), kind)
+
+
+#: A small encoder, as planning knows it.
+SMALL = Shape("bert", 3, 32, 4)
+
+
+def effect(stage: Stage, given: Shape = SMALL, teachers: Sequence[Shape] | None = None, **place: Any) -> Effect:
+    """What a stage does that is given an encoder of this shape, and teachers like it; with 48 training examples."""
+    learnt_from = [given] * len(stage.teachers) if teachers is None else teachers
+    stage.planned = stage.effect(given, learnt_from, Place(**{"examples": 48, **place}))
+    return stage.planned
+
+
+def planned(stage: AnyStage, start: PreTrainedModel | None = None) -> AnyStage:
+    """A stage that knows what it is to be given: a small encoder, or one like this."""
+    effect(stage, SMALL if start is None else shape(start))
+    return stage
+
+
+def plan(stage: Stage, start: PreTrainedModel, teachers: Sequence[PreTrainedModel] = (), **place: Any) -> Effect:
+    """What a stage does that is given this model."""
+    return effect(stage, shape(start), [shape(teacher) for teacher in teachers], **place)
+
+
 def prepared(stage: AnyStage, student: PreTrainedModel, teacher: PreTrainedModel, examples: DataModule) -> AnyStage:
     """A stage that has been given its student and its one teacher."""
+    plan(stage, student, [teacher])
     stage.prepare(student, examples, [teacher])
     return stage
 
@@ -109,6 +143,8 @@ def fit(
 ) -> fitting.Fitted:
     """Run a stage on the CPU in fp32."""
     work.mkdir(parents=True, exist_ok=True)
+    if not hasattr(stage, "planned"):
+        plan(stage, start, teachers)
     trainer = fitting.Trainer(accelerator="cpu", precision=32, checkpoint_seconds=seconds)
     return fitting.run(
         stage, start, examples, teachers, seed=seed, trainer=trainer, work=work, callbacks=callbacks, name=name

@@ -15,6 +15,7 @@ Shapes: B batch, T tokens, H hidden size, E width of the word embeddings, V voca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Unpack, cast
 
 import torch
@@ -27,7 +28,7 @@ from edgemin.training.averages import arithmetic, over_tokens
 from edgemin.training.distillation import Asks, Distillation, DistillSettings
 from edgemin.training.loss_weights import check_weight
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Shape
+from edgemin.training.stage import Effect, Place, Shape
 
 IGNORED = -100
 """The target of a token that is not to be predicted."""
@@ -189,15 +190,12 @@ class DistilbertDistillation(Distillation):
         self._vocabulary = 0
         self.word_head: MaskedLanguageHead | None = None
 
-    @property
-    def trains_head(self) -> bool:
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
         """Soft targets and labels train the classification head; a corpus has neither."""
-        return super().trains_head or (self.soft_weight > 0 and self.settings.trains)
-
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Whether the student learns the teacher's answers (`soft_weight` above 0)."""
-        return self.soft_weight > 0
+        found = super().effect(model, teachers, place)
+        trains_head = found.trains_head or (self.soft_weight > 0 and self.settings.trains)
+        stale = self.settings.trains and not trains_head
+        return replace(found, trains_head=trains_head, leaves_head_stale=stale, reads_answers=self.soft_weight > 0)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse unequal hidden sizes where hidden states are compared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.distillation import Asks, Distillation, DistillSettings
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
+from edgemin.training.stage import Effect, Place, Shape
 
 
 class LogitsDistillation(Distillation):
@@ -40,15 +42,10 @@ class LogitsDistillation(Distillation):
         super().__init__(task_weight=1 - alpha, settings=settings)
         self.temperature, self.alpha = temperature, alpha
 
-    @property
-    def trains_head(self) -> bool:
-        """Both terms, soft targets and labels, train the classification head."""
-        return self.settings.trains
-
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """The student learns nothing but the teachers' answers, so an untrained head would teach noise."""
-        return True
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """Both terms train the head; an untrained teacher's answers would be noise."""
+        found = super().effect(model, teachers, place)
+        return replace(found, trains_head=self.settings.trains, leaves_head_stale=False, reads_answers=True)
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
         """Check that student and teachers have equally many outputs."""

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -47,7 +48,7 @@ from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_term_weights
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Shape
+from edgemin.training.stage import Effect, Place, Shape
 from edgemin.training.two_fits import TwoFits
 
 
@@ -193,15 +194,12 @@ class MLKD(TwoFits):
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    @property
-    def trains_head(self) -> bool:
-        """Whether the student learns the teacher's answers (`soft_weight` above 0)."""
-        return super().trains_head and self.weights["soft"] > 0
-
-    @property
-    def leaves_head_stale(self) -> bool:
-        """Whether the encoder is trained but not the head that reads it."""
-        return self.trains and not self.trains_head
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """The head is trained, and the teacher's is read, where the teacher's answers have a weight."""
+        found = super().effect(model, teachers, place)
+        answers = found.trains_head and self.weights["soft"] > 0
+        stale = found.steps > 0 and not answers
+        return replace(found, trains_head=answers, leaves_head_stale=stale, reads_answers=answers)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse missing layers, relation heads that do not divide both widths, and families that do not fit."""
@@ -229,7 +227,7 @@ class MLKD(TwoFits):
                 self._heads[mine] = self._heads_of(student["layers"][mine - 1], teacher["layers"][theirs - 1], mine)
         if self.corpus is not None:
             self.notes.append("a corpus has no predictions to learn: only relations of tokens and hidden states were")
-        if self.trains_head:
+        if self.planned.trains_head:
             check_outputs(student["labels"], [teacher["labels"]])
         contrasts = self._prediction is not None and self.weights["contrastive"] > 0
         if contrasts and student["labels"] == 1:

@@ -42,7 +42,7 @@ from edgemin.training.distillation import Asks, Distillation, DistillSettings, T
 from edgemin.training.fit import Fit
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_term_weights
-from edgemin.training.stage import Shape
+from edgemin.training.stage import Effect, Place, Shape
 
 
 def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normalize: bool) -> Tensor:
@@ -145,17 +145,24 @@ class MobileBERT(Distillation):
         check_term_weights(self.weights)
         if not any(self.weights.values()):
             raise UserError("feature_weight: expected it or another weight above 0, given all 0")
-        if progressive and task_weight == 0 and self.settings.patience is not None:
-            raise UserError(
-                "patience: expected null where layers are learnt one after the other (progressive) and nothing after "
-                f"them (task_weight=0), as there is nothing to score, given {self.settings.patience}"
-            )
         self.layer_map, self.normalize, self.progressive = layer_map, normalize, progressive
-        self._joint_task_weight = task_weight
+        self._joint_task_weight = 0.0
         self._pairs: dict[int, int] = {}
         self._heads: dict[int, int] = {}
 
     # -- what planning asks ------------------------------------------------------------------------
+
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """All fits divide one budget; the last, after those of single layers, has the task loss."""
+        found = super().effect(model, teachers, place)
+        assert self.task_weight != "auto"
+        self._joint_task_weight = self.task_weight
+        if self.progressive and self.task_weight == 0 and self.settings.patience is not None:
+            raise UserError(
+                "patience: expected null where layers are learnt one after the other (progressive) and nothing after "
+                f"them (task_weight=0), as there is nothing to score, given {self.settings.patience}"
+            )
+        return replace(found, steps=self.settings.optimizer_steps(place.examples))
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse layers that do not exist, and hidden sizes, heads or families that cannot be compared."""
@@ -184,11 +191,11 @@ class MobileBERT(Distillation):
         self._pairs = dict(sorted(pairs.items()))
         if self.weights["attention"]:
             self._heads = matched_heads(student["layers"], teacher["layers"], self._pairs)
-        untrained = [layer for layer, fit in zip(self._pairs, self.phases(), strict=False) if not fit.trains]
+        untrained = [layer for layer, fit in zip(self._pairs, self.fits(), strict=False) if not fit.trains]
         if self.settings.trains and untrained:
             self.notes.append(f"{self.settings.steps} steps are too few for a fit of each layer: none of {untrained}")
 
-    def phases(self) -> list[Fit]:
+    def fits(self) -> list[Fit]:
         """One fit; or, progressively, one for each matched layer and, with a task loss, one more.
 
         Before layers are matched, as in planning, their number is not known: then two stand for "more than one".
@@ -200,10 +207,6 @@ class MobileBERT(Distillation):
         fits = _divided(self.settings, len(self._pairs) + (self._joint_task_weight != 0))
         alone = [replace(fit, patience=None) for fit in fits[: len(self._pairs)]]
         return alone + fits[len(self._pairs) :]
-
-    def planned_steps(self, examples: int, model: Shape) -> int:
-        """The steps of all its fits together: they divide one budget."""
-        return self.settings.optimizer_steps(examples)
 
     def _layers(self) -> tuple[int, ...]:
         """The student's layers that learn in this fit."""

@@ -15,6 +15,7 @@ Shapes: B batch, P pairs of layers, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Unpack
 
 import torch
@@ -28,7 +29,7 @@ from edgemin.training.distillation import Asks, Distillation, DistillSettings
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_weight
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Shape
+from edgemin.training.stage import Effect, Place, Shape
 
 Strategy = Literal["skip", "last"]
 
@@ -120,15 +121,10 @@ class PatientDistillation(Distillation):
         self.temperature, self.alpha, self.beta, self.layer_map = temperature, alpha, beta, layer_map
         self._pairs: dict[int, int] = {}
 
-    @property
-    def trains_head(self) -> bool:
-        """Both terms of the loss on answers, soft targets and labels, train the classification head."""
-        return self.settings.trains
-
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Whether the student learns the teacher's answers (`alpha` above 0)."""
-        return self.alpha > 0
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """Soft targets and labels train the head; the teacher's answers are read where they have a weight."""
+        found = super().effect(model, teachers, place)
+        return replace(found, trains_head=self.settings.trains, leaves_head_stale=False, reads_answers=self.alpha > 0)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse layers that do not exist, and unequal hidden sizes where [CLS] states are compared."""

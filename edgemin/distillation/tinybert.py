@@ -184,7 +184,7 @@ class TinyBERT(TwoFits):
                     self.projections[name] = nn.Linear(student["hidden"], teacher["hidden"], bias=False)
         if self.corpus is not None:
             self.notes.append("a corpus has no predictions to learn: only embeddings, hidden states and attention were")
-        elif self.trains_head:
+        elif self.planned.trains_head:
             check_outputs(student["labels"], [teacher["labels"]])
 
     def asks_student(self) -> Asks:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Giv
 from edgemin.pruning.selection import removal_count, select_heads
 from edgemin.pruning.structures import HEADS
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Shape, Stage, task_loss
+from edgemin.training.stage import Effect, Place, Shape, Stage, task_loss
 
 # Imported by name, so that a new criterion in the table changes no key; the chosen criterion's module is in its key.
 TABLE = "edgemin.pruning.criteria.table"
@@ -45,8 +45,6 @@ class HeadPruning(Stage):
         rounds: prune-then-finetune rounds; the ratio is reached in equal steps.
         settings: the fine-tuning after each round, see [`Fit`][edgemin.training.fit.Fit]; 0 epochs only prunes.
     """
-
-    narrows: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -89,33 +87,22 @@ class HeadPruning(Stage):
         self._outputs: Sequence[Tensor] = []
         self._batch: Mapping[str, Tensor] = {}
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
         """Refuse a global ratio that does not leave one head in every layer."""
         count = model.layers * model.heads
         if self.scope == "global" and not model.pruned and removal_count(count, self.ratio) > count - model.layers:
             raise UserError(
                 f"ratio: expected one that leaves a head in all {model.layers} layers, given {self.ratio} of {count}"
             )
-
-    @property
-    def needs_task(self) -> bool:
-        """Whether it reads the task's data: not for a criterion that needs none, without fine-tuning."""
-        return self.criterion.needs != "nothing" or self.recovery.trains
-
-    @property
-    def trains_head(self) -> bool:
-        """Whether it trains the classification head: fine-tuning does, and so does ranking during training."""
-        return self.recovery.trains or self.importance == "training"
-
-    @property
-    def reads_head(self) -> bool:
-        """Whether its ranking depends on the head: the gradient of the task loss comes through it."""
-        return self.criterion.needs == "gradients" and self.importance == "calibration"
-
-    @property
-    def code_modules(self) -> tuple[str, ...]:
-        """The stage's module, and that of the criterion that was chosen."""
-        return (*super().code_modules, type(self.criterion).__module__)
+        found = super().effect(model._replace(pruned=True), teachers, place)
+        return replace(
+            found,
+            code=(*found.code, type(self.criterion).__module__),
+            trains_head=self.recovery.trains or self.importance == "training",
+            reads_task=self.criterion.needs != "nothing" or self.recovery.trains,
+            # the gradient of the task loss comes through the head
+            reads_head=self.criterion.needs == "gradients" and self.importance == "calibration",
+        )
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
@@ -134,7 +121,7 @@ class HeadPruning(Stage):
                 )
             )
 
-    def phases(self) -> list[Fit]:
+    def fits(self) -> list[Fit]:
         """For each round the ranking fit, with `importance=training`, and the fine-tuning."""
         one_round = [self.ranking, self.recovery] if self.importance == "training" else [self.recovery]
         return one_round * self.rounds
@@ -158,7 +145,7 @@ class HeadPruning(Stage):
         else:
             batches = (
                 self.data.calibration(self.calibration_examples, self.recovery.batch_size, self.seed)
-                if self.needs_task
+                if self.planned.reads_task
                 else []
             )
             importance = self.criterion.scores(Given(self.model, HEADS, batches, seed=self.seed + completed_rounds))

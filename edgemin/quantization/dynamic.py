@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
 from transformers import PreTrainedModel
 
-from edgemin.encoder.quantized import Kind
 from edgemin.errors import UserError
 from edgemin.quantization import torch_layers
-from edgemin.quantization.settings import check_max_drop
-from edgemin.training.stage import Shape, Stage
+from edgemin.training.stage import Effect, Place, Shape, Stage
 
 
 class DynamicQuantization(Stage):
@@ -21,34 +20,25 @@ class DynamicQuantization(Stage):
 
     Args:
         bits: bits of the weights; torch's method has only 8.
-        max_drop: the quality gate; see [`Quantization`][edgemin.quantization.settings.Quantization].
     """
 
-    quantizes: ClassVar[Kind | None] = "torch_dynamic"
-
-    def __init__(self, *, bits: int = 8, max_drop: float | None = None) -> None:
+    def __init__(self, *, bits: int = 8) -> None:
         super().__init__()
         if bits != 8:
             raise UserError(
                 "bits: expected 8, all that torch's dynamic quantization has (quantize=static, weight_only, "
                 f"reconstruct and qat have 2, 3, 4 and 8), given {bits}"
             )
-        check_max_drop(max_drop)
-        self.max_drop = max_drop
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse a model that is quantized already: torch replaces float layers only."""
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """No data is needed; torch replaces float layers only, so a model that is quantized already is refused."""
         if model.quantized:
             raise UserError("_target_: expected a float model for torch's dynamic INT8, given one quantized before")
-
-    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out `max_drop`: the gate judges the result and does not change it."""
-        return {name: value for name, value in settings.items() if name != "max_drop"}
-
-    @property
-    def needs_task(self) -> bool:
-        """No data is needed: activations are quantized with the range they have at each call."""
-        return False
+        return replace(
+            super().effect(model._replace(quantized="torch_dynamic"), teachers, place),
+            quantizes="torch_dynamic",
+            reads_task=False,
+        )
 
     def finish(self) -> PreTrainedModel:
         """Return the encoder with quantized Linears, on the CPU, where they run."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Unpack
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Unpack
 
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
-from edgemin.encoder.quantized import Kind
 from edgemin.quantization.settings import Quantization, QuantizationSettings
-from edgemin.training.stage import Shape, Stage
+from edgemin.training.stage import Effect, Place, Shape, Stage
 
 
 class PostTraining(Stage):
@@ -23,25 +23,18 @@ class PostTraining(Stage):
         settings: all settings of [`Quantization`][edgemin.quantization.settings.Quantization].
     """
 
-    quantizes: ClassVar[Kind | None] = "integers"
-
     def __init__(self, **settings: Unpack[QuantizationSettings]) -> None:
         super().__init__()
         self.quantization = Quantization(**settings)
-        self.max_drop = self.quantization.max_drop
 
-    @property
-    def needs_task(self) -> bool:
-        """Whether it reads the task's sentences, which calibrate static activations."""
-        return self.quantization.reads_data
-
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse what can be known to be impossible from the shape alone."""
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """The task's sentences are read to calibrate static activations, and to find what each layer does."""
         self.quantization.check(model)
-
-    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out `max_drop`: the gate judges the result and does not change it."""
-        return {name: value for name, value in settings.items() if name != "max_drop"}
+        return replace(
+            super().effect(model._replace(quantized="integers"), teachers, place),
+            quantizes="integers",
+            reads_task=self.quantization.reads_data,
+        )
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any, ClassVar, Literal, Unpack, get_args
+from dataclasses import fields, replace
+from typing import Any, Literal, Unpack, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
-from edgemin.encoder.quantized import Kind
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
 from edgemin.quantization.layers import Scales
 from edgemin.quantization.settings import Quantization, QuantizationSettings
 from edgemin.training.distillation import DistillSettings, TaskWeight
+from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
-from edgemin.training.stage import Shape
+from edgemin.training.stage import Effect, Place, Shape
 
 _OWN = tuple(field.name for field in fields(Quantization))
 
@@ -47,8 +46,6 @@ class QuantizationAware(MethodSum):
             quantized, in full precision, unless given.
     """
 
-    quantizes: ClassVar[Kind | None] = "integers"
-
     def __init__(
         self,
         *,
@@ -70,37 +67,24 @@ class QuantizationAware(MethodSum):
                 raise UserError(f"{name}: expected one of {', '.join(known)}, given {value!r}")
         if train == "scales" and scales != "learned":
             raise UserError(f"scales: expected learned, as nothing else is trained (train=scales), given {scales}")
+        if given.get("corpus") is not None and not methods:
+            raise UserError("methods: expected at least one with a corpus, which has no labels to learn, given none")
         if given.get("corpus") is not None and train_on == "calibration":
             raise UserError("train_on: expected train with a corpus, which takes its place, given calibration")
         super().__init__(methods=methods, task_weight=task_weight, settings=learning)
         self.quantization = Quantization(**own)
-        self.max_drop = self.quantization.max_drop
+        self.teachers = self.teachers if self._parts else ()
         self.scales, self.train_what, self.train_on = scales, train, train_on
 
-    @property
-    def needs_task(self) -> bool:
-        """Whether it reads the task's data: for labels, or for calibration sentences."""
-        return super().needs_task or self.quantization.reads_data
-
-    @property
-    def teacher_names(self) -> tuple[str, ...]:
-        """The models that the methods learn from; none without methods."""
-        return super().teacher_names if self._parts else ()
-
-    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """Replace `task_weight=auto`: 1 without methods, since labels are then all there is to learn from."""
-        if not self._parts and config.get("task_weight", "auto") == "auto":
-            return config | {"task_weight": 1.0}
-        return super().resolve(config, head_trained, finetuned_later)
-
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse what quantization or the methods cannot do with these models."""
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """As its methods; without any, labels are all there is to learn from (`task_weight=auto` is 1)."""
         self.quantization.check(model)
-        super().check(model, teachers)
-
-    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out `max_drop`: the gate judges the result and does not change it."""
-        return {name: value for name, value in super().key_settings(settings).items() if name != "max_drop"}
+        if not self._parts:
+            place = replace(place, head_trained=True, finetuned_later=False)
+        if self.train_on == "calibration":
+            place = replace(place, examples=min(self.quantization.calibration_examples, place.examples))
+        found = super().effect(model._replace(quantized="integers"), teachers, place)
+        return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
@@ -115,16 +99,11 @@ class QuantizationAware(MethodSum):
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.endswith("_scale"))
 
-    def planned_steps(self, examples: int, model: Shape) -> int:
-        """The steps of the fit; with `train_on=calibration` an epoch is the calibration sentences."""
-        drawn = min(self.quantization.calibration_examples, examples) if self.train_on == "calibration" else examples
-        return super().planned_steps(drawn, model)
-
-    def training_rows(self) -> NDArray[np.int64] | None:
-        """The calibration sentences with `train_on=calibration`, else `None`: all."""
+    def batches(self, fit: Fit) -> Batches:
+        """All batches of a fit: of the calibration sentences with `train_on=calibration`."""
         if self.train_on == "train" or self.corpus is not None:
-            return None
-        return self.data.drawn(self.quantization.calibration_examples, self.seed)
+            return super().batches(fit)
+        return self.task_batches(fit, self.data.drawn(self.quantization.calibration_examples, self.seed))
 
     def finish(self) -> PreTrainedModel:
         """Return the quantized model with all its parameters trainable again."""

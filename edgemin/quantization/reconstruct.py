@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any, ClassVar, Unpack, cast
+from dataclasses import fields, replace
+from typing import Any, Unpack, cast
 
 import numpy as np
 import torch
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
 from edgemin.encoder import parts, taps
-from edgemin.encoder.quantized import Kind
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization import model as quantization
 from edgemin.quantization.settings import CALIBRATION_BATCH, Quantization, QuantizationSettings
 from edgemin.training.fit import Fit, FitSettings
 from edgemin.training.hidden_states import hidden_mse
-from edgemin.training.stage import Shape, Stage
+from edgemin.training.stage import Effect, Place, Shape, Stage
 
 # At most so many calibration sentences tell how near each block came.
 SCORED = 256
@@ -59,8 +59,6 @@ class Reconstruction(Stage):
             [`Fit`][edgemin.training.fit.Fit] for each block; an epoch is all calibration sentences.
     """
 
-    quantizes: ClassVar[Kind | None] = "integers"
-
     def __init__(self, *, teacher_forcing: float = 0.5, **settings: Unpack[ReconstructionSettings]) -> None:
         super().__init__()
         given: dict[str, Any] = dict(settings)
@@ -73,7 +71,6 @@ class Reconstruction(Stage):
             raise UserError(
                 f"patience: expected null, as blocks are not scored on task.holdout, given {self.settings.patience}"
             )
-        self.max_drop = self.quantization.max_drop
         self.teacher_forcing = teacher_forcing
         self.forced = 1.0  # the part of the full-precision model's hidden states, at this step
         # a list, so that it is no submodule: neither trained nor checkpointed
@@ -82,18 +79,16 @@ class Reconstruction(Stage):
         self._annealed = 0.0  # T_0 in batches
         self._before: list[float] = []
 
-    @property
-    def reaches_all(self) -> bool:
-        """No: in each fit one block learns, and the others get no gradient."""
-        return False
-
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse what can be known to be impossible from the shape alone."""
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """In each fit one block learns; an epoch of each is the calibration sentences."""
         self.quantization.check(model)
-
-    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out `max_drop`: the gate judges the result and does not change it."""
-        return {name: value for name, value in settings.items() if name != "max_drop"}
+        drawn = min(self.quantization.calibration_examples, place.examples)
+        return replace(
+            super().effect(model._replace(quantized="integers"), teachers, place),
+            quantizes="integers",
+            reaches_all=False,
+            steps=(model.layers + 1) * self.settings.optimizer_steps(drawn),
+        )
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
@@ -109,18 +104,13 @@ class Reconstruction(Stage):
         self._rows = self.data.drawn(self.quantization.calibration_examples, self.seed)
         self._before = self._errors()
 
-    def phases(self) -> list[Fit]:
+    def fits(self) -> list[Fit]:
         """A fit for each layer and one for what follows; before `prepare`, when layers are unknown, only one."""
         return [self.settings] * (parts.num_layers(self.model) + 1 if self._float else 1)
 
-    def planned_steps(self, examples: int, model: Shape) -> int:
-        """The steps of all blocks together; an epoch of each is the calibration sentences."""
-        drawn = min(self.quantization.calibration_examples, examples)
-        return (model.layers + 1) * self.settings.optimizer_steps(drawn)
-
-    def training_rows(self) -> NDArray[np.int64] | None:
-        """The calibration sentences, on which every block is trained."""
-        return self._rows
+    def batches(self, fit: Fit) -> Batches:
+        """All batches of a fit, on the calibration sentences."""
+        return self.task_batches(fit, self._rows)
 
     def setup(self, stage: str) -> None:
         """Freeze all but the block that learns, before Lightning collects the parameters."""
@@ -131,7 +121,7 @@ class Reconstruction(Stage):
     def on_fit_start(self) -> None:
         """Put the full-precision model on the device, and settle the blocks that have finished learning."""
         nn.Module.to(self._float[0], self.device)
-        self._annealed = self.teacher_forcing * self.settings.batches(self.training_examples())
+        self._annealed = self.teacher_forcing * self.batch_count
         done = {"embeddings", *(str(n) for n in range(1, self.phase + 1))}
         matrices = parts.matrices(self.model)
         for path, layer in quantization.quantized_layers(self.model).items():

@@ -44,7 +44,6 @@ class QuantizationSettings(TypedDict, total=False):
     sensitivity: bool
     candidates: list[int]
     size_mib: float | None
-    max_drop: float | None
 
 
 class Applied(NamedTuple):
@@ -80,8 +79,6 @@ class Quantization:
             `embedding_bits` where that is a number.
         candidates: the bits to choose from.
         size_mib: the size of the file's tensors in MiB; `None`: what uniform `bits` would take.
-        max_drop: the quality gate: how much of the main metric may be lost against the model it was made from, as a
-            fraction (0.01 is a point); beyond, the run says so and the table flags the row. `None`: no gate.
     """
 
     bits: int = 8
@@ -97,7 +94,6 @@ class Quantization:
     sensitivity: bool = False
     candidates: Sequence[int] = field(default=(8, 4, 2))
     size_mib: float | None = None
-    max_drop: float | None = 0.01
 
     def __post_init__(self) -> None:
         possible = f"{', '.join(map(str, BITS))}, or {FLOAT} for none"
@@ -124,7 +120,6 @@ class Quantization:
                 f"size_mib: expected null, or a size above 0 with sensitivity=true, given {self.size_mib} with "
                 f"sensitivity={str(self.sensitivity).lower()}"
             )
-        check_max_drop(self.max_drop)
         self.calibration  # noqa: B018 - it checks itself
 
     @property
@@ -300,12 +295,6 @@ def _matches(pattern: str, path: str, place: str, last: int) -> bool:
         names = {"first": ("1",), "last": (str(last),), "head": ("head", "classifier")}
         return place in names.get(pattern, (pattern,))
     return fnmatchcase(path, pattern)
-
-
-def check_max_drop(max_drop: float | None) -> None:
-    """Refuse a `max_drop` that is not a fraction."""
-    if max_drop is not None and not 0 <= max_drop <= 1:
-        raise UserError(f"max_drop: expected null or a fraction in [0, 1] (0.01 is a point), given {max_drop}")
 
 
 assert {field.name for field in fields(Quantization)} == set(get_type_hints(QuantizationSettings))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgemin.errors import UserError
 from edgemin.study.nodes import Node, Study
 from edgemin.study.starts import check_same_tokens
-from edgemin.training.stage import Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 
 def stages_key(model: str) -> str:
@@ -15,63 +15,67 @@ def stages_key(model: str) -> str:
     return "stages" if model == "student" else f"{model}.stages"
 
 
-def check_stage(study: Study, path: str, stage: Stage, parent: Node, teachers: Sequence[Node]) -> list[str]:
-    """Refuse a stage that cannot work where its path has it.
+def plan_stage(
+    study: Study, path: str, stage: Stage, place: Place, parent: Node, teachers: Sequence[Node]
+) -> tuple[Effect, list[str]]:
+    """Ask a stage what it does in its place, and refuse it where it cannot work there.
 
     Args:
-        study: the study that it belongs to.
-        path: the node's path, which ends with the stage's name.
-        stage: the stage, all its settings decided.
-        parent: the node whose model it is given.
-        teachers: the nodes that it learns from.
+        study: whose stage it is.
+        path: path of the node; its last part is the stage's name.
+        stage: the stage; what it says is kept in it too.
+        place: what comes before and after it.
+        parent: the node that the stage is given.
+        teachers: the nodes that the stage learns from.
 
     Returns:
-        What is worth knowing although it works.
+        Its effect, and what is worth knowing although it works.
 
     Raises:
         UserError: the first thing that cannot work, its key first.
     """
     name = path.rpartition("/")[2]
     try:
-        stage.check(parent.shape, [teacher.shape for teacher in teachers])
-        stage.check_data()
+        effect = stage.planned = stage.effect(parent.shape, [teacher.shape for teacher in teachers], place)
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
-    _check_data(study, path, stage)
-    _check_inputs(name, stage, [parent, *teachers])
+    _check_data(study, path, effect)
+    _check_inputs(name, effect, [parent, *teachers])
     for teacher in teachers:
-        if stage.same_tokens:
-            check_same_tokens(name, parent.start, teacher.start, study.splits if stage.needs_task else None)
-        if stage.needs_trained_teacher and not teacher.head_trained:
+        if effect.same_tokens:
+            check_same_tokens(name, parent.start, teacher.start, study.splits if effect.reads_task else None)
+        if effect.reads_answers and not teacher.head_trained:
             raise UserError(
                 f"{name}.teacher: expected a model whose head was trained on {study.task.name}, as its logits are "
                 f"learnt from, given {teacher.path}"
             )
-    if stage.reads_head and not parent.head_trained:
-        return [f"{path} ranks by the loss of a head that no stage before it trained"]
-    return []
+    if effect.reads_head and not parent.head_trained:
+        return effect, [f"{path} ranks by the loss of a head that no stage before it trained"]
+    return effect, []
 
 
-def _check_data(study: Study, path: str, stage: Stage) -> None:
+def _check_data(study: Study, path: str, effect: Effect) -> None:
     model, name = path.partition("/")[0], path.rpartition("/")[2]
-    if stage.needs_task and study.splits is None:
+    if effect.reads_task and study.splits is None:
         raise UserError(f"{stages_key(model)}: expected only stages that need no data with task=none, given {name}")
-    if not stage.stops_early:
+    if not effect.reads_holdout:
         return
     if study.splits is not None and study.splits.holdout is None:
         raise UserError(
             f"{name}.patience: expected null, or task.holdout above 0 to stop early on, given a patience alone"
         )
-    if not stage.trains_head:
+    if not effect.trains_head:
         raise UserError(f"{name}.patience: expected null, as no head is trained that could be scored, given a number")
 
 
-def _check_inputs(name: str, stage: Stage, readers: Sequence[Node]) -> None:
-    if stage.input_length is not None and readers[0].start.tokenizer is None:
+def _check_inputs(name: str, effect: Effect, readers: Sequence[Node]) -> None:
+    if effect.corpus is None:
+        return
+    if readers[0].start.tokenizer is None:
         raise UserError(f"{name}.corpus: expected null for a model without a tokenizer, given a corpus")
     for reader in readers:
-        if stage.input_length is not None and stage.input_length > reader.start.max_tokens:
+        if effect.corpus.length > reader.start.max_tokens:
             raise UserError(
                 f"{name}.corpus_length: expected at most {reader.start.max_tokens} tokens, what {reader.path} takes, "
-                f"given {stage.input_length}"
+                f"given {effect.corpus.length}"
             )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgemin import config
 from edgemin.data.module import DataModule
 from edgemin.data.splits import Splits
 from edgemin.data.task import Task
@@ -31,6 +30,7 @@ class Study:
         rows: what is printed.
         trainer: device and precision.
         seed: what the run's random choices follow from.
+        max_drop: how much of the main metric a quantization may lose; `None`: as much as it does.
     """
 
     settings: Mapping[str, Any]
@@ -40,6 +40,7 @@ class Study:
     rows: Sequence[RowSpec]
     trainer: Trainer
     seed: int
+    max_drop: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ class Node:
         head_stale: the encoder was trained since the head was.
         parent: the node that its last stage is given; for a root, the model of the study that it is cut from.
         teachers: the nodes that its last stage learns from.
+        step: its last stage, as planning constructed it and asked it; `None` for a root.
     """
 
     path: str
@@ -71,6 +73,7 @@ class Node:
     head_stale: bool = False
     parent: Node | None = None
     teachers: tuple[Node, ...] = ()
+    step: Stage | None = None
 
     @property
     def final(self) -> bool:
@@ -81,10 +84,6 @@ class Node:
     def stage(self) -> str:
         """The name of its last stage, or `weights` for a root."""
         return self.path.rpartition("/")[2] if "/" in self.path else "weights"
-
-    def build_stage(self) -> Stage:
-        """Construct the node's stage from its settings."""
-        return config.construct(self.settings, self.stage, Stage)
 
 
 @dataclass(frozen=True)

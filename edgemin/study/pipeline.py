@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -142,11 +143,12 @@ class Pipeline:
         return roots.reshape(model, root), start.tokenizer
 
     def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
-        stage = node.build_stage()
+        assert node.step is not None
+        stage = copy.deepcopy(node.step)  # what it is given while it runs is not kept with the plan
         teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
         alone: AbstractContextManager[object] = (
             machine_lock("training", lambda line: node_line(node.path, "waiting", line))
-            if stage.trains and ranks.is_first_here()  # two of one run would wait for each other
+            if stage.planned.steps and ranks.is_first_here()  # two of one run would wait for each other
             else nullcontext()
         )
         with disk_errors(self.store.root), ExitStack() as held:
@@ -170,11 +172,11 @@ class Pipeline:
         tokenizer = node.start.tokenizer
         if tokenizer is None:
             return None
-        if not stage.needs_task:
+        if not stage.planned.reads_task:
             return DataModule(None, tokenizer, self.store.tokens)
         own = self.data.of(node.start)
         theirs = [self.data.of(teacher.start) for teacher in node.teachers]
-        if stage.same_tokens:
+        if stage.planned.same_tokens:
             # Of equal tokens those with segments, where a teacher reads them and the student does not.
             segmented = [module for module in theirs if module.has_segments]
             return segmented[0] if segmented and node.start.structure["token_types"] <= 1 else own

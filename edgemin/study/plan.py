@@ -17,10 +17,10 @@ from edgemin.store.content import content_key, digest
 from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases
 from edgemin.study import roots
-from edgemin.study.checks import check_stage, stages_key
+from edgemin.study.checks import plan_stage, stages_key
 from edgemin.study.nodes import Node, Plan, Row, Study
 from edgemin.study.starts import SOURCE, read_starts
-from edgemin.training.stage import Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 ROOT_CODE = ("edgemin.study.roots", "edgemin.checkpoint")  # decides a root's weights
 KEYED = ("torch", "transformers")  # whose release decides what a stage comes to
@@ -57,15 +57,15 @@ def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence
     ]
 
 
-def stage_code(stage: Stage, given: Sequence[Node]) -> tuple[str, ...]:
+def stage_code(effect: Effect, given: Sequence[Node]) -> tuple[str, ...]:
     """The modules that decide a stage's result, with all that they import.
 
     Args:
-        stage: whose own module, and those it finds by name, count.
+        effect: of the stage: its own module, and those that it finds by name.
         given: its parent and its teachers. Of quantized ones those who know their layers count too.
     """
-    kinds = [stage.quantizes, *(node.shape.quantized for node in given)]
-    return (*stage.code_modules, "edgemin.training.fitting", "edgemin.artifact", *quantized.modules(*kinds))
+    kinds = [effect.quantizes, *(node.shape.quantized for node in given)]
+    return (*effect.code, "edgemin.training.fitting", "edgemin.artifact", *quantized.modules(*kinds))
 
 
 class _Planner:
@@ -157,40 +157,38 @@ class _Planner:
                 f"{parent.path.rpartition('/')[2]}, whose result (torch's dynamic INT8) can neither be trained nor "
                 f"pruned, given {name}"
             )
-        settings = stage.resolve(dict(settings), parent.head_trained, self._finetuned_later(path))
-        stage = config.construct(settings, name, Stage)
-        teachers = tuple(self._teacher(teacher, name, parent) for teacher in stage.teacher_names)
-        self.notes += check_stage(study, path, stage, parent, teachers)
-        reads = stage.data_content
+        teachers = tuple(self._teacher(teacher, name, parent) for teacher in stage.teachers)
+        examples = len(study.splits.train) if study.splits is not None else 0
+        place = Place(parent.head_trained, self._finetuned_later(path), examples)
+        effect, notes = plan_stage(study, path, stage, place, parent, teachers)
+        self.notes += notes
+        settings = {**settings, **effect.decided}
         seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
         content = {
-            "stage": stage.key_settings(settings),
+            "stage": {key: value for key, value in settings.items() if key not in effect.not_keyed},
             "parent": parent.key,
             "teachers": [teacher.key for teacher in teachers],
-            "data": self._data(stage.stops_early) if stage.needs_task else None,
+            "data": self._data(effect.reads_holdout) if effect.reads_task else None,
             "seed": seed,
             **study.trainer.content,
-            "code": code_digest(*stage_code(stage, (parent, *teachers))),
+            "code": code_digest(*stage_code(effect, (parent, *teachers))),
             "versions": releases(*KEYED),
         }
-        if reads is not None:
-            content["reads"] = reads
-        shape = parent.shape._replace(
-            pruned=parent.shape.pruned or stage.narrows, quantized=stage.quantizes or parent.shape.quantized
-        )
-        trained = parent.head_trained or stage.trains_head
+        if (corpus := effect.corpus) is not None:
+            content["reads"] = {**corpus.fingerprint(), "column": corpus.column, "length": corpus.length}
         return Node(
             path,
             content_key(content),
             content,
             settings,
             parent.start,
-            shape,
+            effect.outline,
             seed,
-            trained,
-            stage.leaves_head_stale or (parent.head_stale and not stage.trains_head),
+            parent.head_trained or effect.trains_head,
+            effect.leaves_head_stale or (parent.head_stale and not effect.trains_head),
             parent,
             teachers,
+            stage,
         )
 
     def _settings(self, name: str, key: str = "stages") -> Mapping[str, Any]:

@@ -153,13 +153,14 @@ class Scoring:
         return found.metrics, predictions
 
     def _gate(self, node: Node, cached: _Lazy, notes: list[str]) -> dict[str, Any] | None:
-        """What the last stage cost against the model it was given, where that stage says how much it may.
+        """What the last stage cost against the model it was given, where it quantized.
 
         Where nothing can be said, the row's notes say why.
         """
         splits, parent = self.study.splits, node.parent
-        allowed = node.build_stage().max_drop if node.parent is not None and node.stage != "weights" else None
-        if allowed is None or splits is None or parent is None:
+        allowed = self.study.max_drop
+        quantizes = node.step is not None and node.step.planned.quantizes is not None
+        if allowed is None or not quantizes or splits is None or parent is None:
             return None
         if not parent.head_trained or parent.head_stale:
             notes.append("no quality gate: the head of the model it was made from is not up to date")

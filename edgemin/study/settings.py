@@ -67,7 +67,11 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
     if not isinstance(plain.get("plan"), bool):
         raise UserError(f"plan: expected true or false, given {plain.get('plan')!r}")
     evaluate = plain.get("evaluate")
-    if not isinstance(evaluate, dict) or set(evaluate) != {"transfer"} or not _are_names(evaluate["transfer"]):
+    if (
+        not isinstance(evaluate, dict)
+        or set(evaluate) != {"transfer", "max_drop"}
+        or not _are_names(evaluate["transfer"])
+    ):
         raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {evaluate}")
     return plain, job, {name: _task(name, plain["task"]) for name in evaluate["transfer"]}
 

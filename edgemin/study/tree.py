@@ -60,7 +60,8 @@ def _state(node: Node, store: Store, examples: int, timings: Timings | None) -> 
     parent = node.parent.key if node.parent is not None and "/" in node.path else None
     if found == "cached" or "/" not in node.path:
         return State(node.path, node.key, found, parent)
-    steps = node.build_stage().planned_steps(examples, node.shape)
+    assert node.step is not None
+    steps = node.step.planned.steps
     seconds = timings.estimate(signature(node), steps) if timings is not None else None
     return State(node.path, node.key, found, parent, steps, seconds)
 

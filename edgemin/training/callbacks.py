@@ -108,12 +108,12 @@ def check_losses(stage: Stage) -> None:
         return
     batch, value = batches[int(wrong[0])], float(losses[wrong[0]])
     step = batch // stage.trainer.accumulate_grad_batches + 1
-    name, fits = stage.name.rpartition("/")[2], stage.phases()
+    name, fits = stage.name.rpartition("/")[2], stage.fits()
+    fit = fits[stage.phase]
     where = f"step {step}, batch {batch + 1}" + (f", of fit {stage.phase + 1}" if len(fits) > 1 else "")
     raise SharedError(
-        f"{name}.{stage.learning_rate_key}: the loss of {stage.name} became {value} at {where}; try less than "
-        f"{fits[stage.phase].learning_rate:g}, a longer {name}.warmup or trainer.precision=32; what was computed "
-        "before is kept"
+        f"{name}.{fit.learning_rate_key}: the loss of {stage.name} became {value} at {where}; try less than "
+        f"{fit.learning_rate:g}, a longer {name}.warmup or trainer.precision=32; what was computed before is kept"
     )
 
 

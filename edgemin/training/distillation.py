@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
@@ -20,7 +20,7 @@ from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.processes import ranks
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Stage, task_loss
+from edgemin.training.stage import Effect, Place, Shape, Stage, task_loss
 from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ class Distillation(Stage):
         if task_weight != "auto" and not 0 <= task_weight < math.inf:
             raise UserError(f"task_weight: expected auto or a number of at least 0, given {task_weight}")
         self.settings = Fit(**{field.name: given[field.name] for field in fields(Fit) if field.name in given})
-        self.task_weight = task_weight
+        self.task_weight = self._asked_task_weight = task_weight
         self.teacher_cache = bool(given.get("teacher_cache", False))
         self.corpus = self._corpus(given, task_weight)
-        self._names = self._teachers_of(given.get("teacher"))
+        self.teachers = self._teachers_of(given.get("teacher"))
         # a list, so that the teachers are no submodules: neither trained nor checkpointed
         self._teachers: list[PreTrainedModel] = []
         self._outputs: list[TeacherOutputs] = []
@@ -158,69 +158,42 @@ class Distillation(Stage):
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    @property
-    def trains_head(self) -> bool:
-        """Whether the task loss is part of the sum, which trains the classification head."""
-        return self.task_weight != "auto" and self.task_weight > 0 and self.settings.trains
-
-    @property
-    def leaves_head_stale(self) -> bool:
-        """Whether the encoder is trained but not the head that reads it."""
-        return self.settings.trains and not self.trains_head
-
-    @property
-    def reaches_all(self) -> bool:
-        """No: the student may stop below its head, and a fit may leave out modules that another one trains."""
-        return False
-
-    @property
-    def needs_task(self) -> bool:
-        """Whether it reads the task's data: not with a corpus, which takes its place."""
-        return self.corpus is None
-
-    @property
-    def teacher_names(self) -> tuple[str, ...]:
-        """The models named by the setting `teacher`."""
-        return self._names
-
-    def check_data(self) -> None:
-        """Check that the corpus can be opened and begins with a text."""
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """Check that models can be paired and a corpus can be read, and decide `task_weight=auto`."""
+        self.check(model, teachers)
+        found = super().effect(model, teachers, place)
         if self.corpus is not None:
             self.corpus.fingerprint()
             self.corpus.open()
+        decided = {}
+        self.task_weight = self._asked_task_weight
+        if self.task_weight == "auto":
+            stale = place.head_trained and not place.finetuned_later and self.corpus is None
+            decided["task_weight"] = self.task_weight = 1.0 if stale else 0.0
+        trains_head = self.task_weight > 0 and self.settings.trains
+        return replace(
+            found,
+            # the reader of a corpus is found by its name, so that only what is trained on a corpus has it in its key
+            code=found.code + ((CORPUS_READER,) if self.corpus is not None else ()),
+            trains_head=trains_head,
+            leaves_head_stale=self.settings.trains and not trains_head,
+            reads_task=self.corpus is None,
+            reads_answers=self.several_teachers,
+            same_tokens=self.same_tokens,
+            corpus=self.corpus,
+            # the student may stop below its head, and what a fit learns beside it may rest in another
+            reaches_all=False,
+            decided=decided,
+            # what a corpus and the teachers are is in the key, where they lie and how they are called is not
+            not_keyed=("corpus", "teacher"),
+        )
 
-    @property
-    def data_content(self) -> Mapping[str, Any] | None:
-        """The corpus by its content, for the key."""
-        if self.corpus is None:
-            return None
-        return {**self.corpus.fingerprint(), "column": self.corpus.column, "length": self.corpus.length}
+    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
+        """Refuse models that the method cannot pair, as far as planning knows them.
 
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Whether teachers' logits are read: a method of several teachers learns nothing else."""
-        return self.several_teachers
-
-    @property
-    def code_modules(self) -> tuple[str, ...]:
-        """The stage's own module and, with a corpus, the one that reads it."""
-        return super().code_modules + ((CORPUS_READER,) if self.corpus is not None else ())
-
-    @property
-    def input_length(self) -> int | None:
-        """The length of packed sequences, with a corpus."""
-        return None if self.corpus is None else self.corpus.length
-
-    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """Replace `task_weight=auto` by a number: 1 where a trained head would go stale, else 0."""
-        if self.task_weight != "auto" or config.get("task_weight", "auto") != "auto":
-            return config
-        stale = head_trained and not finetuned_later and self.corpus is None
-        return config | {"task_weight": 1.0 if stale else 0.0}
-
-    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out where a corpus lies: the key has its content."""
-        return {name: value for name, value in settings.items() if name not in ("corpus", "teacher")}
+        Raises:
+            UserError: they cannot be paired; the setting's key first.
+        """
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -257,10 +230,10 @@ class Distillation(Stage):
             cache=self.data.cache,
         )
 
-    def training_batches(self, fit: Fit) -> Batches:
+    def batches(self, fit: Fit) -> Batches:
         """The batches of the corpus if there is one, else of the task."""
         if self.corpus is None:
-            return super().training_batches(fit)
+            return super().batches(fit)
         found: Batches = _corpus_reader().CorpusBatches(
             self.corpus,
             self.data.tokenizer,
@@ -272,16 +245,12 @@ class Distillation(Stage):
         )
         return found
 
-    def training_examples(self) -> int:
-        """The examples of an epoch; a corpus has no epochs, only steps."""
-        return super().training_examples() if self.corpus is None else 0
-
     def finish(self) -> PreTrainedModel:
         """Return the student, its padding embedding silenced again: a tied decoder may have moved it."""
         building.silence_padding(self.model)
         return super().finish()
 
-    def phases(self) -> list[Fit]:
+    def fits(self) -> list[Fit]:
         """A distillation is one fit, unless the method says otherwise."""
         return [self.settings]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, TypedDict, get_type_hints
+from typing import ClassVar, Literal, TypedDict, get_type_hints
 
 from edgemin.errors import UserError
 
@@ -43,6 +43,8 @@ class Fit:
         patience: stop after this many epochs without a better score on `task.holdout` and keep the best weights;
             `None` never stops early.
     """
+
+    learning_rate_key: ClassVar[str] = "learning_rate"  # of the stage's settings, for messages
 
     epochs: float | None = None
     steps: int | None = None

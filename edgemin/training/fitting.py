@@ -188,7 +188,7 @@ def run(
     if send is not None:
         for at, step, values in points:
             send(at, values, step)
-    for phase, fit in enumerate(stage.phases()):
+    for phase, fit in enumerate(stage.fits()):
         resumed = saved["edgemin"] if saved is not None else None
         if resumed is not None and phase < resumed["phase"]:
             continue
@@ -220,9 +220,9 @@ def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, chan
     """Leave a quantized model as its file will bring it back, with ranges that fit what the stage has made of it."""
     if quantized.kind_of(model) is None:
         return model
-    if stage.quantizes is None and changed:
+    if stage.planned.quantizes is None and changed:
         nn.Module.to(model, stage.model.device)
-        draw = partial(_drawn, stage, data) if data is not None and stage.needs_task else None
+        draw = partial(_drawn, stage, data) if data is not None and stage.planned.reads_task else None
         stage.notes += quantized.recalibrate(model, draw, stage.name)
     quantized.settle(model)
     if (summary := quantized.summary(model)) is not None:
@@ -249,7 +249,7 @@ def _processes(stage: Stage) -> dict[str, Any]:
     if ranks.world() == 1:
         return {"devices": 1, "plugins": [LightningEnvironment()]}
     here = launch.place().local_world
-    strategy = DDPStrategy(find_unused_parameters=not stage.reaches_all, broadcast_buffers=False)
+    strategy = DDPStrategy(find_unused_parameters=not stage.planned.reaches_all, broadcast_buffers=False)
     plugins = [TorchElasticEnvironment()]
     return {"devices": here, "num_nodes": ranks.world() // here, "strategy": strategy, "plugins": plugins}
 
@@ -266,8 +266,8 @@ def _fit(
     stream: dict[str, Any] | None,
 ) -> None:
     """One Lightning fit, from batch `start` on; `stream` is the position in a corpus."""
-    batches = ranks.together(lambda: stage.training_batches(fit))
-    batches.start = start
+    batches = ranks.together(lambda: stage.batches(fit))
+    batches.start, stage.batch_count = start, len(batches)
     if stream is not None:
         batches.load_state_dict(stream)
     checkpoint = Checkpoint(work / CHECKPOINT, trainer.checkpoint_seconds, batches, spent, record.points)
@@ -279,7 +279,7 @@ def _fit(
         never = f"patience {fit.patience} never looked at task.holdout: {len(batches)} batches are less than an epoch"
         if len(batches) < batches.batches_per_epoch and never not in stage.notes:
             stage.notes.append(never)
-    asked = fit.patience is not None or stage.trains_head  # an untrained head has no score worth a curve
+    asked = fit.patience is not None or stage.planned.trains_head  # an untrained head has no score worth a curve
     if asked and isinstance(batches, TrainBatches) and stage.data.holdout is not None:
         # before the others: they keep the score of the epoch that its batch ends
         own.insert(0, EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))

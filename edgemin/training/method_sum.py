@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from edgemin.data.module import DataModule
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
-from edgemin.training.stage import Shape
+from edgemin.training.stage import Effect, Place, Shape
 
 
 class MethodSum(Distillation):
@@ -48,35 +49,28 @@ class MethodSum(Distillation):
         self._own_task_weight = sum(
             self._weights[name] * part.task_weight for name, part in parts.items() if part.task_weight != "auto"
         )
-        if self.task_weight != "auto":
-            self.task_weight += self._own_task_weight
 
-    @property
-    def trains_head(self) -> bool:
-        """Whether the task loss is part of the sum, or a method trains the head by the teacher's answers."""
-        return super().trains_head or any(part.trains_head for part in self._parts.values())
-
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Whether any method reads a teacher's logits."""
-        return any(part.needs_trained_teacher for part in self._parts.values())
-
-    @property
-    def code_modules(self) -> tuple[str, ...]:
-        """The stage's own module and those of its methods."""
-        return (*super().code_modules, *(type(part).__module__ for part in self._parts.values()))
-
-    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """Replace `task_weight=auto`: 0 where a method trains the head."""
-        if self.trains_head and config.get("task_weight", "auto") == "auto":
-            return config | {"task_weight": 0.0}
-        return super().resolve(config, head_trained, finetuned_later)
-
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Let each method refuse what it cannot do, with its name in front."""
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """Do what any method does; `task_weight=auto` adds nothing where a method trains the head by itself."""
+        found = []
         for name, part in self._parts.items():
             with _named(name):
-                part.check(model, teachers)
+                part.planned = part.effect(model, teachers, Place(examples=place.examples))
+            found.append(part.planned)
+        by_methods = any(effect.trains_head for effect in found)
+        if by_methods and self._asked_task_weight == "auto":
+            place = replace(place, finetuned_later=True)  # another stage need not keep the head up to date
+        whole = super().effect(model, teachers, place)
+        assert self.task_weight != "auto"
+        self.task_weight += self._own_task_weight
+        trains_head = by_methods or (self.task_weight > 0 and self.settings.trains)
+        return replace(
+            whole,
+            code=(*whole.code, *(module for effect in found for module in effect.code)),
+            trains_head=trains_head,
+            leaves_head_stale=self.settings.trains and not trains_head,
+            reads_answers=any(effect.reads_answers for effect in found),
+        )
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
@@ -146,8 +140,8 @@ def _part(name: str, node: Mapping[str, Any], settings: DistillSettings) -> Dist
     part = config.construct({**settings, "patience": None, **own}, key, Distillation)  # to be patient is for the whole
     if isinstance(part, MethodSum):
         raise UserError(f"{key}._target_: expected a distillation method, given {node.get('_target_')}")
-    if len(part.phases()) != 1:
-        raise UserError(f"{key}: expected a method of one fit, given one of {len(part.phases())}")
+    if len(part.fits()) != 1:
+        raise UserError(f"{key}: expected a method of one fit, given one of {len(part.fits())}")
     return part
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,6 +22,9 @@ from edgemin.encoder import building, parts, quantized
 from edgemin.encoder.quantized import Kind
 from edgemin.processes import ranks
 from edgemin.training.fit import Fit
+
+if TYPE_CHECKING:
+    from edgemin.data.corpus import Corpus
 
 
 class Shape(NamedTuple):
@@ -41,21 +45,71 @@ class Shape(NamedTuple):
         return self.hidden if self.inner is None else self.inner
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands: what comes before and after it on its path, never which rows are printed.
+
+    Attributes:
+        head_trained: whether an earlier stage trained the classification head.
+        finetuned_later: whether a later fine-tuning will train it.
+        examples: how many the training split has.
+    """
+
+    head_trained: bool = False
+    finetuned_later: bool = False
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What planning knows of a stage in its place; what a stage does not say is as most stages have it.
+
+    Attributes:
+        outline: what comes out of it.
+        code: the modules that decide its result; what they import counts by itself.
+        trains_head: whether the classification head has been trained on the task when the stage is over.
+        leaves_head_stale: whether it trains the encoder and not the head that reads it.
+        reads_task: whether the result depends on the task's training data.
+        reads_holdout: whether any of its fits looks at `task.holdout`.
+        reads_head: whether what it does depends on what the head has learnt.
+        reads_answers: whether it learns from its teachers' logits, so that their heads must have been trained.
+        same_tokens: whether teacher and student must read the same tokens.
+        corpus: what it reads in the place of the task's sentences.
+        quantizes: the kind of quantized layers that it makes. It chooses their ranges itself; after any other stage
+            that changes such a model they are chosen again.
+        reaches_all: whether every loss depends on every parameter; else several processes look for those without a
+            gradient.
+        steps: optimizer steps of all its fits; stopping early makes them fewer.
+        decided: settings that depended on the place (`auto`), as they were decided.
+        not_keyed: settings that decide nothing beside what is in the key already.
+    """
+
+    outline: Shape
+    code: tuple[str, ...]
+    trains_head: bool = False
+    leaves_head_stale: bool = False
+    reads_task: bool = True
+    reads_holdout: bool = False
+    reads_head: bool = False
+    reads_answers: bool = False
+    same_tokens: bool = False
+    corpus: Corpus | None = None
+    quantizes: Kind | None = None
+    reaches_all: bool = True
+    steps: int = 0
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    not_keyed: tuple[str, ...] = ()
+
+
 class Stage(pl.LightningModule):
     """One step of a path: takes an encoder, gives an encoder.
 
-    A stage is constructed from its configuration alone. Then, in order: `prepare` takes the encoder; for every phase
-    `begin` may operate on it (surgery happens only between fits) and Lightning fits it by `loss`; `finish` returns a
-    plain encoder with the change made real. A stage that trains nothing has no fit.
+    A stage is constructed from its configuration alone, once for a node. Planning asks it for its `effect`. Then, in
+    order: `prepare` takes the encoder; before each of its `fits`, `begin` may operate on it (surgery happens only
+    between fits) and Lightning fits it by `loss`; `finish` returns a plain encoder with the change made real. A stage
+    that trains nothing has no fit. These are all that a stage overrides, and `batches` where it is trained on something
+    else than the task's training split; one with optimizers of its own takes Lightning's hooks.
     """
-
-    # Layers may come out narrower than the hidden size.
-    narrows: ClassVar[bool] = False
-    # Teacher and student must read the same tokens.
-    same_tokens: ClassVar[bool] = False
-    # The kind of quantized layers that its result has. It chooses their ranges itself; after any other stage that
-    # changes such a model they are chosen again.
-    quantizes: ClassVar[Kind | None] = None
 
     model: PreTrainedModel
 
@@ -66,94 +120,35 @@ class Stage(pl.LightningModule):
         self.recorded: dict[str, Callable[[], Tensor]] = {}
         self.losses: dict[int, Tensor] = {}  # by batch, since `edgemin.training.callbacks.check_losses` looked
         self.findings: dict[str, Any] = {}  # what it found out besides the model, for run.json
-        self.max_drop: float | None = None  # how much worse than what it was given its result may be, as a fraction
+        self.teachers: tuple[str, ...] = ()  # whom it learns from: `teacher`, `teacher.source` or another model's name
+        self.planned: Effect  # set where it is planned, before it is prepared
         self.name = type(self).__name__  # in messages; a run gives its path
         self.seed = 0
-        self.phase = 0
+        self.phase = 0  # the number of the fit that runs
+        self.batch_count = 0  # of that fit, in all
         self._data: DataModule | None = None
         self._share: Tensor | None = None  # of this process's part of a batch in the whole, times their number
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    @property
-    def trains_head(self) -> bool:
-        """Whether the classification head has been trained on the task when the stage is over."""
-        return False
-
-    @property
-    def leaves_head_stale(self) -> bool:
-        """Whether it trains the encoder and not the head."""
-        return False
-
-    @property
-    def reads_head(self) -> bool:
-        """Whether what it does depends on what the head has learnt."""
-        return False
-
-    @property
-    def needs_task(self) -> bool:
-        """Whether the result depends on the task's training data."""
-        return True
-
-    @property
-    def trains(self) -> bool:
-        """Whether any of its fits trains. Asked before `prepare`, as all that planning asks."""
-        return any(fit.trains for fit in self.phases())
-
-    @property
-    def reaches_all(self) -> bool:
-        """Whether every loss depends on every parameter. Several processes must look for those without a gradient."""
-        return True
-
-    @property
-    def stops_early(self) -> bool:
-        """Whether any of its fits looks at `task.holdout`."""
-        return any(fit.patience for fit in self.phases())
-
-    @property
-    def teacher_names(self) -> tuple[str, ...]:
-        """The models it learns from: `teacher`, `teacher.source` or another model of the study."""
-        return ()
-
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Whether a teacher's head must have been trained on the task."""
-        return False
-
-    def check_data(self) -> None:
-        """Raise a `UserError` (key first) where what it reads besides the task's data cannot be read."""
-
-    @property
-    def data_content(self) -> Mapping[str, Any] | None:
-        """What the stage reads besides the task's data, by its content, for the key."""
-        return None
-
-    @property
-    def input_length(self) -> int | None:
-        """Tokens of its longest input, where it does not read the task's sentences."""
-        return None
-
-    @property
-    def code_modules(self) -> tuple[str, ...]:
-        """The modules whose code decides its result; what they import counts by itself."""
-        return (type(self).__module__,)
-
-    def key_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings that decide the result, without those whose content is in the key already."""
-        return settings
-
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Raise a `UserError` (key first, no stage name) for settings that cannot work with these models."""
-
-    def resolve(self, config: dict[str, Any], head_trained: bool, finetuned_later: bool) -> dict[str, Any]:
-        """Settings that depend on the neighbours in the path (`auto`), decided once in planning.
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """Say what the stage does in its place, and decide what depends on it.
 
         Args:
-            config: the stage's own settings.
-            head_trained: an earlier stage trained the head.
-            finetuned_later: a later fine-tuning will train the head.
+            model: what it will be given.
+            teachers: those that `teachers` names, in this order.
+            place: where it stands.
+
+        Raises:
+            UserError: everything that can be known to be impossible; its key first, without the stage's name.
         """
-        return config
+        fits = self.fits()
+        return Effect(
+            model,
+            (type(self).__module__,),
+            reads_holdout=any(fit.patience for fit in fits),
+            steps=sum(fit.optimizer_steps(place.examples) for fit in fits),
+        )
 
     # -- the three hooks ---------------------------------------------------------------------------
 
@@ -163,7 +158,7 @@ class Stage(pl.LightningModule):
         """Take the previous encoder and build what the stage needs; give it a head for the task where it has none."""
         self.model = model
         self._data = data
-        if data is not None and self.needs_task:
+        if data is not None and self.planned.reads_task:
             ensure_head(model, data.labels, regression=data.regression)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -176,53 +171,33 @@ class Stage(pl.LightningModule):
 
     # -- fits --------------------------------------------------------------------------------------
 
-    def phases(self) -> list[Fit]:
-        """The fits of this stage in order; a fit that trains nothing still begins its phase."""
+    def fits(self) -> list[Fit]:
+        """The fits of this stage in order; one that trains nothing is begun all the same."""
         return []
-
-    def planned_steps(self, examples: int, model: Shape) -> int:
-        """Optimizer steps of all fits, as far as planning knows; stopping early makes them fewer.
-
-        Args:
-            examples: of the training split.
-            model: what it trains.
-        """
-        return sum(fit.optimizer_steps(examples) for fit in self.phases())
-
-    @property
-    def learning_rate_key(self) -> str:
-        """The name of the setting that has the learning rate of the fit that runs."""
-        return "learning_rate"
 
     @property
     def fit_name(self) -> str:
         """The name of the fit that runs: the stage's and, where there are several fits, its number."""
-        return f"{self.name}/phase {self.phase + 1}" if len(self.phases()) > 1 else self.name
+        return f"{self.name}/phase {self.phase + 1}" if len(self.fits()) > 1 else self.name
 
     def begin(self, phase: int) -> None:
-        """Change the model before the fit of a phase: the only place where its shape may change."""
+        """Change the model before the fit of this number: the only place where its shape may change."""
 
-    def training_batches(self, fit: Fit) -> Batches:
+    def batches(self, fit: Fit) -> Batches:
         """All batches of a fit: of the task's training split, unless a stage is trained on something else."""
-        steps = fit.batches(self.training_examples())
+        return self.task_batches(fit)
+
+    def task_batches(self, fit: Fit, rows: NDArray[np.int64] | None = None) -> TrainBatches:
+        """All batches of a fit on the task's training split, or on some examples of it alone."""
         return TrainBatches(
             self.data.train,
             fit.batch_size,
             seed=self.seed + self.phase,
-            steps=steps,
+            steps=fit.batches(len(self.data.train) if rows is None else len(rows)),
             rank=ranks.rank(),
             world=ranks.world(),
-            rows=self.training_rows(),
+            rows=rows,
         )
-
-    def training_rows(self) -> NDArray[np.int64] | None:
-        """Which examples of the training split it is trained on; `None`: all."""
-        return None
-
-    def training_examples(self) -> int:
-        """How many examples an epoch has."""
-        rows = self.training_rows()
-        return len(self.data.train) if rows is None else len(rows)
 
     @property
     def data(self) -> DataModule:
@@ -263,7 +238,7 @@ class Stage(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW without weight decay on vectors and scales, with warm-up and decay per optimizer step."""
-        fit = self.phases()[self.phase]
+        fit = self.fits()[self.phase]
         groups: list[dict[str, Any]]
         groups = [{"params": [], "weight_decay": fit.weight_decay}, {"params": [], "weight_decay": 0.0}]
         for name, parameter in self.named_parameters():
@@ -272,7 +247,7 @@ class Stage(pl.LightningModule):
         # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)
-        total = fit.optimizer_steps(self.training_examples())
+        total = math.ceil(self.batch_count / fit.accumulate)
         name = "constant_with_warmup" if fit.decay == "constant" else fit.decay
         scheduler = get_scheduler(
             name, optimizer, num_warmup_steps=math.ceil(fit.warmup * total), num_training_steps=total

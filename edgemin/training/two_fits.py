@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import ClassVar
 
 from edgemin.errors import UserError
 from edgemin.training.distillation import Distillation, DistillSettings
 from edgemin.training.fit import Fit
+from edgemin.training.stage import Effect, Place, Shape
+
+
+class _PredictionFit(Fit):
+    learning_rate_key: ClassVar[str] = "prediction_learning_rate"
 
 
 class TwoFits(Distillation):
@@ -32,29 +39,21 @@ class TwoFits(Distillation):
 
     def _second_fit(self, budget: Fit, learning_rate: float) -> Fit | None:
         try:
-            fit = replace(budget, learning_rate=learning_rate)
+            fit = _PredictionFit(**{**asdict(budget), "learning_rate": learning_rate})
         except UserError as error:
             raise UserError(f"prediction_{error}") from error
         if fit.patience is not None and not fit.trains:
             raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
         return fit if fit.trains else None
 
-    @property
-    def trains_head(self) -> bool:
-        """Whether there is a second fit, in which the teacher's answers are learnt."""
-        return self._prediction is not None
+    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+        """The head is trained, and the teacher's is read, where the teacher's answers are learnt."""
+        found = super().effect(model, teachers, place)
+        answers = self._prediction is not None
+        stale = self.settings.trains and not answers
+        return replace(found, trains_head=answers, leaves_head_stale=stale, reads_answers=answers)
 
-    @property
-    def needs_trained_teacher(self) -> bool:
-        """Whether there is a second fit, in which the teacher's answers are learnt."""
-        return self.trains_head
-
-    @property
-    def learning_rate_key(self) -> str:
-        """The setting that has the learning rate of the fit that runs; the second fit has its own."""
-        return "prediction_learning_rate" if self.phase else "learning_rate"
-
-    def phases(self) -> list[Fit]:
+    def fits(self) -> list[Fit]:
         """The fit on the inside and, if there is one, the fit on the answers."""
         return [self.settings] if self._prediction is None else [self.settings, self._prediction]
 

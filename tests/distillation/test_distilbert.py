@@ -237,7 +237,7 @@ def test_on_a_task_the_loss_is_the_equation_on_what_both_sides_hold(
 ) -> None:
     student, teacher = tiny.model(dropout=0.0), tiny.model(layers=6, seed=5)
     stage = distillation(**settings)
-    stage.prepare(student, data, [teacher])
+    tiny.prepared(stage, student, teacher, data)
     learnt = tiny.logits(student, batch)
     expected = soft * soft_target_kl(tiny.logits(teacher, batch), learnt, 2.0)
     expected += hard * F.cross_entropy(learnt, batch["labels"])
@@ -256,7 +256,7 @@ def test_on_a_corpus_it_is_cosine_and_masked_words_on_the_same_masked_text(
 ) -> None:
     student, teacher = tiny.model(dropout=0.0), tiny.model(layers=6, seed=5)
     stage = distillation(corpus=corpus, cosine_weight=0.5)
-    stage.prepare(student, masking, [teacher])
+    tiny.prepared(stage, student, teacher, masking)
     assert stage.word_head is not None
     text = {name: tensor for name, tensor in batch.items() if name != "labels"}
 
@@ -289,7 +289,7 @@ def test_every_family_learns_masked_words(
 ) -> None:
     student, teacher = tiny.model(family), tiny.model(layers=2, seed=5)
     stage = distillation(corpus=corpus, cosine_weight=1.0)
-    stage.prepare(student, masking, [teacher])
+    tiny.prepared(stage, student, teacher, masking)
     loss = stage.loss(batch)
     loss.backward()
     assert torch.isfinite(loss)
@@ -302,7 +302,7 @@ def test_the_word_head_is_checkpointed_with_the_stage_and_left_behind_at_its_end
     student = tiny.model()
     before = set(student.state_dict())
     stage = distillation(corpus=corpus)
-    stage.prepare(student, masking, [tiny.model(seed=5)])
+    tiny.prepared(stage, student, tiny.model(seed=5), masking)
     assert {name for name in stage.state_dict() if not name.startswith("model.")} == {
         f"word_head.{name}" for name in ("transform.weight", "transform.bias", "norm.weight", "norm.bias", "bias")
     }
@@ -350,23 +350,27 @@ def test_without_a_mask_token_masked_words_are_refused_and_the_cosine_alone_is_n
     data: DataModule, batch: dict[str, Tensor], corpus: str
 ) -> None:
     with pytest.raises(UserError, match=r"^hard_weight: expected 0 with a corpus, [^\n]* mask token, given 2\.0$"):
-        distillation(corpus=corpus).prepare(tiny.model(), data, [tiny.model(seed=5)])
+        tiny.prepared(distillation(corpus=corpus), tiny.model(), tiny.model(seed=5), data)
     student, teacher = tiny.model(dropout=0.0), tiny.model(seed=5)
     stage = distillation(corpus=corpus, hard_weight=0.0)
-    stage.prepare(student, data, [teacher])
+    tiny.prepared(stage, student, teacher, data)
     expected = cosine_reference(last_states(teacher, batch), last_states(student, batch), batch["attention_mask"])
     assert stage.loss(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_head_is_trained_on_a_task_and_goes_stale_on_a_corpus(corpus: str) -> None:
     on_task, on_corpus = distillation(), distillation(corpus=corpus)
-    assert on_task.trains_head and on_task.needs_task and on_task.teacher_names == ("teacher",)
-    assert distillation(hard_weight=0.0).trains_head, "by soft targets"
-    assert not distillation(soft_weight=0.0, hard_weight=0.0).trains_head
-    assert on_corpus.leaves_head_stale and not on_corpus.trains_head and not on_corpus.needs_task
-    assert on_corpus.teacher_names == ("teacher.source",)
+    assert tiny.effect(on_task).trains_head and tiny.effect(on_task).reads_task and on_task.teachers == ("teacher",)
+    assert tiny.effect(distillation(hard_weight=0.0)).trains_head, "by soft targets"
+    assert not tiny.effect(distillation(soft_weight=0.0, hard_weight=0.0)).trains_head
+    assert (
+        tiny.effect(on_corpus).leaves_head_stale
+        and not tiny.effect(on_corpus).trains_head
+        and not tiny.effect(on_corpus).reads_task
+    )
+    assert on_corpus.teachers == ("teacher.source",)
     assert (on_task.soft_weight, on_corpus.soft_weight) == (5.0, 0.0)
-    assert on_task.needs_trained_teacher and not on_corpus.needs_trained_teacher
+    assert tiny.effect(on_task).reads_answers and not tiny.effect(on_corpus).reads_answers
 
 
 def test_widths_that_differ_are_refused_unless_no_states_are_compared(data: DataModule) -> None:
@@ -374,9 +378,9 @@ def test_widths_that_differ_are_refused_unless_no_states_are_compared(data: Data
     with pytest.raises(UserError, match=r"^cosine_weight: expected 0 [^\n]* 384 [^\n]* 768, [^\n]* given 1\.0$"):
         distillation().check(*shapes)
     with pytest.raises(UserError, match=r"^cosine_weight: expected 0 [^\n]* 32 [^\n]* 64, [^\n]* given 1\.0$"):
-        distillation().prepare(tiny.model(), data, [tiny.model(hidden=64)])
+        tiny.prepared(distillation(), tiny.model(), tiny.model(hidden=64), data)
     distillation(cosine_weight=0.0).check(*shapes)
-    distillation(cosine_weight=0.0).prepare(tiny.model(), data, [tiny.model(hidden=64)])
+    tiny.prepared(distillation(cosine_weight=0.0), tiny.model(), tiny.model(hidden=64), data)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def data(tmp_path: Path) -> DataModule:
 
 
 def prepared(stage: Distillation, data: DataModule, *teachers: Any) -> Distillation:
-    stage.prepare(tiny.model(dropout=0.0), data, teachers or [tiny.model(layers=4, seed=5)])
+    student, taught_by = tiny.model(dropout=0.0), teachers or [tiny.model(layers=4, seed=5)]
+    tiny.plan(stage, student, taught_by)
+    stage.prepare(student, data, taught_by)
     stage.log = lambda *_, **__: None  # type: ignore[method-assign]
     return stage
 
@@ -141,29 +143,32 @@ def test_a_sum_of_methods_is_the_weighted_sum_of_their_losses(data: DataModule) 
         prepared(MiniLMv2(relations=RELATIONS, relation_heads=4, task_weight=0.0, **FIT), data),
         prepared(LogitsDistillation(temperature=2.0, alpha=0.75, **FIT), data),
     ]
-    batch = next(iter(whole.training_batches(Fit(**FIT))))
+    batch = next(iter(whole.batches(Fit(**FIT))))
     losses = [part.loss(batch).item() for part in parts]
     assert whole.loss(batch).item() == pytest.approx(2.0 * losses[0] + 0.5 * losses[1], rel=1e-6)
-    assert whole.trains_head and whole.needs_trained_teacher
+    assert tiny.effect(whole).trains_head and tiny.effect(whole).reads_answers
     assert {"edgemin.distillation.minilmv2", "edgemin.distillation.logits", "edgemin.distillation.multi"} == set(
-        whole.code_modules
+        tiny.effect(whole).code
     )
 
 
 def test_a_sum_adds_no_task_loss_of_its_own_where_a_method_brings_one() -> None:
     node = {"_target_": "edgemin.distillation.multi.Multi", "methods": METHODS, "task_weight": "auto", **FIT}
     stage = config.construct(node, "distill")
-    assert stage.resolve(node, True, False)["task_weight"] == 0.0
+    assert tiny.effect(stage, head_trained=True).decided == {"task_weight": 0.0}
     alone = node | {"methods": {"relations": METHODS["relations"]}}
-    assert config.construct(alone, "distill").resolve(alone, True, False)["task_weight"] == 1.0
+    assert tiny.effect(config.construct(alone, "distill"), head_trained=True).decided == {"task_weight": 1.0}
     by_hand = config.construct(node | {"task_weight": 0.5}, "distill")
+    assert tiny.effect(by_hand, head_trained=True).decided == {}
     assert by_hand.task_weight == pytest.approx(0.5 + 0.5 * 0.25)
 
 
 def test_methods_of_a_sum_may_have_any_name_and_the_patience_is_of_the_whole() -> None:
     inside = {"_target_": "edgemin.distillation.tinybert.TinyBERT", "weight": 1.0, "prediction_share": 0.0}
     stage = Multi(methods={"values": inside, "a.b": METHODS["answers"]}, task_weight=0.0, patience=2, **FIT)
-    assert stage.stops_early and not any(part.stops_early for part in stage._parts.values())
+    assert tiny.effect(stage).reads_holdout and not any(
+        tiny.effect(part).reads_holdout for part in stage._parts.values()
+    )
 
 
 def test_what_methods_learn_beside_the_student_is_trained_and_dropped(data: DataModule, tmp_path: Path) -> None:
@@ -227,10 +232,10 @@ def test_answers_are_not_learnt_from_text_without_labels() -> None:
 
 
 def test_the_teacher_is_the_trained_one_on_a_task_and_its_weights_as_they_came_with_a_corpus() -> None:
-    assert MiniLMv2(relations=RELATIONS, **FIT).teacher_names == ("teacher",)
-    assert MiniLMv2(relations=RELATIONS, corpus="text", **FIT).teacher_names == ("teacher.source",)
+    assert MiniLMv2(relations=RELATIONS, **FIT).teachers == ("teacher",)
+    assert MiniLMv2(relations=RELATIONS, corpus="text", **FIT).teachers == ("teacher.source",)
     several = LogitsDistillation(temperature=2.0, alpha=0.5, teacher=["teacher", "other"], **FIT)
-    assert several.teacher_names == ("teacher", "other")
+    assert several.teachers == ("teacher", "other")
 
 
 # Models that a study adds

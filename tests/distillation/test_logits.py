@@ -153,6 +153,7 @@ def test_the_stages_loss_is_the_equation_on_what_both_sides_answer(
     student = tiny.model(dropout=0.0)
     taught_by = [tiny.model(layers=2, hidden=64, seed=5 + seed) for seed in range(teachers)]
     stage = distillation(alpha=alpha, teacher=["teacher", "second"][:teachers])
+    tiny.plan(stage, student, taught_by)
     stage.prepare(student, data, taught_by)
     learnt = taps.read(student, batch, logits=True).logits
     assert learnt is not None
@@ -180,9 +181,9 @@ def test_a_regression_learns_the_teachers_score(tmp_path: Path) -> None:
 
 def test_it_trains_the_head_and_needs_labels_but_not_the_same_tokens() -> None:
     stage = distillation(alpha=1.0)
-    assert stage.trains_head and not stage.leaves_head_stale and stage.needs_task
-    assert stage.several_teachers and not stage.same_tokens and stage.needs_trained_teacher
-    assert not distillation(steps=0).trains_head
+    assert tiny.effect(stage).trains_head and not tiny.effect(stage).leaves_head_stale and tiny.effect(stage).reads_task
+    assert stage.several_teachers and not stage.same_tokens and tiny.effect(stage).reads_answers
+    assert not tiny.effect(distillation(steps=0)).trains_head
     stage.check(Shape("bert", 3, 32, 4), [Shape("roberta", 12, 768, 12)])
 
 
@@ -200,7 +201,7 @@ def test_a_teacher_of_another_task_is_refused_with_both_numbers(data: DataModule
     teacher = tiny.model()
     building.attach_head(teacher, ["a", "b", "c"])
     with pytest.raises(UserError, match=r"^teacher: expected a head of 2 outputs, [^\n]* given one of 3$"):
-        distillation().prepare(tiny.model(), data, [teacher])
+        tiny.prepared(distillation(), tiny.model(), teacher, data)
 
 
 @pytest.mark.parametrize(

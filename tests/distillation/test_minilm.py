@@ -253,4 +253,5 @@ def test_settings_that_cannot_be_answer_one_line_that_begins_with_the_key(settin
 def test_the_task_weight_auto_keeps_a_trained_head_from_going_stale(finetuned_later: bool, weight: float) -> None:
     node = tiny.node("distill", "minilm")
     stage = config.construct(node, "distill")
-    assert stage.resolve(node, True, finetuned_later)["task_weight"] == weight
+    effect = tiny.effect(stage, head_trained=True, finetuned_later=finetuned_later)
+    assert effect.decided == {"task_weight": weight}

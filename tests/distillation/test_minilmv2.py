@@ -312,6 +312,9 @@ def test_relation_heads_as_asked_leave_no_note(data: DataModule) -> None:
     assert tiny.prepared(distillation(), student, teacher, data).notes == []
 
 
+WIDE = Shape("bert", 3, 384, 12)
+
+
 @pytest.mark.parametrize(
     ("head_trained", "finetuned_later", "weight"),
     [(True, False, 1.0), (True, True, 0.0), (False, True, 0.0), (False, False, 0.0)],
@@ -321,18 +324,24 @@ def test_the_task_weight_auto_is_on_where_a_trained_head_would_go_stale(
 ) -> None:
     node = tiny.node("distill", "minilmv2")
     stage = config.construct(node, "distill")
-    assert not stage.trains_head
-    resolved = stage.resolve(node, head_trained, finetuned_later)
-    assert resolved["task_weight"] == weight and type(resolved["task_weight"]) is float
-    assert config.construct(resolved, "distill").trains_head == (weight > 0)
-    by_hand = node | {"task_weight": 0.25}
-    assert stage.resolve(by_hand, head_trained, finetuned_later) == by_hand
+    place = {"head_trained": head_trained, "finetuned_later": finetuned_later}
+    effect = tiny.effect(stage, WIDE, **place)
+    assert effect.decided == {"task_weight": weight} and type(effect.decided["task_weight"]) is float
+    assert effect.trains_head == (weight > 0) and stage.task_weight == weight
+    by_hand = config.construct(node | {"task_weight": 0.25}, "distill")
+    assert tiny.effect(by_hand, WIDE, **place).decided == {} and by_hand.task_weight == 0.25
 
 
 def test_a_head_goes_stale_where_the_encoder_is_trained_without_it() -> None:
-    assert distillation(task_weight=0.0).leaves_head_stale and not distillation(task_weight=0.0).trains_head
-    assert not distillation(task_weight=0.5).leaves_head_stale and distillation(task_weight=0.5).trains_head
-    assert not distillation(task_weight=0.0, steps=0).leaves_head_stale, "nothing is trained at all"
+    assert (
+        tiny.effect(distillation(task_weight=0.0)).leaves_head_stale
+        and not tiny.effect(distillation(task_weight=0.0)).trains_head
+    )
+    assert (
+        not tiny.effect(distillation(task_weight=0.5)).leaves_head_stale
+        and tiny.effect(distillation(task_weight=0.5)).trains_head
+    )
+    assert not tiny.effect(distillation(task_weight=0.0, steps=0)).leaves_head_stale, "nothing is trained at all"
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])

@@ -349,7 +349,7 @@ def test_what_a_regression_has_no_classes_for_is_left_out_and_it_says_so(batch: 
     for model in (student, teacher):
         building.attach_head(model, ["score"], regression=True)
     structures = building.structure(student), [building.structure(teacher)]
-    stage = distillation()
+    stage = tiny.planned(distillation())
     stage.match(*structures)
     stage.phase = 1
     (note,) = stage.notes
@@ -357,23 +357,28 @@ def test_what_a_regression_has_no_classes_for_is_left_out_and_it_says_so(batch: 
     found = stage.terms(inside(student, batch), [inside(teacher, batch)], batch)
     assert set(found) == {"sample", "soft"}
     with pytest.raises(UserError, match="above 0"):
-        distillation(sample_weight=0.0, soft_weight=0.0).match(*structures)
+        tiny.planned(distillation(sample_weight=0.0, soft_weight=0.0)).match(*structures)
 
 
 def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a good film\n" * 20)
     stage = distillation(corpus=str(tmp_path))
-    assert len(stage.phases()) == 1 and not stage.trains_head and not stage.needs_trained_teacher
+    assert len(stage.fits()) == 1 and not tiny.effect(stage).trains_head and not tiny.effect(stage).reads_answers
     stage.match(building.structure(tiny.model(layers=2)), [building.structure(tiny.model(layers=4, seed=5))])
     (note,) = stage.notes
     assert "predictions" in note
 
 
 def test_the_head_is_trained_where_answers_are_learnt() -> None:
-    assert distillation().trains_head and distillation().needs_trained_teacher
+    assert tiny.effect(distillation()).trains_head and tiny.effect(distillation()).reads_answers
     for settings in ({"soft_weight": 0.0}, {"prediction_share": 0.0}):
         stage = distillation(**settings)
-        assert not stage.trains_head and stage.leaves_head_stale and not stage.needs_trained_teacher
-    first, second = distillation(patience=2, prediction_learning_rate=1e-4).phases()
+        assert (
+            not tiny.effect(stage).trains_head
+            and tiny.effect(stage).leaves_head_stale
+            and not tiny.effect(stage).reads_answers
+        )
+    first, second = distillation(patience=2, prediction_learning_rate=1e-4).fits()
     assert (first.patience, second.patience, second.steps, second.learning_rate) == (None, 2, 2, 1e-4)
 
 

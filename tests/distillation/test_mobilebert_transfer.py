@@ -164,7 +164,7 @@ def test_all_layers_at_once_have_the_weighted_sum_of_every_matched_layers_losses
     student, teacher = student_of(), teacher_of()
     weights = {"feature_weight": 2.0, "mean_weight": 3.0, "variance_weight": 0.5, "attention_weight": 0.7}
     stage = transfer(progressive=False, task_weight=0.3, **weights)
-    stage.prepare(student, data, [teacher])
+    tiny.prepared(stage, student, teacher, data)
     with torch.no_grad():
         theirs = taps.read(teacher, batch, projections=[1, 3, 5], hidden=[2, 4, 6], logits=False)
         mine = taps.read(student, batch, projections=[0, 1, 2], hidden=[1, 2, 3], logits=True)
@@ -181,7 +181,7 @@ def test_all_layers_at_once_have_the_weighted_sum_of_every_matched_layers_losses
 @pytest.mark.parametrize("settings", [{}, {"normalize": False}, {"progressive": False}])
 def test_a_student_equal_to_its_teacher_has_no_loss(settings: Any, data: DataModule, batch: Any) -> None:
     stage = transfer(**settings)
-    stage.prepare(tiny.model(), data, [tiny.model()])
+    tiny.prepared(stage, tiny.model(), tiny.model(), data)
     assert stage.loss(batch).item() == pytest.approx(0, abs=1e-5)
 
 
@@ -189,7 +189,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss(settings: Any, data: DataMod
 @pytest.mark.parametrize("teacher", ["bert", "mobilebert"])
 def test_families_teach_one_another(student: str, teacher: str, data: DataModule, batch: Any) -> None:
     stage = transfer(progressive=False)
-    stage.prepare(student_of(student), data, [teacher_of(teacher)])
+    tiny.prepared(stage, student_of(student), teacher_of(teacher), data)
     loss = stage.loss(batch)
     loss.backward()
     assert loss.isfinite() and loss.item() > 0
@@ -202,7 +202,7 @@ def test_layer_after_layer_only_that_layer_moves_and_nothing_above_it_runs(data:
     fitted = tiny.fit(stage, student_of(), data, [teacher_of()], work=tmp_path / "work", callbacks=[watch])
     assert watch.moved == [[0, 1], [2], [3]], "the embeddings with the first layer, the head never"
     assert watch.deepest == [1, 2, 3]
-    assert [fit.steps for fit in stage.phases()] == [2, 2, 3] and fitted.steps == 7
+    assert [fit.steps for fit in stage.fits()] == [2, 2, 3] and fitted.steps == 7
     assert all(parameter.requires_grad for parameter in fitted.model.parameters())
 
 
@@ -216,11 +216,11 @@ def test_layers_between_two_matched_ones_learn_with_the_upper_one(data: DataModu
 def test_with_a_task_loss_the_whole_model_learns_at_last(data: DataModule, tmp_path: Path) -> None:
     watch = Watch()
     stage = transfer(steps=4, task_weight=1.0)
-    assert stage.trains_head and not stage.leaves_head_stale
+    assert tiny.effect(stage).trains_head and not tiny.effect(stage).leaves_head_stale
     tiny.fit(stage, student_of(), data, [teacher_of()], work=tmp_path / "work", callbacks=[watch])
     assert watch.moved == [[0, 1], [2], [3], [0, 1, 2, 3, 4]]
     assert watch.deepest == [1, 2, 3, 3]
-    assert stage.trains_head
+    assert tiny.effect(stage).trains_head
 
 
 def test_each_layer_comes_closer_to_its_teachers(data: DataModule, tmp_path: Path) -> None:
@@ -273,8 +273,8 @@ def test_a_head_that_nothing_trained_keeps_its_weights_killed_or_not(data: DataM
 def test_steps_and_epochs_are_divided_among_the_fits(data: DataModule) -> None:
     def fits(layers: int = 3, **settings: Any) -> list[Fit]:
         stage = transfer(**settings)
-        stage.prepare(student_of(layers=layers), data, [teacher_of()])
-        return stage.phases()
+        tiny.prepared(stage, student_of(layers=layers), teacher_of(), data)
+        return stage.fits()
 
     assert [fit.steps for fit in fits(steps=11)] == [3, 3, 5]
     assert [fit.steps for fit in fits(steps=11, task_weight=1.0)] == [2, 2, 2, 5]
@@ -286,16 +286,19 @@ def test_steps_and_epochs_are_divided_among_the_fits(data: DataModule) -> None:
 
 def test_too_few_steps_for_every_layer_are_noted(data: DataModule) -> None:
     stage = transfer(steps=2)
-    stage.prepare(student_of(), data, [teacher_of()])
-    assert [fit.steps for fit in stage.phases()] == [0, 0, 2]
+    tiny.prepared(stage, student_of(), teacher_of(), data)
+    assert [fit.steps for fit in stage.fits()] == [0, 0, 2]
     assert stage.notes == ["2 steps are too few for a fit of each layer: none of [1, 2]"]
 
 
 def test_planning_knows_from_the_settings_alone_what_trains() -> None:
-    assert transfer().trains and not transfer(steps=0).trains
-    assert len(transfer().phases()) > 1 and len(transfer(progressive=False).phases()) == 1
-    assert transfer(task_weight="auto", patience=2).stops_early and not transfer().stops_early
-    assert transfer().leaves_head_stale and not transfer().trains_head
+    assert tiny.effect(transfer()).steps and not tiny.effect(transfer(steps=0)).steps
+    assert len(transfer().fits()) > 1 and len(transfer(progressive=False).fits()) == 1
+    assert (
+        tiny.effect(transfer(task_weight="auto", patience=2), head_trained=True).reads_holdout
+        and not tiny.effect(transfer()).reads_holdout
+    )
+    assert tiny.effect(transfer()).leaves_head_stale and not tiny.effect(transfer()).trains_head
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,7 @@ def test_planning_knows_from_the_settings_alone_what_trains() -> None:
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(settings: Any, key: str) -> None:
     with pytest.raises(UserError, match=rf"^{key}: expected [^\n]* given [^\n]*$"):
-        transfer(**settings)
+        tiny.effect(transfer(**settings))
 
 
 BERT = Shape("bert", 3, 512, 4)
@@ -342,7 +345,7 @@ def test_models_that_cannot_be_matched_are_refused_in_planning(
 def test_what_is_not_compared_need_not_be_equal(data: DataModule, batch: Any) -> None:
     transfer(feature_weight=0.0, attention_weight=0.0).check(BERT, [Shape("modernbert", 6, 384, 8)])
     stage = transfer(feature_weight=0.0, attention_weight=0.0, progressive=False)
-    stage.prepare(student_of(), data, [tiny.model("modernbert", hidden=64)])
+    tiny.prepared(stage, student_of(), tiny.model("modernbert", hidden=64), data)
     assert stage.loss(batch).isfinite()
 
 
@@ -352,8 +355,8 @@ def test_heads_pruned_from_a_matched_layer_are_refused_when_they_are_known(data:
     stage = transfer()
     stage.check(BERT._replace(pruned=True), [BERT])
     with pytest.raises(UserError, match=r"^attention_weight: expected [^\n]* given 2 heads [^\n]* 4 in the teacher$"):
-        stage.prepare(student, data, [teacher_of()])
-    transfer(layer_map={1: 2, 3: 6}).prepare(student, data, [teacher_of()])
+        tiny.prepared(stage, student, teacher_of(), data)
+    tiny.prepared(transfer(layer_map={1: 2, 3: 6}), student, teacher_of(), data)
 
 
 def test_the_yaml_has_the_published_weights() -> None:

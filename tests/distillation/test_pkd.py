@@ -152,7 +152,7 @@ def test_the_stages_loss_is_the_equation_on_what_both_sides_hold(
 ) -> None:
     student, teacher = tiny.model(dropout=0.0), tiny.model(layers=6, seed=5)
     stage = distillation(**settings)
-    stage.prepare(student, data, [teacher])
+    tiny.prepared(stage, student, teacher, data)
     alpha, learnt = stage.alpha, tiny.logits(student, batch)
     expected = (1 - alpha) * F.cross_entropy(learnt, batch["labels"])
     expected += alpha * soft_target_kl(tiny.logits(teacher, batch), learnt, 10.0)
@@ -170,16 +170,16 @@ def test_without_beta_the_layers_do_not_matter_and_widths_may_differ(
     stage = distillation(beta=0.0)
     stage.check(Shape("bert", 12, 384, 12), [Shape("bert", 6, 768, 12)])
     student, teacher = tiny.model(layers=3), tiny.model(layers=2, hidden=64, seed=5)
-    stage.prepare(student, data, [teacher])
+    tiny.prepared(stage, student, teacher, data)
     found = stage.terms(taps.read(student, batch, logits=True), [taps.read(teacher, batch, logits=True)], batch)
     assert set(found) == {"soft"}
 
 
 def test_it_trains_the_head_and_compares_states_of_the_same_tokens() -> None:
     stage = distillation(alpha=0.0)
-    assert stage.trains_head and not stage.leaves_head_stale and stage.needs_task
+    assert tiny.effect(stage).trains_head and not tiny.effect(stage).leaves_head_stale and tiny.effect(stage).reads_task
     assert stage.same_tokens and not stage.several_teachers
-    assert distillation().needs_trained_teacher and not stage.needs_trained_teacher
+    assert tiny.effect(distillation()).reads_answers and not tiny.effect(stage).reads_answers
 
 
 @pytest.mark.parametrize(
@@ -201,15 +201,15 @@ def test_models_that_cannot_be_matched_are_refused_in_planning(
 
 def test_widths_that_differ_are_refused_at_the_start_too(data: DataModule) -> None:
     with pytest.raises(UserError, match=r"^beta: expected 0 where the student's hidden size 32 [^\n]* 64, [^\n]*$"):
-        distillation().prepare(tiny.model(), data, [tiny.model(layers=6, hidden=64)])
+        tiny.prepared(distillation(), tiny.model(), tiny.model(layers=6, hidden=64), data)
 
 
 def test_a_teacher_of_other_classes_is_refused_where_its_answers_are_learnt(data: DataModule) -> None:
     teacher = tiny.model(layers=6)
     building.attach_head(teacher, ["a", "b", "c"])
     with pytest.raises(UserError, match=r"^teacher: expected a head of 2 outputs, [^\n]* given one of 3$"):
-        distillation().prepare(tiny.model(), data, [teacher])
-    distillation(alpha=0.0).prepare(tiny.model(), data, [teacher])
+        tiny.prepared(distillation(), tiny.model(), teacher, data)
+    tiny.prepared(distillation(alpha=0.0), tiny.model(), teacher, data)
 
 
 @pytest.mark.parametrize(

@@ -312,14 +312,18 @@ def test_a_fit_without_steps_is_left_out(data: DataModule, tmp_path: Path) -> No
     student, teacher = tiny.model(layers=2), tiny.model(layers=4, hidden=64, seed=5)
     head = tiny.weights(student)["classifier.weight"]
     stage = distillation(prediction_share=0.0)
-    assert not stage.trains_head and stage.leaves_head_stale and not stage.needs_trained_teacher
-    assert len(stage.phases()) == 1
+    assert (
+        not tiny.effect(stage).trains_head
+        and tiny.effect(stage).leaves_head_stale
+        and not tiny.effect(stage).reads_answers
+    )
+    assert len(stage.fits()) == 1
     fitted = tiny.fit(stage, student, data, [teacher], work=tmp_path / "w")
     assert fitted.steps == 5 and torch.equal(fitted.model.state_dict()["classifier.weight"], head)
 
 
 def test_patience_is_of_the_predictions(data: DataModule) -> None:
-    first, second = distillation(patience=2, prediction_learning_rate=1e-4, decay="cosine").phases()
+    first, second = distillation(patience=2, prediction_learning_rate=1e-4, decay="cosine").fits()
     assert (first.patience, second.patience) == (None, 2)
     assert (first.steps, second.steps, first.learning_rate, second.learning_rate) == (3, 2, 1e-3, 1e-4)
     assert first.decay == second.decay == "cosine" and first.batch_size == second.batch_size
@@ -329,18 +333,19 @@ def test_patience_is_of_the_predictions(data: DataModule) -> None:
 def test_steps_are_the_whole_budget_of_which_the_second_fit_has_its_rounded_share(
     steps: int, share: float, parts: list[int]
 ) -> None:
-    assert [fit.steps for fit in distillation(steps=steps, prediction_share=share).phases()] == parts
+    assert [fit.steps for fit in distillation(steps=steps, prediction_share=share).fits()] == parts
 
 
 def test_epochs_are_divided_as_steps_are() -> None:
-    fits = distillation(steps=None, epochs=3.0, prediction_share=0.25).phases()
+    fits = distillation(steps=None, epochs=3.0, prediction_share=0.25).fits()
     assert [(fit.steps, fit.epochs) for fit in fits] == [(None, 2.25), (None, 0.75)]
 
 
 def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a good film\n" * 20)
     stage = distillation(corpus=str(tmp_path))
-    assert [fit.steps for fit in stage.phases()] == [5], "the whole budget"
-    assert not stage.trains_head and not stage.needs_trained_teacher
+    assert [fit.steps for fit in stage.fits()] == [5], "the whole budget"
+    assert not tiny.effect(stage).trains_head and not tiny.effect(stage).reads_answers
     shapes = [building.structure(tiny.model(layers=2)), building.structure(tiny.model(layers=4, seed=5))]
     stage.match(shapes[0], shapes[1:])
     (note,) = stage.notes

@@ -143,8 +143,8 @@ def test_the_ratio_is_of_the_heads_at_the_start_of_the_stage(data: DataModule, t
 def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
     stage = HeadPruning(ratio=0.99, scope="global", steps=1)
     with pytest.raises(UserError, match=r"^ratio: expected [^\n]* 12 layers, given 0\.99 of 144[^\n]*$"):
-        stage.check(Shape("bert", 12, 384, 12), [])
-    HeadPruning(ratio=0.9, scope="global", steps=1).check(Shape("bert", 12, 384, 12), [])
+        tiny.effect(stage, Shape("bert", 12, 384, 12))
+    tiny.effect(HeadPruning(ratio=0.9, scope="global", steps=1), Shape("bert", 12, 384, 12))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_every_criterion_ranks_the_heads_that_its_name_in_the_yaml_says(
 
 def test_random_heads_depend_on_the_seed_alone_and_need_no_data(tmp_path: Path) -> None:
     stage = pruning(criterion="random")
-    assert not stage.needs_task
+    assert not tiny.effect(stage).reads_task
     found = []
     for number, seed in enumerate((1, 1, 2)):
         stage = pruning(criterion="random", scope="global")
@@ -321,15 +321,15 @@ def test_recovery_changes_weights_and_no_shape(data: DataModule, tmp_path: Path)
     _, recovered = cut(tiny.model(), data, tmp_path / "2", steps=3)
     assert building.structure(bare.model) == building.structure(recovered.model)
     assert not tiny.same_weights(bare.model, recovered.model)
-    assert pruning(steps=3).trains_head and not pruning().trains_head
+    assert tiny.effect(pruning(steps=3)).trains_head and not tiny.effect(pruning()).trains_head
 
 
 def test_planning_knows_who_trains_the_head_and_who_ranks_by_it() -> None:
     by_name = {criterion: pruning(criterion=criterion) for criterion in CRITERIA}
-    assert {name for name, stage in by_name.items() if stage.reads_head} == {"gradient_norm", "taylor"}
+    assert {name for name, stage in by_name.items() if tiny.effect(stage).reads_head} == {"gradient_norm", "taylor"}
     needs_none = {"magnitude", "weight_product", "random"}
-    assert {name for name, stage in by_name.items() if not stage.needs_task} == needs_none
+    assert {name for name, stage in by_name.items() if not tiny.effect(stage).reads_task} == needs_none
     during_training = pruning(importance="training", training_steps=3)
-    assert during_training.trains_head, "ranking during training is training"
-    assert not during_training.reads_head, "what it ranks by, it learns"
-    assert not any(stage.trains_head for stage in by_name.values())
+    assert tiny.effect(during_training).trains_head, "ranking during training is training"
+    assert not tiny.effect(during_training).reads_head, "what it ranks by, it learns"
+    assert not any(tiny.effect(stage).trains_head for stage in by_name.values())

@@ -25,6 +25,7 @@ from edgemin.pruning.stage import HeadPruning
 from edgemin.quantization import model as quantization
 from edgemin.quantization.post_training import PostTraining
 from edgemin.quantization.qat import QuantizationAware
+from edgemin.training.stage import Effect
 
 WAYS: list[dict[str, Any]] = [
     {},
@@ -51,7 +52,9 @@ RELATIONS = {
 
 def quantized(family: str, data: DataModule, work: Path, **settings: Any) -> Any:
     given = {"calibration_examples": 16} | settings
-    return tiny.fit(PostTraining(**given), tiny.model(family), data, work=work).model
+    stage = PostTraining(**given)
+    stage.planned = Effect(tiny.SMALL, (), quantizes="integers")  # groups that planning would refuse are tried too
+    return tiny.fit(stage, tiny.model(family), data, work=work).model
 
 
 def reloaded(model: Any, directory: Path) -> Any:
@@ -241,8 +244,9 @@ def test_training_on_the_calibration_sentences_sees_no_other(data: DataModule, t
         methods={}, train_on="calibration", calibration_examples=5, task_weight=1.0, epochs=3, batch_size=2
     )
     stage.seed = 4
+    tiny.plan(stage, tiny.model())
     stage.prepare(tiny.model(), data)
-    seen = [int(index) for batch in stage.training_batches(stage.settings) for index in batch["index"]]
+    seen = [int(index) for batch in stage.batches(stage.settings) for index in batch["index"]]
     assert sorted(set(seen)) == sorted(data.drawn(5, 4).tolist()) and len(seen) == 15
 
 
@@ -272,7 +276,7 @@ def test_distillation_brings_the_quantized_model_nearer_to_its_teacher(
     stage = QuantizationAware(
         methods=methods, task_weight=0.0, **{**BUDGET, "steps": 40, "learning_rate": 3e-4}, **settings
     )
-    assert stage.teacher_names == ("parent",)
+    assert stage.teachers == ("parent",)
     teacher = tiny.model(dropout=0.0)
     trained = tiny.fit(stage, tiny.model(dropout=0.0), data, [teacher], work=tmp_path / "qat").model
     plain = quantized("bert", data, tmp_path / "plain", **settings)
@@ -296,7 +300,7 @@ def test_every_order_runs_is_scored_and_reloads(order: tuple[str, ...], how: str
         "quantize.calibration_examples=16",
         "quantize.granularity=group",
         "quantize.group_size=8",
-        "quantize.max_drop=1",
+        "evaluate.max_drop=1",
         f"stages=[{','.join(asked)}]",
     )
     last = found["rows"][-1]
@@ -347,7 +351,11 @@ def test_a_quantized_artifact_is_a_source_that_is_cut_and_trained(data: DataModu
             ["quantize.calibration_examples=0"],
             r"^quantize\.calibration_examples: expected a whole number of at least 1",
         ),
-        (["quantize.max_drop=2"], r"^quantize\.max_drop: expected null or a fraction in \[0, 1\]"),
+        (
+            ["quantize=qat", "quantize.corpus=texts", "quantize.epochs=null", "quantize.steps=2"],
+            r"^quantize\.methods: expected at least one with a corpus, which has no labels to learn, given none$",
+        ),
+        (["evaluate.max_drop=2"], r"^evaluate\.max_drop: expected null or a fraction in \[0, 1\]"),
         (["quantize.percentile=10"], r"^quantize\.percentile: expected a number above 50"),
         (
             ["quantize.size_mib=3"],

@@ -46,8 +46,9 @@ def test_no_steps_are_post_training_quantization(data: DataModule, batch: Any, t
 
 def test_weights_begin_where_they_were_and_are_rounded_to_the_same_integers(data: DataModule, batch: Any) -> None:
     start, rounded, stage = tiny.model(), PostTraining(**SETTINGS), Reconstruction(**SETTINGS, **FIT)
-    rounded.prepare(tiny.model(), data)
-    stage.prepare(tiny.model(), data)
+    for one in (rounded, stage):
+        tiny.plan(one, start)
+        one.prepare(tiny.model(), data)
     for path, layer in quantization.quantized_layers(stage.model).items():
         assert torch.equal(layer.weight, start.get_submodule(path).weight)
         assert torch.equal(layer.integers(), quantization.quantized_layers(rounded.model)[path].integers())
@@ -79,7 +80,7 @@ def test_what_it_found_is_the_error_of_each_block_on_the_calibration_sentences(
     fitted = tiny.fit(stage, tiny.model(), data, work=tmp_path)
     rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
     drawn = data.drawn(24, seed=1)
-    assert sorted(drawn) == sorted(stage.training_rows())  # type: ignore[arg-type]
+    assert sorted(drawn) == sorted(stage.batches(stage.settings).rows)  # type: ignore[attr-defined]
     errors: dict[str, list[list[float]]] = {"before": [], "after": []}
     for row in drawn:  # one by one
         padded = data.train.batch([int(row)])
@@ -108,6 +109,7 @@ def test_the_input_of_a_block_is_mixed_as_the_equation_says(
     forced: float, data: DataModule, batch: Any, tmp_path: Path
 ) -> None:
     stage = Reconstruction(**SETTINGS, **FIT)
+    tiny.plan(stage, tiny.model())
     stage.prepare(tiny.model(dropout=0.5), data)
     stage.phase, stage.forced = 1, forced
     stage.train()

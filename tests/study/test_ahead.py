@@ -456,4 +456,4 @@ def test_a_class_of_ones_own_is_welcome() -> None:
     found = studies.settings(SHORT)
     found["finetune"]["_target_"] = f"{__name__}.Mine"
     plan = job.build(job.read_study(found))
-    assert isinstance(plan.nodes[-1].build_stage(), Mine)
+    assert isinstance(plan.nodes[-1].step, Mine)

@@ -215,7 +215,7 @@ def test_a_run_in_its_own_process_says_nothing_on_stderr(tmp_path: Path) -> None
 
 def test_every_job_has_a_log_of_its_own_with_notes_warnings_and_mistakes(command: Command, tmp_path: Path) -> None:
     asked = ("stages=[finetune,prune,quantize]", "prune.calibration_examples=4096", "hydra.sweep.dir=swept")
-    assert command("prune.ratio=0.25,0.5", "seed=1", "quantize.max_drop=0", *asked, flags=("-m",)).code == 0
+    assert command("prune.ratio=0.25,0.5", "seed=1", "evaluate.max_drop=0", *asked, flags=("-m",)).code == 0
     first, second = ((tmp_path / "swept" / str(number) / "train.log").read_text() for number in (0, 1))
     assert re.search(r"^\d{4}-\d\d-\d\d \S+ INFO student/finetune  trained  12 steps", first, re.MULTILINE)
     assert " INFO student/finetune/prune  note  removed 2 of 8 heads" in first

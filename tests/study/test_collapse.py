@@ -86,7 +86,7 @@ def test_a_run_says_that_its_models_give_one_answer(
 ) -> None:
     asked = ["task=custom", f"task.path={rare(tmp_path / 'rare')}", "task.metrics=[accuracy,matthews]"]
     asked += ["task.max_train_examples=null", "task.max_evaluation_examples=null", "task.max_length=24"]
-    asked += ["quantize=weight_only", "quantize.max_drop=1", "stages=[finetune,quantize]"]
+    asked += ["quantize=weight_only", "evaluate.max_drop=1", "stages=[finetune,quantize]"]
     with caplog.at_level(logging.WARNING):
         found = studies.run(tmp_path / "0", *asked, store=tmp_path / "store")
     said = 'always answers "no", the majority class, on custom validation: accuracy 95.00'

@@ -164,7 +164,7 @@ def test_a_run_says_what_was_lost_once_and_the_page_names_the_layers(
     asked += ["quantize.embedding_bits=2", "finetune.steps=300", "stages=[finetune,quantize]"]
     asked += ["task.max_train_examples=400", "seed=1"]
     with caplog.at_level(logging.WARNING):
-        first = studies.run(tmp_path / "0", *asked, "quantize.max_drop=0", store=tmp_path / "store")
+        first = studies.run(tmp_path / "0", *asked, "evaluate.max_drop=0", store=tmp_path / "store")
     row = first["rows"][-1]
     found = row["gate"]
     assert not found["passed"] and found["drop"] > 0 and found["flips"] > 0
@@ -178,7 +178,7 @@ def test_a_run_says_what_was_lost_once_and_the_page_names_the_layers(
     assert found["worst"][0]["layer"].replace("_", r"\_") in page
     # another bound judges the same artifact otherwise, and nothing is computed again
     kept = sorted(path.name for path in (tmp_path / "store/.results").rglob("*") if path.is_file())
-    again = studies.run(tmp_path / "1", *asked, "quantize.max_drop=1", store=tmp_path / "store")
+    again = studies.run(tmp_path / "1", *asked, "evaluate.max_drop=1", store=tmp_path / "store")
     assert again["rows"][-1]["gate"]["passed"] and "worst" not in again["rows"][-1]["gate"]
     assert again["rows"][-1]["artifact"] == row["artifact"]
     assert sorted(path.name for path in (tmp_path / "store/.results").rglob("*") if path.is_file()) == kept
@@ -186,16 +186,16 @@ def test_a_run_says_what_was_lost_once_and_the_page_names_the_layers(
 
 
 def test_without_a_bound_nothing_is_judged(tmp_path: Path) -> None:
-    found = studies.run(tmp_path, "quantize=weight_only", "quantize.max_drop=null", "stages=[finetune,quantize]")
+    found = studies.run(tmp_path, "quantize=weight_only", "evaluate.max_drop=null", "stages=[finetune,quantize]")
     assert "gate" not in found["rows"][-1] and found["rows"][-1]["findings"]["quantization"]
 
 
 def test_a_parent_that_is_no_row_is_scored_all_the_same(tmp_path: Path) -> None:
     rows = "order.rows=[{name: Whole, stages: [finetune]}, {name: Small, stages: [finetune, quantize]}]"
     asked = ("quantize=dynamic", "order.stages=[finetune,quantize]")
-    both = studies.run(tmp_path / "both", *asked, rows, "quantize.max_drop=0")
+    both = studies.run(tmp_path / "both", *asked, rows, "evaluate.max_drop=0")
     alone = studies.run(
-        tmp_path / "alone", *asked, rows.replace("{name: Whole, stages: [finetune]}, ", ""), "quantize.max_drop=0"
+        tmp_path / "alone", *asked, rows.replace("{name: Whole, stages: [finetune]}, ", ""), "evaluate.max_drop=0"
     )
     assert [row["name"] for row in alone["rows"]] == ["Small"]
     found, whole = alone["rows"][0]["gate"], both["rows"][0]
@@ -213,7 +213,7 @@ def test_a_regression_is_judged_without_counting_answers(tmp_path: Path) -> None
         lines = [f"{text.replace(',', ';')},{len(text) / 40:.3f}" for text in toy.generate(count, seed)[0]]
         (tmp_path / f"{split}.csv").write_text("\n".join(["text,score", *lines]) + "\n")
     own = ("task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.regression=true")
-    asked = ("task.max_length=48", "quantize=dynamic", "quantize.max_drop=1", "stages=[finetune,quantize]")
+    asked = ("task.max_length=48", "quantize=dynamic", "evaluate.max_drop=1", "stages=[finetune,quantize]")
     found = studies.run(tmp_path / "run", *own, *asked)["rows"][-1]["gate"]
     assert (found["metric"], found["agreement"], found["flips"], found["examples"]) == ("pearson", None, None, 20)
 
@@ -221,7 +221,7 @@ def test_a_regression_is_judged_without_counting_answers(tmp_path: Path) -> None
 def test_a_model_made_from_one_without_a_trained_head_is_not_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("quantize=qat", "quantize.epochs=null", "quantize.steps=2", "quantize.max_drop=0", "stages=[quantize]")
+    asked = ("quantize=qat", "quantize.epochs=null", "quantize.steps=2", "evaluate.max_drop=0", "stages=[quantize]")
     found = studies.run(tmp_path, *asked)
     assert found["rows"][-1]["stages"] == ["quantize"] and "gate" not in found["rows"][-1]
     said = "no quality gate: the head of the model it was made from is not up to date"

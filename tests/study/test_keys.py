@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import studies
 
-from edgemin import config
 from edgemin.store import digest
 from edgemin.study import pipeline, plan, scoring
+from edgemin.study.nodes import Node
 from edgemin.training import teacher_outputs
 from edgemin.training.stage import Stage
 
@@ -37,11 +37,16 @@ def modules(*names: str) -> set[str]:
     return {name.removeprefix("edgemin.") for name in digest.code_modules(*names)}
 
 
+def step(node: Node) -> Stage:
+    assert node.step is not None
+    return node.step
+
+
 def of_stage(name: str, *overrides: str) -> tuple[str, ...]:
     """The modules that the stage of a study names, as planning takes them."""
     node = next(node for node in studies.plan(*overrides).nodes if node.path.endswith(f"student/{name}"))
     assert node.parent is not None
-    return plan.stage_code(node.build_stage(), (node.parent, *node.teachers))
+    return plan.stage_code(step(node).planned, (node.parent, *node.teachers))
 
 
 EVALUATION = scoring.EVALUATION_CODE
@@ -229,15 +234,14 @@ def test_whatever_runs_while_a_result_is_computed_is_in_its_key(
     monkeypatch.setattr(pipeline.fitting, "run", fit)
     monkeypatch.setattr(scoring, "evaluate", trace.of(lambda *given, **named: "evaluation", scoring.evaluate))
     studies.run(tmp_path / "run", *overrides)
-    planned = {node.path: node for node in studies.plan(*overrides).nodes}
-    assert trace.seen.keys() == {path for path in planned if "/" in path} | {"evaluation"}
+    nodes = {node.path: node for node in studies.plan(*overrides).nodes}
+    assert trace.seen.keys() == {path for path in nodes if "/" in path} | {"evaluation"}
     for path, ran in trace.seen.items():
         if path == "evaluation":
-            held = set(digest.code_modules(*EVALUATION, *scoring.providers(*planned.values())))
+            held = set(digest.code_modules(*EVALUATION, *scoring.providers(*nodes.values())))
         else:
-            node = planned[path]
+            node = nodes[path]
             assert node.parent is not None
-            stage = config.construct(node.settings, node.stage, Stage)
-            held = set(digest.code_modules(*plan.stage_code(stage, (node.parent, *node.teachers))))
+            held = set(digest.code_modules(*plan.stage_code(step(node).planned, (node.parent, *node.teachers))))
         unseen = {module for module in ran - held - BESIDE if not module.startswith(digest.DECIDES_NOTHING)}
         assert not unseen, path

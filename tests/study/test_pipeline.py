@@ -440,7 +440,7 @@ def test_three_named_classes_from_csv_run(tmp_path: Path) -> None:
 def test_the_first_metric_asked_for_leads_everywhere(tmp_path: Path) -> None:
     asked = ("task.metrics=[matthews,f1]", "task.holdout=0.25", "task.max_train_examples=400")
     asked += ("finetune.epochs=2", "finetune.steps=null", "finetune.patience=1", "quantize=weight_only")
-    run = studies.run(tmp_path, *asked, "stages=[finetune,quantize]", "quantize.max_drop=0")
+    run = studies.run(tmp_path, *asked, "stages=[finetune,quantize]", "evaluate.max_drop=0")
     assert run["task"]["metric"] == "matthews"
     teacher, _, last = (row["metrics"]["toy"]["validation"] for row in run["rows"])
     assert list(last) == ["matthews", "f1", "loss", "n"]
@@ -473,7 +473,7 @@ def test_whatever_may_take_minutes_says_what_it_does(tmp_path: Path, monkeypatch
     monkeypatch.setattr(progress._Board, "open", open_line)
     asked = ("distill.teacher_cache=true", "quantize=reconstruct", "quantize.sensitivity=true")
     asked += ("quantize.calibration_examples=8", "quantize.epochs=null", "quantize.steps=1")
-    studies.run(tmp_path, *asked, "quantize.max_drop=0", "stages=[finetune,distill,prune,quantize]")
+    studies.run(tmp_path, *asked, "evaluate.max_drop=0", "stages=[finetune,distill,prune,quantize]")
     assert {
         "plan  reading models and data",
         "toy  reading the data",

@@ -78,7 +78,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], fittin
 
 def one_run(name: str, work: Path, data: DataModule, callbacks: Any = ()) -> fitting.Fitted:
     stage = STAGES[name]()
-    teachers = [tiny.model(layers=4, hidden=64, seed=5) for _ in stage.teacher_names]
+    teachers = [tiny.model(layers=4, hidden=64, seed=5) for _ in stage.teachers]
     return tiny.fit(stage, tiny.model(), data, teachers, work=work, seconds=0, callbacks=callbacks)
 
 
@@ -151,7 +151,7 @@ def test_the_seconds_of_a_resumed_stage_are_those_of_all_its_runs(
 
     data = tiny.data(tmp_path)
     whole = timed(tmp_path / "whole", 100)
-    assert whole.seconds == sum(fit.batches(48) for fit in STAGES["prune during training"]().phases()) == 12
+    assert whole.seconds == sum(fit.batches(48) for fit in STAGES["prune during training"]().fits()) == 12
     for number, (phase, batch) in enumerate(((0, 2), (1, 2), (1, 3), (3, 1))):
         with pytest.raises(tiny.KilledError):
             timed(tmp_path / "killed", 1000 * number, tiny.Kill(batch, phase))
@@ -268,12 +268,12 @@ class Breaks(Finetune):
 
     def __init__(self, batches: Sequence[int], value: float = torch.nan, **settings: Any) -> None:
         super().__init__(**FIT | settings)
-        self.batches, self.value, self.batch = batches, value, 0
+        self.wrong, self.value, self.batch = batches, value, 0
 
     def loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         self.batch += 1
         loss = super().loss(batch)
-        return loss * 0 + self.value if self.batch in self.batches else loss
+        return loss * 0 + self.value if self.batch in self.wrong else loss
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_loss_that_is_not_finite_is_neither_recorded_nor_scored(batch: int, tm
     trainer = fitting.Trainer(accelerator="cpu", precision=32)
     with pytest.raises(UserError, match=f"became inf at step {batch}, batch {batch};"):
         fitting.run(
-            Breaks([batch], torch.inf, epochs=5, steps=None, patience=5),
+            tiny.planned(Breaks([batch], torch.inf, epochs=5, steps=None, patience=5)),
             tiny.model(),
             holdout_data(tmp_path),  # six batches an epoch
             [],
@@ -526,7 +526,7 @@ class Norms(tiny.pl.Callback):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_curves_have_rate_and_gradient_norm_before_clipping_once_a_step(accumulate: int, tmp_path: Path) -> None:
     norms, sent = Norms(), list[Any]()
-    stage = Finetune(steps=20, accumulate=accumulate, learning_rate=1e-3, gradient_clip=1e-3)
+    stage = tiny.planned(Finetune(steps=20, accumulate=accumulate, learning_rate=1e-3, gradient_clip=1e-3))
     trainer = fitting.Trainer(accelerator="cpu", precision=32)
     fitted = fitting.run(
         stage,

@@ -43,7 +43,7 @@ def small(group: str, name: str) -> dict[str, Any]:
 def teacher_for(stage: Stage) -> PreTrainedModel:
     """Deeper and wider than the student, or of its width where a method compares states themselves."""
     try:
-        stage.check(Shape("bert", 3, 32, 4), [Shape("bert", 4, 64, 4)])
+        tiny.effect(stage, teachers=[Shape("bert", 4, 64, 4)] * len(stage.teachers))
     except UserError:
         return tiny.model(layers=4, seed=5)
     return tiny.model(layers=4, hidden=64, seed=5)
@@ -58,16 +58,15 @@ def test_a_stage_goes_from_its_yaml_to_a_reloaded_artifact(group: str, name: str
     settings = small(group, name)
     stage = config.construct(settings, group)
     assert isinstance(stage, Stage)
-    settings = stage.resolve(settings, head_trained=True, finetuned_later=False)
-    stage = config.construct(settings, group)
     data, start = tiny.data(tmp_path), tiny.model()
     before = tiny.weights(start)
-    teachers = [teacher_for(stage) for _ in stage.teacher_names]
-    fitted = tiny.fit(stage, start, data if stage.needs_task else None, teachers, work=tmp_path / "work")
-    trains = any(fit.trains for fit in stage.phases())
-    assert fitted.steps == sum(fit.steps or 0 for fit in stage.phases()) and bool(fitted.steps) == trains
+    teachers = [teacher_for(stage) for _ in stage.teachers]
+    effect = tiny.plan(stage, start, teachers, head_trained=True)
+    fitted = tiny.fit(stage, start, data if effect.reads_task else None, teachers, work=tmp_path / "work")
+    trains = any(fit.trains for fit in stage.fits())
+    assert fitted.steps == sum(fit.steps or 0 for fit in stage.fits()) and bool(fitted.steps) == trains
     assert not fitted.model.training and fitted.model.device.type == "cpu"
-    if trains and not stage.narrows:
+    if trains and not effect.outline.pruned:
         assert any(not torch.equal(fitted.model.state_dict()[name], was) for name, was in before.items())
 
     (tmp_path / "artifact").mkdir()
@@ -86,12 +85,11 @@ def test_a_stage_of_no_steps_changes_no_kept_weight(pair: tuple[str, str], tmp_p
         pytest.skip("trains nothing at all")
     nothing = {"steps": 0, "ratio": 0.0}
     settings |= {key: value for key, value in nothing.items() if key in settings}
-    stage = config.construct(config.construct(settings, "s").resolve(settings, True, False), "s")
-    if stage.quantizes:
+    stage, start = config.construct(settings, "s", Stage), tiny.model()
+    if tiny.plan(stage, start, [start] * len(stage.teachers), head_trained=True).quantizes:
         pytest.skip("rounds all the same")
-    start = tiny.model()
     before = tiny.weights(start)
-    teachers = [teacher_for(stage) for _ in stage.teacher_names]
+    teachers = [teacher_for(stage) for _ in stage.teachers]
     fitted = tiny.fit(stage, start, tiny.data(tmp_path), teachers, work=tmp_path / "work")
     assert fitted.steps == 0
     assert all(torch.equal(fitted.model.state_dict()[name], was) for name, was in before.items())
@@ -166,7 +164,9 @@ def test_a_head_of_the_tasks_labels_is_kept_and_another_is_replaced(tmp_path: Pa
     data = tiny.data(tmp_path)
     kept = tiny.model()
     before = kept.get_submodule("classifier").weight.clone()
-    Finetune(steps=0).prepare(kept, data)
+    stage = Finetune(steps=0)
+    tiny.plan(stage, kept)
+    stage.prepare(kept, data)
     assert torch.equal(kept.get_submodule("classifier").weight, before)
     other = tiny.model()
     building.attach_head(other, ["a", "b", "c"])
@@ -224,8 +224,8 @@ def test_dynamic_quantization_knows_eight_bits_alone(bits: int) -> None:
 
 def test_what_is_dynamically_quantized_comes_last_and_needs_no_data() -> None:
     stage = DynamicQuantization()
-    assert not is_trainable(stage.quantizes) and not stage.needs_task and not stage.trains_head
-    assert is_trainable(Finetune(steps=1).quantizes)
-    stage.check(Shape("bert", 2, 32, 4), [])
+    effect = tiny.effect(stage)
+    assert not is_trainable(effect.outline.quantized) and not effect.reads_task and not effect.trains_head
+    assert is_trainable(tiny.effect(Finetune(steps=1)).outline.quantized)
     with pytest.raises(NotImplementedError):
         stage.loss({})
