@@ -167,7 +167,7 @@ class WandbTracker(Tracker):
             self._run.log({f"figure_{path.stem}": self._wandb.Image(str(path)) for path in drawn})
 
     def sweep(self, directory: Path, group: str, study: str) -> None:
-        """See [`Tracker.sweep`][edgemin.tracking.Tracker.sweep]."""
+        """Send the rows of all jobs of a launch as one table, and the sweep's figures, as a run of its own."""
         jobs = [read_object(path) for path in sorted(directory.glob("**/run.json"))]
         lines = [
             {"job": run["job"]["number"], "overrides": " ".join(run["job"]["overrides"]), "seed": run["seed"]}

@@ -9,7 +9,7 @@ from typing import Unpack
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
-from edgemin.quantization.settings import Quantization, QuantizationSettings
+from edgemin.quantization.settings import Quantization, QuantizationSettings, quantize_given
 from edgemin.training.stage import Effect, Place, Shape, Stage
 
 
@@ -41,6 +41,4 @@ class PostTraining(Stage):
     ) -> None:
         """Quantize the model and calibrate its activations."""
         super().prepare(model, data, teachers)
-        applied = self.quantization.apply(model, data, self.seed)
-        self.notes += applied.notes
-        self.findings |= applied.findings
+        quantize_given(self, self.quantization, data)

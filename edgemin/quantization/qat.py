@@ -13,7 +13,7 @@ from edgemin.data.module import DataModule
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
 from edgemin.quantization.layers import Scales
-from edgemin.quantization.settings import Quantization, QuantizationSettings
+from edgemin.quantization.settings import Quantization, QuantizationSettings, quantize_given
 from edgemin.training.distillation import DistillSettings, TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
@@ -91,9 +91,7 @@ class QuantizationAware(MethodSum):
     ) -> None:
         """Match layers with the teachers, then quantize the model."""
         super().prepare(model, data, teachers)
-        applied = self.quantization.apply(model, data, self.seed)
-        self.notes += applied.notes
-        self.findings |= applied.findings
+        quantize_given(self, self.quantization, data)
         quantization.follow(model, self.scales)
         if self.train_what == "scales":
             for name, parameter in model.named_parameters():

@@ -20,7 +20,7 @@ from edgemin.encoder import parts, taps
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization import model as quantization
-from edgemin.quantization.settings import CALIBRATION_BATCH, Quantization, QuantizationSettings
+from edgemin.quantization.settings import CALIBRATION_BATCH, Quantization, QuantizationSettings, quantize_given
 from edgemin.training.fit import Fit, FitSettings
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.stage import Effect, Place, Shape, Stage
@@ -96,9 +96,7 @@ class Reconstruction(Stage):
         """Keep a copy of the model in full precision, and quantize the model."""
         super().prepare(model, data, teachers)
         self._float = [copy.deepcopy(model).eval().requires_grad_(False)]
-        applied = self.quantization.apply(model, data, self.seed)
-        self.notes += applied.notes
-        self.findings |= applied.findings
+        quantize_given(self, self.quantization, data)
         quantization.follow(model, "learned")
         self._unround()
         self._rows = self.data.drawn(self.quantization.calibration_examples, self.seed)

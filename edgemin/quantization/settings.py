@@ -19,7 +19,7 @@ from edgemin.quantization import model as quantization
 from edgemin.quantization.ranges import ActivationRange, Calibration
 from edgemin.quantization.sensitivity import assign, matrix_bytes, sensitivity
 from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
-from edgemin.training.stage import Shape
+from edgemin.training.stage import Shape, Stage
 
 CALIBRATION_BATCH = 32
 INPUT_BYTES = 8  # of a static Linear: scale and zero point of what it reads
@@ -275,6 +275,13 @@ class Quantization:
         }
         specs = {path: replace(spec, bits=chosen.get(path, spec.bits)) for path, spec in uniform.items()}
         return specs, {"sensitivity": found}
+
+
+def quantize_given(stage: Stage, how: Quantization, data: DataModule | None) -> None:
+    """Quantize the model that a stage was given; what there is to say of it goes to the stage's notes and findings."""
+    applied = how.apply(stage.model, data, stage.seed)
+    stage.notes += applied.notes
+    stage.findings |= applied.findings
 
 
 def _bytes(matrix: Matrix, spec: Spec) -> int:
