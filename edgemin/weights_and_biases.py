@@ -110,6 +110,7 @@ class WandbTracker(Tracker):
             if self._mode != "auto" or mode == "offline":
                 raise UserError(f"logger.mode: W&B cannot start in mode {mode!r}: {reason}") from error
             warnings.warn(f"W&B does not answer ({reason}): this run is logged offline", stacklevel=2)
+            wandb.teardown()  # its service still has the run that did not begin, and refuses another of the same id
             self._run = self._init("offline", options)
 
     def _init(self, mode: str, options: Mapping[str, Any]) -> Any:
