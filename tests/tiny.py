@@ -91,13 +91,7 @@ def data(cache: Path, **settings: Any) -> DataModule:
 
 def shape(of: PreTrainedModel) -> Shape:
     """What planning knows of a model."""
-    found = building.structure(of)
-    layers = found["layers"]
-    widths = {layer["heads"] * layer["head_size"] for layer in layers}
-    pruned = len(widths) > 1 or (found["family"] != "mobilebert" and widths != {found["hidden"]})
-    inner = layers[0]["heads"] * layers[0]["head_size"]
-    heads, kind = layers[0]["heads"], quantized.kind_of(of)
-    return Shape(found["family"], len(layers), found["hidden"], heads, pruned, inner, parts.matrices(of), kind)
+    return Shape.of(building.structure(of), parts.matrices(of), quantized.kind_of(of))
 
 
 #: A small encoder, as planning knows it.

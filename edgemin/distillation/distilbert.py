@@ -194,8 +194,7 @@ class DistilbertDistillation(Distillation):
         """Soft targets and labels train the classification head; a corpus has neither."""
         found = super().effect(model, teachers, place)
         trains_head = found.trains_head or (self.soft_weight > 0 and self.settings.trains)
-        stale = self.settings.trains and not trains_head
-        return replace(found, trains_head=trains_head, leaves_head_stale=stale, reads_answers=self.soft_weight > 0)
+        return replace(found, trains_head=trains_head, reads_answers=self.soft_weight > 0)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse unequal hidden sizes where hidden states are compared."""

@@ -45,7 +45,7 @@ class LogitsDistillation(Distillation):
     def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
         """Both terms train the head; an untrained teacher's answers would be noise."""
         found = super().effect(model, teachers, place)
-        return replace(found, trains_head=self.settings.trains, leaves_head_stale=False, reads_answers=True)
+        return replace(found, trains_head=self.settings.trains, reads_answers=True)
 
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
         """Check that student and teachers have equally many outputs."""

@@ -93,7 +93,7 @@ class MiniLMv2(Distillation):
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
         """Match the layers and choose the relation heads of each pair."""
         (teacher,) = teachers
-        shape = Shape(teacher["family"], len(teacher["layers"]), teacher["hidden"], teacher["layers"][0]["heads"])
+        shape = Shape.of(teacher)
         self._pairs = self.pairs(len(student["layers"]), shape)
         published = preset(shape.layers, shape.hidden, shape.family)[1]
         asked = published if self.relation_heads is None else self.relation_heads

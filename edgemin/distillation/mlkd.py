@@ -198,8 +198,7 @@ class MLKD(TwoFits):
         """The head is trained, and the teacher's is read, where the teacher's answers have a weight."""
         found = super().effect(model, teachers, place)
         answers = found.trains_head and self.weights["soft"] > 0
-        stale = found.steps > 0 and not answers
-        return replace(found, trains_head=answers, leaves_head_stale=stale, reads_answers=answers)
+        return replace(found, trains_head=answers, reads_answers=answers)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse missing layers, relation heads that do not divide both widths, and families that do not fit."""

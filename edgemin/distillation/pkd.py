@@ -124,7 +124,7 @@ class PatientDistillation(Distillation):
     def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
         """Soft targets and labels train the head; the teacher's answers are read where they have a weight."""
         found = super().effect(model, teachers, place)
-        return replace(found, trains_head=self.settings.trains, leaves_head_stale=False, reads_answers=self.alpha > 0)
+        return replace(found, trains_head=self.settings.trains, reads_answers=self.alpha > 0)
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse layers that do not exist, and unequal hidden sizes where [CLS] states are compared."""

@@ -77,14 +77,16 @@ class QuantizationAware(MethodSum):
         self.scales, self.train_what, self.train_on = scales, train, train_on
 
     def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
-        """As its methods; without any, labels are all there is to learn from (`task_weight=auto` is 1)."""
+        """As its methods; an epoch may be the calibration sentences."""
         self.quantization.check(model)
-        if not self._parts:
-            place = replace(place, head_trained=True, finetuned_later=False)
         if self.train_on == "calibration":
             place = replace(place, examples=min(self.quantization.calibration_examples, place.examples))
         found = super().effect(model._replace(quantized="integers"), teachers, place)
         return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)
+
+    def auto_task_weight(self, place: Place) -> float:
+        """1 without methods: labels are then all there is to learn from."""
+        return super().auto_task_weight(place) if self._parts else 1.0
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()

@@ -98,8 +98,7 @@ def plan_job(
         UserError: the first thing that cannot work.
     """
     asked = _read(settings, job, transfer)
-    examples = len(asked.study.splits.train) if asked.study.splits is not None else 0
-    return tree.Planned(tree.states(asked.plan, asked.store, examples, timed), asked.plan.notes)
+    return tree.Planned(tree.states(asked.plan, asked.store, timed), asked.plan.notes)
 
 
 def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:

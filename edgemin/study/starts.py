@@ -63,20 +63,7 @@ class Start:
     @property
     def shape(self) -> Shape:
         """What planning tells the stages of the model that starts here."""
-        layers = self.structure["layers"]
-        widths = {layer["heads"] * layer["head_size"] for layer in layers}
-        width = layers[0]["heads"] * layers[0]["head_size"]
-        narrowed = len(widths) > 1 or (self.family != "mobilebert" and widths != {self.structure["hidden"]})
-        return Shape(
-            self.family,
-            len(layers),
-            self.structure["hidden"],
-            layers[0]["heads"],
-            narrowed,
-            width,
-            self.matrices,
-            self.facts.quantized if self.facts is not None else None,
-        )
+        return Shape.of(self.structure, self.matrices, self.facts.quantized if self.facts is not None else None)
 
     @property
     def family(self) -> str:

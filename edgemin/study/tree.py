@@ -38,20 +38,19 @@ class Planned(NamedTuple):
 told: set[str] = set()
 
 
-def states(plan: Plan, store: Store, examples: int = 0, timed: bool = False) -> list[State]:
+def states(plan: Plan, store: Store, timed: bool = False) -> list[State]:
     """Every node of a plan, in the order in which they run.
 
     Args:
         plan: what the job needs.
         store: what is there already.
-        examples: how many the training split has.
         timed: look in the store for how long like stages took here.
     """
     timings = Timings(store) if timed else None
-    return [_state(node, store, examples, timings) for node in plan.nodes]
+    return [_state(node, store, timings) for node in plan.nodes]
 
 
-def _state(node: Node, store: Store, examples: int, timings: Timings | None) -> State:
+def _state(node: Node, store: Store, timings: Timings | None) -> State:
     found = "to run"
     if store.has(node.key):
         found = "cached"

@@ -168,15 +168,13 @@ class Distillation(Stage):
         decided = {}
         self.task_weight = self._asked_task_weight
         if self.task_weight == "auto":
-            stale = place.head_trained and not place.finetuned_later and self.corpus is None
-            decided["task_weight"] = self.task_weight = 1.0 if stale else 0.0
-        trains_head = self.task_weight > 0 and self.settings.trains
+            decided["task_weight"] = self.task_weight = self.auto_task_weight(place)
         return replace(
             found,
             # the reader of a corpus is found by its name, so that only what is trained on a corpus has it in its key
             code=found.code + ((CORPUS_READER,) if self.corpus is not None else ()),
-            trains_head=trains_head,
-            leaves_head_stale=self.settings.trains and not trains_head,
+            trains_head=self.task_weight > 0 and self.settings.trains,
+            moves_encoder=True,
             reads_task=self.corpus is None,
             reads_answers=self.several_teachers,
             same_tokens=self.same_tokens,
@@ -187,6 +185,10 @@ class Distillation(Stage):
             # what a corpus and the teachers are is in the key, where they lie and how they are called is not
             not_keyed=("corpus", "teacher"),
         )
+
+    def auto_task_weight(self, place: Place) -> float:
+        """What `task_weight=auto` comes to: 1 where a trained head would go stale, else 0."""
+        return 1.0 if place.head_trained and not place.finetuned_later and self.corpus is None else 0.0
 
     def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
         """Refuse models that the method cannot pair, as far as planning knows them.

@@ -51,26 +51,29 @@ class MethodSum(Distillation):
         )
 
     def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
-        """Do what any method does; `task_weight=auto` adds nothing where a method trains the head by itself."""
+        """Do what any method does."""
         found = []
         for name, part in self._parts.items():
             with _named(name):
                 part.planned = part.effect(model, teachers, Place(examples=place.examples))
             found.append(part.planned)
-        by_methods = any(effect.trains_head for effect in found)
-        if by_methods and self._asked_task_weight == "auto":
-            place = replace(place, finetuned_later=True)  # another stage need not keep the head up to date
         whole = super().effect(model, teachers, place)
         assert self.task_weight != "auto"
         self.task_weight += self._own_task_weight
-        trains_head = by_methods or (self.task_weight > 0 and self.settings.trains)
         return replace(
             whole,
             code=(*whole.code, *(module for effect in found for module in effect.code)),
-            trains_head=trains_head,
-            leaves_head_stale=self.settings.trains and not trains_head,
+            trains_head=self._methods_train_head or (self.task_weight > 0 and self.settings.trains),
             reads_answers=any(effect.reads_answers for effect in found),
         )
+
+    @property
+    def _methods_train_head(self) -> bool:
+        return any(part.planned.trains_head for part in self._parts.values())
+
+    def auto_task_weight(self, place: Place) -> float:
+        """0 also where a method trains the head by itself."""
+        return 0.0 if self._methods_train_head else super().auto_task_weight(place)
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()

@@ -39,6 +39,20 @@ class Shape(NamedTuple):
     matrices: Mapping[str, parts.Matrix] = MappingProxyType({})  # by path; widths before any pruning
     quantized: Kind | None = None  # the kind of quantized layers that an earlier stage, or its checkpoint, gave it
 
+    @classmethod
+    def of(
+        cls,
+        structure: Mapping[str, Any],
+        matrices: Mapping[str, parts.Matrix] = MappingProxyType({}),
+        quantized: Kind | None = None,
+    ) -> Shape:
+        """What a structure says; see [`structure`][edgemin.encoder.building.structure]."""
+        layers, hidden = structure["layers"], structure["hidden"]
+        widths = [layer["heads"] * layer["head_size"] for layer in layers]
+        pruned = len(set(widths)) > 1 or (structure["family"] != "mobilebert" and widths[0] != hidden)
+        heads = layers[0]["heads"]
+        return cls(structure["family"], len(layers), hidden, heads, pruned, widths[0], matrices, quantized)
+
     @property
     def width(self) -> int:
         """Width of queries, keys and values."""
@@ -68,7 +82,7 @@ class Effect:
         outline: what comes out of it.
         code: the modules that decide its result; what they import counts by itself.
         trains_head: whether the classification head has been trained on the task when the stage is over.
-        leaves_head_stale: whether it trains the encoder and not the head that reads it.
+        moves_encoder: whether its training moves the encoder away from a head that is not trained with it.
         reads_task: whether the result depends on the task's training data.
         reads_holdout: whether any of its fits looks at `task.holdout`.
         reads_head: whether what it does depends on what the head has learnt.
@@ -87,7 +101,7 @@ class Effect:
     outline: Shape
     code: tuple[str, ...]
     trains_head: bool = False
-    leaves_head_stale: bool = False
+    moves_encoder: bool = False
     reads_task: bool = True
     reads_holdout: bool = False
     reads_head: bool = False
@@ -99,6 +113,11 @@ class Effect:
     steps: int = 0
     decided: Mapping[str, Any] = field(default_factory=dict)
     not_keyed: tuple[str, ...] = ()
+
+    @property
+    def leaves_head_stale(self) -> bool:
+        """Whether the encoder has been trained since the head was."""
+        return self.moves_encoder and self.steps > 0 and not self.trains_head
 
 
 class Stage(pl.LightningModule):

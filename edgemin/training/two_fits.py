@@ -50,8 +50,7 @@ class TwoFits(Distillation):
         """The head is trained, and the teacher's is read, where the teacher's answers are learnt."""
         found = super().effect(model, teachers, place)
         answers = self._prediction is not None
-        stale = self.settings.trains and not answers
-        return replace(found, trains_head=answers, leaves_head_stale=stale, reads_answers=answers)
+        return replace(found, trains_head=answers, reads_answers=answers)
 
     def fits(self) -> list[Fit]:
         """The fit on the inside and, if there is one, the fit on the answers."""

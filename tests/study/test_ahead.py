@@ -171,7 +171,7 @@ def test_minutes_are_told_where_a_like_stage_was_timed(tmp_path: Path) -> None:
 
     def planned(*changes: str) -> dict[str, tuple[int, float | None]]:
         made = studies.plan("stages=[finetune,prune]", *changes)
-        return {state.path: (state.steps, state.seconds) for state in tree.states(made, Store(store), 96, timed=True)}
+        return {state.path: (state.steps, state.seconds) for state in tree.states(made, Store(store), timed=True)}
 
     assert planned("prune.steps=9")["student/finetune/prune"] == (9, 27.0)
     assert planned("prune.steps=9")["student/finetune"] == (0, None), "it is cached"
@@ -204,7 +204,7 @@ def test_planning_knows_the_steps_of_every_kind_of_stage(
     made = studies.settings("student.hidden=32")
     made |= {group: studies.settings(f"{group}={choice}", tiny=False)[group] | changes, "stages": ["finetune", group]}
     plan = job.build(job.read_study(made))
-    assert tree.states(plan, Store(tmp_path / "store"), 96)[-1].steps == steps
+    assert tree.states(plan, Store(tmp_path / "store"))[-1].steps == steps
 
 
 def test_what_is_alike_takes_a_like_time() -> None:
