@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,8 @@ from edgemin.store.json_file import read_object
 WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "structure.json", "provenance.json"
 # What a runtime reads to run the model; the tokenizer is apart.
 MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
+# What a later stage of EdgeMIN can go on from beside the model: not its size, not loaded with it, not exported.
+TRAINING_STATE = "training_state.safetensors"
 
 
 def save(
@@ -31,6 +34,7 @@ def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     provenance: Mapping[str, Any],
+    training_state: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Write one encoder, with everything that is needed to load it again.
 
@@ -40,13 +44,11 @@ def save(
         model: any encoder that [`encoder`][edgemin.encoder] knows, pruned or quantized ones included.
         tokenizer: `None` for an architecture without data (`task=none`).
         provenance: how it came to be: resolved config, parents, seed, versions.
+        training_state: what a stage has learnt besides the model; without any there is no file of it.
     """
-    # clone: safetensors refuses tensors that share storage
-    save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in quantized.tensors(model).items()},
-        directory / WEIGHTS,
-        {"format": "pt"},
-    )
+    _write_tensors(directory / WEIGHTS, quantized.tensors(model))
+    if training_state:
+        _write_tensors(directory / TRAINING_STATE, training_state)
     model.config.save_pretrained(directory)
     _write_json(directory / STRUCTURE, structure_file.written(quantized.structure(model)))
     if tokenizer is not None:
@@ -92,6 +94,19 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
             raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({first_line(error)})") from error
     _fill(model, tensors, directory)
     return model.eval(), tokenizer
+
+
+def load_training_state(path: Path) -> dict[str, Tensor]:
+    """What a stage has left beside its model for later stages, by name; empty where it has left nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / TRAINING_STATE
+    try:
+        return load_file(file) if file.is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"artifact {path}: {TRAINING_STATE} is damaged ({first_line(error)})") from error
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -149,6 +164,12 @@ def _fill(model: PreTrainedModel, tensors: Mapping[str, Tensor], directory: Path
         ) from error
     except RuntimeError as error:
         raise UserError(f"artifact {directory}: {WEIGHTS} does not fit {STRUCTURE} ({first_line(error)})") from error
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # clone: safetensors refuses tensors that share storage
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(copies, path, {"format": "pt"})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

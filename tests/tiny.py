@@ -134,6 +134,7 @@ def fit(
     seconds: float = 1e9,
     callbacks: Sequence[pl.Callback] = (),
     name: str | None = None,
+    inherited: Mapping[str, Tensor] | None = None,
 ) -> fitting.Fitted:
     """Run a stage on the CPU in fp32."""
     work.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,16 @@ def fit(
         plan(stage, start, teachers)
     trainer = fitting.Trainer(accelerator="cpu", precision=32, checkpoint_seconds=seconds)
     return fitting.run(
-        stage, start, examples, teachers, seed=seed, trainer=trainer, work=work, callbacks=callbacks, name=name
+        stage,
+        start,
+        examples,
+        teachers,
+        seed=seed,
+        trainer=trainer,
+        work=work,
+        callbacks=callbacks,
+        name=name,
+        inherited=inherited or {},
     )
 
 

@@ -114,7 +114,7 @@ class Pipeline:
 
     def _commit(self, node: Node, fitted: fitting.Fitted, tokenizer: PreTrainedTokenizerBase | None) -> None:
         with self.store.commit(node.key) as directory:
-            artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted))
+            artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted), fitted.state)
             if fitted.points:
                 write_points(directory / CSV_NAME, fitted.points)
 
@@ -143,7 +143,8 @@ class Pipeline:
         return roots.reshape(model, root), start.tokenizer
 
     def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
-        assert node.step is not None
+        assert node.step is not None and node.parent is not None
+        parent = node.parent.key
         stage = copy.deepcopy(node.step)  # what it is given while it runs is not kept with the plan
         teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
         alone: AbstractContextManager[object] = (
@@ -165,6 +166,7 @@ class Pipeline:
                 name=node.path,
                 callbacks=[NodeProgress()],
                 send=self.tracker.log,
+                inherited=ranks.together(lambda: artifact.load_training_state(self.store.path(parent))),
             )
 
     def _stage_data(self, node: Node, stage: Stage) -> DataModule | None:

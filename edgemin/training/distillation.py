@@ -207,6 +207,30 @@ class Distillation(Stage):
         self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.read_tokenizer(data)
         self.match(building.structure(model), [building.structure(teacher) for teacher in self._teachers])
+        self._take_up()
+
+    def beside(self) -> dict[str, Tensor]:
+        """What is learnt besides the student, such as projections to the teacher's width, by method and name."""
+        learnt = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
+        return {f"{type(self).__name__}.{name}": tensor for name, tensor in learnt.items()}
+
+    def _take_up(self) -> None:
+        """Go on from what an earlier stage of this method has learnt besides the student, where it fits."""
+        unfit = []
+        for name, tensor in self.beside().items():
+            earlier = self.inherited.get(name)
+            if earlier is None:
+                continue
+            if earlier.shape == tensor.shape:
+                tensor.copy_(earlier)
+            else:
+                unfit.append(f"{name} is {list(earlier.shape)} in an earlier stage and {list(tensor.shape)} here")
+        if unfit:
+            self.notes.append(f"learnt anew, as widths have changed: {', '.join(unfit)}")
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        """What was learnt besides the student, for a later stage of the same method."""
+        return self.beside()
 
     def read_tokenizer(self, data: DataModule | None) -> None:
         """Remember which tokens are special, and which one masks."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -142,6 +143,7 @@ class Fitted:
     notes: list[str] = field(default_factory=list)
     findings: dict[str, Any] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)  # its training curves
+    state: Mapping[str, Tensor] = field(default_factory=dict)  # what later stages can go on from beside it
 
 
 def run(
@@ -156,6 +158,7 @@ def run(
     name: str | None = None,
     callbacks: Sequence[pl.Callback] = (),
     send: Send | None = None,
+    inherited: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Fitted:
     """Prepare, fit every phase, finish; resumes from `work` where a checkpoint lies there.
 
@@ -170,9 +173,10 @@ def run(
         name: the name of this node, for messages.
         callbacks: Lightning's, such as a progress bar.
         send: called with every point of the training curves; when resumed, first with those from before the kill.
+        inherited: the training state beside the previous encoder.
     """
     began = time.monotonic()
-    stage.seed, stage.name = seed, name or stage.name
+    stage.seed, stage.name, stage.inherited = seed, name or stage.name, inherited
     torch.manual_seed(seed)
     nn.Module.to(model, trainer.device)
     with live_line(f"{stage.name}  preparing"):
@@ -211,9 +215,11 @@ def run(
         if fit.trains:
             _fit(stage, fit, start, trainer, work, spent, callbacks, Record(points, send), stream)
     changed = spent.steps > 0 or building.structure(stage.model) != before
+    state = {key: tensor.detach().cpu().clone() for key, tensor in stage.training_state().items()}
     with live_line(f"{stage.name}  finishing"):
         finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()
-    return Fitted(finished, spent.steps, time.monotonic() - spent.began, list(stage.notes), stage.findings, points)
+    seconds = time.monotonic() - spent.began
+    return Fitted(finished, spent.steps, seconds, list(stage.notes), stage.findings, points, state)
 
 
 def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, changed: bool) -> PreTrainedModel:

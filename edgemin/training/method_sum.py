@@ -85,6 +85,10 @@ class MethodSum(Distillation):
             part.read_tokenizer(data)
         super().prepare(model, data, teachers)
 
+    def beside(self) -> dict[str, Tensor]:
+        """What each method learns besides the student, under the method's name."""
+        return {f"{name}.{key}": tensor for name, part in self._parts.items() for key, tensor in part.beside().items()}
+
     def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
         """Match the layers of each method."""
         for name, part in self._parts.items():

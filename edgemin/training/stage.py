@@ -125,9 +125,10 @@ class Stage(pl.LightningModule):
 
     A stage is constructed from its configuration alone, once for a node. Planning asks it for its `effect`. Then, in
     order: `prepare` takes the encoder; before each of its `fits`, `begin` may operate on it (surgery happens only
-    between fits) and Lightning fits it by `loss`; `finish` returns a plain encoder with the change made real. A stage
-    that trains nothing has no fit. These are all that a stage overrides, and `batches` where it is trained on something
-    else than the task's training split; one with optimizers of its own takes Lightning's hooks.
+    between fits) and Lightning fits it by `loss`; `training_state` is what is kept beside the model, and `finish`
+    returns a plain encoder with the change made real. A stage that trains nothing has no fit. These are all that a
+    stage overrides, and `batches` where it is trained on something else than the task's training split; one with
+    optimizers of its own takes Lightning's hooks.
     """
 
     model: PreTrainedModel
@@ -141,6 +142,7 @@ class Stage(pl.LightningModule):
         self.findings: dict[str, Any] = {}  # what it found out besides the model, for run.json
         self.teachers: tuple[str, ...] = ()  # whom it learns from: `teacher`, `teacher.source` or another model's name
         self.planned: Effect  # set where it is planned, before it is prepared
+        self.inherited: Mapping[str, Tensor] = {}  # the training state beside the model that it is given
         self.name = type(self).__name__  # in messages; a run gives its path
         self.seed = 0
         self.phase = 0  # the number of the fit that runs
@@ -187,6 +189,14 @@ class Stage(pl.LightningModule):
     def finish(self) -> PreTrainedModel:
         """Return a plain encoder with the change made real."""
         return self.model
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        """What a later stage can go on from besides the model, by name; asked for after the last fit.
+
+        It is kept beside the model in `training_state.safetensors`, and the next stage has it as `inherited`. A stage
+        that does not return it again drops it; by default a stage has none.
+        """
+        return {}
 
     # -- fits --------------------------------------------------------------------------------------
 
