@@ -22,6 +22,7 @@ from transformers import (
 
 from edgemin import artifact, toy
 from edgemin.encoder import building, config_file, parts, slicing, structure_file, taps
+from edgemin.encoder.building import ProblemType
 from edgemin.encoder.quantized import Kind, kind
 from edgemin.encoder.weights_file import tensor_names
 from edgemin.errors import UserError, first_line
@@ -257,8 +258,13 @@ def _check_report(report: Mapping[str, Any], model: PreTrainedModel, directory: 
         )
 
 
-def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:
+def align_head(model: PreTrainedModel, labels: Sequence[str], problem_type: ProblemType) -> bool:
     """Bring the head of an already fine-tuned checkpoint into the task's label order, by name.
+
+    Args:
+        model: of the checkpoint.
+        labels: the task's.
+        problem_type: what transformers calls such a task.
 
     Returns:
         Whether the head speaks this task's labels: their names (case apart) are the same, or the checkpoint has only
@@ -268,7 +274,7 @@ def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:
     if order is None:
         return False
     if order == list(range(len(labels))):
-        _name_labels(model, labels)
+        _name_labels(model, labels, problem_type)
         return True
     classifier = model.get_submodule(parts.classifier_prefix(model))
     if not isinstance(classifier, torch.nn.Linear):
@@ -276,14 +282,14 @@ def align_head(model: PreTrainedModel, labels: Sequence[str]) -> bool:
             f"source: expected the labels in the order {list(labels)} of a head that is quantized, given others"
         )
     slicing.slice_weight(classifier, torch.tensor(order), None)
-    _name_labels(model, labels)
+    _name_labels(model, labels, problem_type)
     return True
 
 
-def _name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
+def _name_labels(model: PreTrainedModel, labels: Sequence[str], problem_type: ProblemType) -> None:
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}
-    model.config.problem_type = "single_label_classification"
+    model.config.problem_type = problem_type
 
 
 def head_order(have: Sequence[str], want: Sequence[str]) -> list[int] | None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints, i
 from pydantic import TypeAdapter, ValidationError
 
 from edgemin.errors import UserError
+from edgemin.plain_text import is_text
 
 T = TypeVar("T")
 # Groups whose choices are stages.
@@ -23,6 +24,9 @@ STAGES = ("finetune", "distill", "prune", "quantize")
 GROUPS = (*STAGES, "task", "teacher", "student", "order", "trainer", "evaluate", "measure", "logger", "ablate")
 # What every study has (conf/train.yaml). Any further node is a stage or a model of its own.
 KEYS = frozenset((*GROUPS, "seed", "stages", "plan", "study", "published", "paths", "paths.outputs", "paths.store"))
+
+# Keys that another one says now.
+REPLACED = {"task.regression": "task.kind=regression, or task.kind=classification"}
 
 
 class UnknownKeyError(UserError):
@@ -33,7 +37,7 @@ class UnknownKeyError(UserError):
     """
 
     def __init__(self, key: str, hint: str) -> None:
-        super().__init__(f"{key}: unknown key{hint}")
+        super().__init__(unknown(key, hint))
         self.key = key
 
 
@@ -131,15 +135,6 @@ def check_type(value: Any, annotation: Any, key: str) -> None:
             raise UserError(f"{key}: expected text that can be written in UTF-8, given {part!r}")
 
 
-def is_text(value: str) -> bool:
-    """Whether a string is text; one that was not decoded rightly holds halves of characters (lone surrogates)."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _parts(value: Any) -> Iterator[Any]:
     """The value itself, or, one by one, all that a list or mapping holds, keys included."""
     if isinstance(value, Mapping):
@@ -176,6 +171,11 @@ def _words(annotation: Any) -> str:
     if arguments:
         return " or ".join(_words(argument) for argument in arguments)
     return str(annotation)
+
+
+def unknown(key: str, hint: str) -> str:
+    """The message about an unknown key: what says it now, or whatever else there is to say."""
+    return f"{key}: unknown key{f' (say {REPLACED[key]})' if key in REPLACED else hint}"
 
 
 def hint(name: str, allowed: Collection[str]) -> str:

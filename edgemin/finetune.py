@@ -10,11 +10,11 @@ from torch import Tensor
 
 from edgemin.encoder import taps
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Effect, Place, Shape, Stage, task_loss
+from edgemin.training.stage import Effect, Place, Shape, Stage
 
 
 class Finetune(Stage):
-    """Cross-entropy, or squared error for regression, on the task's training split.
+    """The task's own loss (cross-entropy, or a regression's squared error) on its training split.
 
     Also the control of a distillation (`distill=none`): the same student, equally many further steps, no teacher.
 
@@ -35,5 +35,5 @@ class Finetune(Stage):
         return [self.settings]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The task loss of the batch: cross-entropy, or squared error for a regression."""
-        return task_loss(taps.logits(self.model, batch), batch["labels"], regression=self.data.regression)
+        """The task loss of the batch."""
+        return self.data.kind.loss(taps.logits(self.model, batch), batch["labels"])

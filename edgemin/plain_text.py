@@ -40,3 +40,12 @@ def file_name(text: str) -> str:
 def _written_out(character: str) -> str:
     acted_on = unicodedata.category(character) in _CONTROL or unicodedata.bidirectional(character) in _DIRECTION
     return character.encode("unicode_escape").decode() if acted_on else character
+
+
+def is_text(value: str) -> bool:
+    """Whether a string is text; one that was not decoded rightly holds halves of characters (lone surrogates)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,13 @@ from edgemin.data.splits import load
 from edgemin.data.task import Task
 from edgemin.encoder import taps
 from edgemin.errors import UserError
-from edgemin.evaluate import evaluate, matthews, primary_metric, score
+from edgemin.evaluate import evaluate
 from edgemin.store.cache import Cache
+from edgemin.tasks.base import Kind
+from edgemin.tasks.classification import Classification, matthews
+from edgemin.tasks.regression import Regression
+
+KIND, NUMBERS = Classification(), Regression()
 
 
 class Oracle(nn.Module):
@@ -43,6 +49,10 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
     return Oracle
 
 
+def scored(model: Any, encoded: Encoded, kind: Kind, outputs: int, **settings: Any) -> dict[str, float]:
+    return evaluate(model, encoded, kind, outputs, kind.metrics(outputs), **settings).metrics
+
+
 def split(labels: np.ndarray, cache: Path) -> Encoded:
     # Every text is another number of two digits in words of the toy task, so that an input names its example.
     words = toy.vocabulary()[10:110]
@@ -60,7 +70,7 @@ def test_two_classes_have_accuracy_f1_and_matthews(tmp_path: Path, oracle: type[
     truth = generator.integers(2, size=60)
     encoded = split(truth, tmp_path)
     logits = torch.from_numpy(generator.normal(size=(60, 2)).astype(np.float32))
-    found = evaluate(oracle(logits, encoded), encoded, regression=False, classes=2, batch_size=7)
+    found = evaluate(oracle(logits, encoded), encoded, KIND, 2, KIND.metrics(2), batch_size=7)
     guess = logits.numpy().argmax(1)
     tp, tn = np.sum((truth == 1) & (guess == 1)), np.sum((truth == 0) & (guess == 0))
     fp, fn = np.sum((truth == 0) & (guess == 1)), np.sum((truth == 1) & (guess == 0))
@@ -78,7 +88,7 @@ def test_more_classes_have_accuracy_macro_f1_and_matthews(tmp_path: Path, oracle
     truth = generator.integers(3, size=60)
     encoded = split(truth, tmp_path)
     logits = torch.from_numpy(generator.normal(size=(60, 3)).astype(np.float32))
-    metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=3).metrics
+    metrics = evaluate(oracle(logits, encoded), encoded, KIND, 3, KIND.metrics(3)).metrics
     guess = logits.numpy().argmax(1)
     assert list(metrics) == ["accuracy", "macro_f1", "matthews", "loss", "n"]
     assert metrics["matthews"] == pytest.approx(reference_matthews(counts(truth, guess, 3)), abs=1e-12)
@@ -91,7 +101,7 @@ def test_a_regression_has_pearson_and_spearman(tmp_path: Path, oracle: type[Orac
     truth = generator.normal(size=50).astype(np.float32)
     encoded = split(truth, tmp_path)
     guess = (truth + generator.normal(size=50)).astype(np.float32)
-    metrics = evaluate(oracle(torch.from_numpy(guess)[:, None], encoded), encoded, regression=True, classes=1).metrics
+    metrics = scored(oracle(torch.from_numpy(guess)[:, None], encoded), encoded, NUMBERS, 1)
     ranks = [np.argsort(np.argsort(values)) for values in (truth, guess)]
     expected = {
         "pearson": np.corrcoef(truth, guess)[0, 1],
@@ -104,7 +114,7 @@ def test_a_regression_has_pearson_and_spearman(tmp_path: Path, oracle: type[Orac
 
 def test_a_correlation_with_constant_predictions_is_zero(tmp_path: Path, oracle: type[Oracle]) -> None:
     encoded = split(np.arange(10, dtype=np.float32), tmp_path)
-    metrics = evaluate(oracle(torch.ones(10, 1), encoded), encoded, regression=True, classes=1).metrics
+    metrics = scored(oracle(torch.ones(10, 1), encoded), encoded, NUMBERS, 1)
     assert (metrics["pearson"], metrics["spearman"]) == (0.0, 0.0)
 
 
@@ -112,7 +122,7 @@ def test_a_correlation_with_constant_predictions_is_zero(tmp_path: Path, oracle:
 def test_predictions_that_differ_by_rounding_alone_have_no_correlation(level: float) -> None:
     labels = torch.arange(40, dtype=torch.float32)
     rising = torch.full((40,), level).nextafter(torch.tensor(1e9)).where(labels > 20, torch.tensor(level))
-    found = score(rising[:, None], labels, ["pearson", "spearman"], regression=True, classes=1)
+    found = NUMBERS.score(rising[:, None], labels, ["pearson", "spearman"], 1)
     assert found == {"pearson": 0.0, "spearman": 0.0}
 
 
@@ -122,9 +132,7 @@ def test_small_or_shifted_predictions_correlate_as_others_do() -> None:
     guess = labels + drawn.normal(size=500).astype(np.float32)
     for shift, scale in ((0.0, 1e-25), (3.0, 1e-4), (1000.0, 1.0)):
         moved = (shift + scale * guess.astype(np.float64)).astype(np.float32)
-        found = score(
-            torch.from_numpy(moved)[:, None], torch.from_numpy(labels), ["pearson"], regression=True, classes=1
-        )
+        found = NUMBERS.score(torch.from_numpy(moved)[:, None], torch.from_numpy(labels), ["pearson"], 1)
         expected = np.corrcoef(moved.astype(np.float64), labels.astype(np.float64))[0, 1]
         assert found["pearson"] == pytest.approx(expected, abs=1e-9)
 
@@ -166,7 +174,7 @@ def test_matthews_of_a_constant_classifier_is_zero(classes: int, wrong: int) -> 
         for rows, columns in ((truth, guess), (guess, truth)):  # all predictions equal, or all labels
             assert matthews(torch.from_numpy(counts(rows, columns, classes))) == 0.0
             logits = torch.nn.functional.one_hot(torch.from_numpy(columns), classes).float()
-            found = score(logits, torch.from_numpy(rows), ["matthews"], regression=False, classes=classes)
+            found = KIND.score(logits, torch.from_numpy(rows), ["matthews"], classes)
             assert found == {"matthews": 0.0}
 
 
@@ -177,9 +185,9 @@ def test_matthews_of_one_rare_example_among_many_is_exact() -> None:
 
 def test_f1_of_what_is_neither_there_nor_predicted_is_zero_or_left_out() -> None:
     truth, logits = torch.zeros(9, dtype=torch.int64), torch.eye(3)[[0] * 9]
-    assert score(logits[:, :2], truth, ["f1"], regression=False, classes=2) == {"f1": 0.0}
+    assert KIND.score(logits[:, :2], truth, ["f1"], 2) == {"f1": 0.0}
     truth[:3] = 1
-    found = score(logits, truth, ["macro_f1"], regression=False, classes=3)
+    found = KIND.score(logits, truth, ["macro_f1"], 3)
     assert found["macro_f1"] == pytest.approx(
         np.mean([2 * 6 / (6 + 9), 0.0])
     )  # without the third class, as scikit-learn
@@ -190,7 +198,7 @@ def test_a_class_the_head_does_not_have_is_never_predicted(tmp_path: Path, oracl
     encoded = split(truth, tmp_path)
     guess = np.array([0, 1, 0, 1, 0, 0])
     logits = torch.nn.functional.one_hot(torch.from_numpy(guess), 2).float()
-    metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=3, transfer=True).metrics
+    metrics = scored(oracle(logits, encoded), encoded, KIND, 3, transfer=True)
     assert metrics == pytest.approx(
         {
             "accuracy": 0.5,
@@ -200,14 +208,14 @@ def test_a_class_the_head_does_not_have_is_never_predicted(tmp_path: Path, oracl
         }
     )
     with pytest.raises(AssertionError):
-        evaluate(oracle(logits, encoded), encoded, regression=False, classes=3)
+        scored(oracle(logits, encoded), encoded, KIND, 3)
 
 
 def test_a_class_the_data_does_not_have_is_always_wrong(tmp_path: Path, oracle: type[Oracle]) -> None:
     truth = np.array([0, 1, 1, 0])
     encoded = split(truth, tmp_path)
     logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 2]), 3).float()
-    metrics = evaluate(oracle(logits, encoded), encoded, regression=False, classes=2, transfer=True).metrics
+    metrics = scored(oracle(logits, encoded), encoded, KIND, 2, transfer=True)
     assert metrics["accuracy"] == 0.5
     assert metrics["f1"] == pytest.approx(2 / 3)
 
@@ -215,16 +223,16 @@ def test_a_class_the_data_does_not_have_is_always_wrong(tmp_path: Path, oracle: 
 def test_metrics_come_as_asked_and_unknown_ones_are_refused(tmp_path: Path, oracle: type[Oracle]) -> None:
     encoded = split(np.array([0, 1, 1]), tmp_path)
     model = oracle(torch.eye(3)[:, :2], encoded)
-    metrics = evaluate(model, encoded, regression=False, classes=2, metrics=["matthews", "accuracy"]).metrics
+    metrics = evaluate(model, encoded, KIND, 2, KIND.checked_metrics(["matthews", "accuracy"], 2)).metrics
     assert list(metrics) == ["matthews", "accuracy", "loss", "n"]
     with pytest.raises(UserError, match=r"^task\.metrics: expected some of accuracy, f1, matthews .*, given bleu$"):
-        evaluate(model, encoded, regression=False, classes=2, metrics=["bleu"])
+        KIND.checked_metrics(["bleu"], 2)
 
 
 def test_the_primary_metric_leads() -> None:
-    assert primary_metric(False, 2) == primary_metric(False, 3) == "accuracy"
-    assert primary_metric(True, 1) == "pearson"
-    assert primary_metric(False, 2, ["f1", "accuracy"]) == "f1"
+    assert KIND.checked_metrics(None, 2)[0] == KIND.checked_metrics(None, 3)[0] == "accuracy"
+    assert NUMBERS.checked_metrics(None, 1)[0] == "pearson"
+    assert KIND.checked_metrics(["f1", "accuracy"], 2)[0] == "f1"
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +266,7 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
 def test_neither_padding_nor_batch_size_changes_anything(
     model: BertForSequenceClassification, reviews: Encoded
 ) -> None:
-    one, many = (evaluate(model, reviews, regression=False, classes=2, batch_size=size) for size in (1, 50))
+    one, many = (evaluate(model, reviews, KIND, 2, KIND.metrics(2), batch_size=size) for size in (1, 50))
     assert np.abs(one.logits - many.logits).max() < 1e-5
     assert one.metrics == pytest.approx(many.metrics, abs=1e-6)
     model.eval()
@@ -273,5 +281,5 @@ def test_the_model_is_left_in_the_mode_it_was_in(model: BertForSequenceClassific
     model.train()
     model.bert.embeddings.eval()
     modes = [module.training for module in model.modules()]
-    evaluate(model, reviews, regression=False, classes=2)
+    scored(model, reviews, KIND, 2)
     assert [module.training for module in model.modules()] == modes

@@ -32,6 +32,7 @@ LAYERS = (
     ("processes",),
     ("cli",),
     ("encoder",),
+    ("tasks",),
     ("data",),
     ("artifact", "checkpoint"),
     ("evaluate", "tracking", "weights_and_biases"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +21,7 @@ from edgemin.data.splits import load
 from edgemin.data.task import Task
 from edgemin.encoder import building, parts, quantized, shapes, taps
 from edgemin.store.cache import Cache
+from edgemin.tasks.base import Kind
 from edgemin.training import fitting
 from edgemin.training.stage import Effect, Place, Shape, Stage
 
@@ -87,6 +89,11 @@ def task(**settings: Any) -> Task:
 def data(cache: Path, **settings: Any) -> DataModule:
     """The toy task in tokens."""
     return DataModule(load(task(**settings)), toy.tokenizer(), Cache(cache / "tokens"))
+
+
+def of_kind(kind: Kind) -> DataModule:
+    """What a stage asks the data of a task of this kind for, where nothing is read."""
+    return cast(DataModule, SimpleNamespace(kind=kind))
 
 
 def shape(of: PreTrainedModel) -> Shape:

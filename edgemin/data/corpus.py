@@ -20,10 +20,10 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
-from edgemin.data.task import listed
 from edgemin.errors import UserError
 from edgemin.progress import live_line
 from edgemin.store.content import file_digest
+from edgemin.tasks.base import listed
 
 SHORTEST = 8
 BROKEN = (OSError, HTTPError)  # HTTPError: of the HTTP library that the Hub's client is built on

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edgemin.data.task import refusal
 from edgemin.errors import UserError
 from edgemin.progress import Line, live_line
 from edgemin.store.cache import Cache
 from edgemin.store.content import content_key
+from edgemin.tasks.base import Labels, refusal
 
 if TYPE_CHECKING:
-    from edgemin.data.examples import Examples, Labels
+    from edgemin.data.examples import Examples
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Encoded:
         types: Segment ids in the same order, uint8; None where the tokenizer makes none.
         starts: Where each example begins in `ids`, int64 [N].
         lengths: Tokens of each example, special ones included, int64 [N].
-        labels: Labels of each example, int64 or float32 [N].
+        labels: Labels of each example, [N] or [N, C].
         pad_id: The token that fills a batch up.
         max_length: The longest an input can be, in tokens.
         key: Hash of the examples, the tokenizer and `max_length`.
@@ -74,7 +74,7 @@ class Encoded:
 
         Returns:
             `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer makes them), int64
-            [B, T], and `labels` [B], int64 or, for a regression, float32.
+            [B, T], and `labels`, [B] or [B, C], as the kind of task has them.
         """
         rows = np.asarray(indices, dtype=np.int64)
         lengths = torch.from_numpy(self.lengths[rows]).unsqueeze(1)

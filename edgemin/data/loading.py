@@ -18,9 +18,10 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from edgemin.data.task import Task, listed, refusal
+from edgemin.data.task import Task
 from edgemin.errors import UserError
 from edgemin.store.content import digest
+from edgemin.tasks.base import listed, refusal
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SPLIT_COLUMN = "split"
@@ -29,7 +30,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one split, column by column; `class_names` has those columns whose integers stand for names."""
+    """The rows of one split, column by column; `class_names` has columns whose integers, or lists, stand for names."""
 
     columns: Mapping[str, Sequence[Any]]
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -183,9 +184,9 @@ def _parquet(path: Path) -> Table:
 
 def _table(rows: datasets.Dataset) -> Table:
     classes = {
-        name: tuple(feature.names)
+        name: tuple(named.names)
         for name, feature in rows.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        if isinstance(named := getattr(feature, "feature", feature), datasets.ClassLabel)
     }
     return Table({name: rows.data.column(name).to_pylist() for name in rows.column_names}, classes)
 

@@ -18,6 +18,7 @@ from edgemin.store.cache import Cache
 if TYPE_CHECKING:
     from edgemin.data.examples import Examples
     from edgemin.data.splits import Splits
+    from edgemin.tasks.base import Kind
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,13 @@ class DataModule:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the indices."""
+        """The name of each output of the model, in order."""
         return self.splits.labels
 
     @property
-    def regression(self) -> bool:
-        """Whether the label is a number."""
-        return self.splits.task.regression
+    def kind(self) -> Kind:
+        """What the labels mean."""
+        return self.splits.kind
 
     @cached_property
     def train(self) -> Encoded:

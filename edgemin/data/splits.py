@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemin import toy
-from edgemin.data.examples import Examples, Labels, check_table, class_names, read_examples
+from edgemin.data.examples import Examples, check_table, label_column, read_examples
 from edgemin.data.loading import Table, local_files, read_tables
-from edgemin.data.task import Task, checked_metrics, refusal
+from edgemin.data.task import Task, find_kind
 from edgemin.progress import live_line
 from edgemin.store.content import digest
 from edgemin.store.memo import Memo
+from edgemin.tasks.base import Kind, refusal
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +28,24 @@ class Splits:
 
     Attributes:
         task: The task they belong to.
-        labels: Class names in the order of the indices; for a regression one name, the label column's.
+        kind: What its labels mean.
+        labels: The name of each output of the model, in order.
+        metrics: What is reported, the primary metric first.
         train: What is trained on (without the hold-out).
         holdout: What early stopping and searches look at, or None.
         evaluation: What is reported, by split.
     """
 
     task: Task
+    kind: Kind
     labels: tuple[str, ...]
+    metrics: tuple[str, ...]
     train: Examples
     holdout: Examples | None
     evaluation: dict[str, Examples]
 
     def fingerprint(self, kind: str) -> str:
-        """SHA-256 of the class names and the examples of `train`, `holdout` or an evaluation split."""
+        """SHA-256 of the labels' names and the examples of `train`, `holdout` or an evaluation split."""
         examples = {"train": self.train, "holdout": self.holdout, **self.evaluation}[kind]
         assert examples is not None, "the task has no hold-out"
         return digest("\0".join((examples.fingerprint, *self.labels)))
@@ -51,7 +56,7 @@ class Splits:
             "train": self.fingerprint("train"),
             "holdout": self.fingerprint("holdout") if self.holdout is not None else None,
             "labels": list(self.labels),
-            "regression": self.task.regression,
+            "kind": self.task.kind,
             "max_length": self.task.max_length,
         }
 
@@ -63,7 +68,7 @@ _known = Memo[tuple[Splits, list[logging.LogRecord]]](most=8)
 def load(task: Task) -> Splits:
     """Read a task's data and check all of it before anything is trained.
 
-    Subsets are drawn first, then the hold-out from the subset of train; both are stratified by class and
+    Subsets are drawn first, then the hold-out from the subset of train; both are stratified by label and
     depend on the data and `task.seed` alone. A sweep asks for a task once for the plan and once for each job: the last
     few tasks are therefore kept in memory while their files do not change. Warnings are repeated every time.
 
@@ -107,29 +112,32 @@ def _read(task: Task) -> Splits:
         tables = _toy_tables(task) if task.name == "toy" else read_tables(task)
         for split, table in tables.items():
             check_table(task, split, table)
-        labels = class_names(task, tables[task.train_split])
-        examples = {split: read_examples(task, split, table, labels) for split, table in tables.items()}
-    train = _subset(task, examples[task.train_split], task.max_train_examples, 0)
+        kind = find_kind(task.kind)
+        labels = kind.names(label_column(task, task.train_split, tables[task.train_split]))
+        examples = {split: read_examples(task, kind, split, table, labels) for split, table in tables.items()}
+    train = _subset(task, kind, examples[task.train_split], task.max_train_examples, 0)
     holdout = None
     if task.holdout:
-        train, holdout = _hold_out(task, train)
-    _check_classes(task, train, labels)
-    checked_metrics(task.metrics, regression=task.regression, classes=len(labels))
+        train, holdout = _hold_out(task, kind, train)
+    if missing := kind.check_train(train.labels, labels):
+        log.warning("task %s: no training example of the class %s", task.name, ", ".join(missing))
+    metrics = kind.checked_metrics(task.metrics, len(labels))
     evaluation = {
-        split: _subset(task, examples[split], task.max_evaluation_examples, 1) for split in task.evaluation_splits
+        split: _subset(task, kind, examples[split], task.max_evaluation_examples, 1) for split in task.evaluation_splits
     }
     for split, found in {task.train_split: train, **evaluation}.items():
         if bool((found.labels == found.labels[0]).all()):
-            only = f"{found.labels[0]:g}" if task.regression else labels[int(found.labels[0])]
+            only = kind.shown(found.labels[0], labels)
+            only = only if isinstance(only, str) else f"{only:g}"
             log.warning("task %s: every label of %s is %s: no score there tells models apart", task.name, split, only)
-    return Splits(task, labels, train, holdout, evaluation)
+    return Splits(task, kind, labels, metrics, train, holdout, evaluation)
 
 
 def stratified(strata: NDArray[Any], count: int, seed: Sequence[int]) -> NDArray[np.int64]:
     """Draw rows so that every stratum keeps its share (largest remainders), in their order in the data.
 
     Args:
-        strata: The class of every row, [N].
+        strata: The stratum of every row, [N].
         count: How many rows to draw, 0 to N.
         seed: Seeds of the draw.
 
@@ -149,22 +157,18 @@ def stratified(strata: NDArray[Any], count: int, seed: Sequence[int]) -> NDArray
     return np.sort(np.concatenate(drawn))
 
 
-def _strata(task: Task, labels: Labels) -> NDArray[Any]:
-    return np.zeros(len(labels), dtype=np.int64) if task.regression else labels
-
-
-def _subset(task: Task, examples: Examples, limit: int | None, stream: int) -> Examples:
+def _subset(task: Task, kind: Kind, examples: Examples, limit: int | None, stream: int) -> Examples:
     if limit is None or limit >= len(examples):
         return examples
-    return examples.take(stratified(_strata(task, examples.labels), limit, (task.seed, stream)))
+    return examples.take(stratified(kind.strata(examples.labels), limit, (task.seed, stream)))
 
 
-def _hold_out(task: Task, train: Examples) -> tuple[Examples, Examples]:
+def _hold_out(task: Task, kind: Kind, train: Examples) -> tuple[Examples, Examples]:
     count = round(task.holdout * len(train))
     if not 0 < count < len(train):
         expected = f"a share that leaves examples on both sides of {len(train)} in train"
         raise refusal("holdout", expected, task.holdout)
-    held = stratified(_strata(task, train.labels), count, (task.seed, 2))
+    held = stratified(kind.strata(train.labels), count, (task.seed, 2))
     kept = np.setdiff1d(np.arange(len(train)), held)
     return train.take(kept), train.take(held)
 
@@ -180,14 +184,3 @@ def _toy_tables(task: Task) -> dict[str, Table]:
         tables[split] = Table({toy.TEXT_COLUMN: texts[rows], toy.LABEL_COLUMN: labels[rows]})
         start += size
     return tables
-
-
-def _check_classes(task: Task, train: Examples, labels: Sequence[str]) -> None:
-    if task.regression:
-        return
-    present = np.unique(train.labels)
-    if len(present) < 2:
-        raise refusal("label_column", "at least two classes in train", f"only {labels[present[0]]}")
-    missing = [name for index, name in enumerate(labels) if index not in present]
-    if missing:
-        log.warning("task %s: no training example of the class %s", task.name, ", ".join(missing))

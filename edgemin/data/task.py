@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from edgemin.errors import UserError, check_name
+from edgemin.errors import check_name
+from edgemin.tasks.base import Kind, refusal
 
-METRICS_BINARY = ("accuracy", "f1", "matthews")
-METRICS_CLASSES = ("accuracy", "macro_f1", "matthews")
-METRICS_REGRESSION = ("pearson", "spearman")
 BLANK_TEXTS = ("refuse", "keep")
-
-
-def refusal(key: str, expected: str, given: object) -> UserError:
-    """The error for a key of the task: what was expected and what was given, in one line."""
-    shown = " ".join(str(given).split()) if given is not None else "null"
-    return UserError(f"task.{key}: expected {expected}, given {shown}")
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first dozen names, for a message."""
-    names = list(names)
-    return ", ".join(names[:12]) + (f" ... ({len(names)} in all)" if len(names) > 12 else "")
-
-
-def metric_names(regression: bool, classes: int) -> tuple[str, ...]:
-    """The metrics that fit a task, the primary one first.
-
-    Args:
-        regression: Whether the label is a number.
-        classes: How many classes the data has (ignored for regression).
-    """
-    if regression:
-        return METRICS_REGRESSION
-    return METRICS_BINARY if classes == 2 else METRICS_CLASSES
-
-
-def checked_metrics(metrics: Sequence[str] | None, *, regression: bool, classes: int) -> tuple[str, ...]:
-    """The metrics to report, in the order asked; all that fit the task when none is asked.
-
-    Raises:
-        UserError: If a name is not one of the metrics that fit the task.
-    """
-    known = metric_names(regression, classes)
-    for name in metrics or ():
-        if name not in known:
-            kind = "a regression" if regression else f"{classes} classes"
-            raise refusal("metrics", f"some of {', '.join(known)} ({kind})", name)
-    return tuple(metrics) if metrics else known
+# Imported by name, so that a new kind in the table changes no key; the kind of the task is in the keys itself.
+TABLE = "edgemin.tasks.table"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One text classification or regression task, as its yaml file states it.
+    """One task on texts, as its yaml file states it.
 
     Attributes:
         name: How tables call it. `toy` is generated; `none` has no data at all (architecture only).
@@ -64,11 +27,11 @@ class Task:
         subset: The configuration inside a Hub data set.
         text_columns: One column, or two for pairs of texts.
         label_column: The column of labels.
+        kind: What a label is, a name in [`KINDS`][edgemin.tasks.table.KINDS]; `find_kind` gives what it stands for.
         labels: Names of the classes, in the order of the model's outputs; the data is matched to them by
             name. None: the data set's own names, or else the values found in train, sorted.
         train_split: The split trained on.
         evaluation_splits: The splits reported. They select nothing.
-        regression: Whether the label is a number to predict.
         max_length: Longest input in tokens; what is longer is cut.
         holdout: Share of train, in [0, 1), that is set aside for early stopping and searches.
         max_train_examples: Seeded stratified subset of train (the hold-out is taken from it). None: all.
@@ -87,10 +50,10 @@ class Task:
     subset: str | None = None
     text_columns: Sequence[str] = ()
     label_column: str = "label"
+    kind: str = "classification"
     labels: Sequence[str] | None = None
     train_split: str = "train"
     evaluation_splits: Sequence[str] = ()
-    regression: bool = False
     max_length: int = 128
     holdout: float = 0.0
     max_train_examples: int | None = None
@@ -107,8 +70,6 @@ class Task:
             object.__setattr__(self, key, _names(key, getattr(self, key)))
         if self.metrics is not None and not self.metrics:
             raise refusal("metrics", "null or at least one metric", "none")
-        if type(self.regression) is not bool:
-            raise refusal("regression", "true or false", self.regression)
         if self.blank_texts not in BLANK_TEXTS:
             raise refusal("blank_texts", " or ".join(BLANK_TEXTS), self.blank_texts)
         _check_whole("max_length", self.max_length, 4)
@@ -117,18 +78,14 @@ class Task:
             if getattr(self, key) is not None:
                 _check_whole(key, getattr(self, key), 1)
         _check_holdout(self.holdout)
-        self._check_labels()
+        self._check_labels(find_kind(self.kind))
         if self.name != "none":
             self._check_splits()
 
-    def _check_labels(self) -> None:
-        if self.labels is None:
-            return
-        if self.regression:
-            raise refusal("labels", "null for a regression", list(self.labels))
-        if len(self.labels) < 2:
-            raise refusal("labels", "at least two classes", list(self.labels))
-        checked_metrics(self.metrics, regression=False, classes=len(self.labels))
+    def _check_labels(self, kind: Kind) -> None:
+        if self.labels is not None:
+            kind.check_names(self.labels)
+            kind.checked_metrics(self.metrics, len(self.labels))
 
     def _check_splits(self) -> None:
         if not 1 <= len(self.text_columns) <= 2:
@@ -142,6 +99,15 @@ class Task:
         for split in self.evaluation_splits:
             if split in (self.train_split, "train", "holdout"):
                 raise refusal("evaluation_splits", "splits that nothing is trained or selected on", split)
+
+
+def find_kind(name: str) -> Kind:
+    """The kind of task that `task.kind` names.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    return cast(Kind, importlib.import_module(TABLE).find(name))
 
 
 def _check_name(key: str, value: Any) -> None:

@@ -139,7 +139,7 @@ class DistilbertDistillation(Distillation):
 
     $$ L = w_{soft} \, \tau^2 \, KL + w_{cos} \, L_{cos} + w_{hard} \, L_{hard} $$
 
-    with the KL of [`soft_target_kl`][edgemin.training.soft_targets.soft_target_kl], the cosine distance of the last
+    with the KL of [`soft_target_kl`][edgemin.tasks.classification.soft_target_kl], the cosine distance of the last
     layers' hidden states ([`hidden_cosine`][edgemin.distillation.distilbert.hidden_cosine]; of ModernBERT before its
     final norm), and as hard loss the task's on a task, BERT's masked language model on a corpus. There both sides read
     the masked text, and the student's head for masked words, tied to its word embeddings, is trained with it and left
@@ -246,7 +246,8 @@ class DistilbertDistillation(Distillation):
         found = {}
         if self.soft_weight > 0:
             assert student.logits is not None and teacher.logits is not None
-            found["soft"] = self.soft_weight * output_loss([teacher.logits], student.logits, self.temperature)
+            soft = output_loss(self.data.kind, [teacher.logits], student.logits, self.temperature)
+            found["soft"] = self.soft_weight * soft
         if self.cosine_weight > 0:
             distance = hidden_cosine(teacher.hidden[theirs], student.hidden[mine], batch["attention_mask"])
             found["cosine"] = self.cosine_weight * distance

@@ -63,4 +63,4 @@ class LogitsDistillation(Distillation):
         """One term, `soft`: the distance of the student's answers from the teachers'."""
         answers = [teacher.logits for teacher in teachers if teacher.logits is not None]
         assert student.logits is not None and len(answers) == len(teachers)
-        return {"soft": self.alpha * output_loss(answers, student.logits, self.temperature)}
+        return {"soft": self.alpha * output_loss(self.data.kind, answers, student.logits, self.temperature)}

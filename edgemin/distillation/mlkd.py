@@ -133,7 +133,8 @@ class MLKD(TwoFits):
         hidden_weight: weight of the hidden states, mapped to the teacher's width by a learnt matrix that is dropped at
             the end.
         sample_weight: weight of the relations of examples, by their [CLS] after the last layer.
-        contrastive_weight: weight of the contrast of examples by label; left out for regression, which has no classes.
+        contrastive_weight: weight of the contrast of examples by label; left out where examples do not have one
+            class each.
         contrastive_temperature: temperature of the contrast's similarities, which are cosines.
         soft_weight: weight of the teacher's answers.
         temperature: τ of the teacher's answers.
@@ -229,10 +230,10 @@ class MLKD(TwoFits):
         if self.planned.trains_head:
             check_outputs(student["labels"], [teacher["labels"]])
         contrasts = self._prediction is not None and self.weights["contrastive"] > 0
-        if contrasts and student["labels"] == 1:
+        if contrasts and not self.data.kind.one_class:
             contrasts, self.weights["contrastive"] = False, 0.0
             self._check_weights()
-            self.notes.append("the contrast by label was left out: a regression has no classes")
+            self.notes.append("the contrast by label was left out: examples of this task do not have one class each")
         if contrasts or self.weights["hidden"]:
             self.projection = nn.Linear(student["hidden"], teacher["hidden"], bias=False)
 
@@ -313,5 +314,5 @@ class MLKD(TwoFits):
             )
         if self.weights["soft"]:
             assert student.logits is not None and teacher.logits is not None
-            found["soft"] = output_loss([teacher.logits], student.logits, self.temperature)
+            found["soft"] = output_loss(self.data.kind, [teacher.logits], student.logits, self.temperature)
         return found

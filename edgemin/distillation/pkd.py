@@ -82,7 +82,7 @@ class PatientDistillation(Distillation):
 
     $$ L = (1 - \alpha) \, CE + \alpha \, \tau^2 \, KL + \beta \, L_{PT} $$
 
-    with the KL of [`soft_target_kl`][edgemin.training.soft_targets.soft_target_kl] (for regression squared errors) and
+    with the KL of [`soft_target_kl`][edgemin.tasks.classification.soft_target_kl] (for regression squared errors) and
     [`patience_loss`][edgemin.distillation.pkd.patience_loss]. Student and teacher need equal hidden sizes.
 
     Args:
@@ -166,7 +166,7 @@ class PatientDistillation(Distillation):
         found = {}
         if self.alpha > 0:
             assert student.logits is not None and teacher.logits is not None
-            found["soft"] = self.alpha * output_loss([teacher.logits], student.logits, self.temperature)
+            found["soft"] = self.alpha * output_loss(self.data.kind, [teacher.logits], student.logits, self.temperature)
         if self._pairs:
             target = torch.stack([teacher.hidden[layer][:, 0] for layer in self._pairs.values()], dim=1)
             learnt = torch.stack([student.hidden[layer][:, 0] for layer in self._pairs], dim=1)

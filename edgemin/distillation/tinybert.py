@@ -9,10 +9,12 @@ S_a = Q_a K_aᵀ / √d before the softmax, logits z, learnt matrices W_e and W_
     L_pred = CE(z_T / t, z_S / t) = -Σ_c softmax(z_T / t)_c · ln softmax(z_S / t)_c
 
 A mean of squares is over sequences and, inside one, over its tokens and their dimensions, or over heads, rows and
-columns. The published code differs in four points that are not followed here: it averages over padding too (scores of
--100 and less, as masked ones are, become 0 on both sides); one `nn.Linear` with a bias is W_e and W_h at once; its
-L_pred ends in `.mean()`, which divides by the number of classes as well; and where the output is a score it trains
-on the labels in place of the teacher's outputs.
+columns. L_pred comes times t², which keeps the size of its gradient as t changes.
+
+The published code differs in four points that are not followed here: it averages over padding too (scores of -100 and
+less, as masked ones are, become 0 on both sides); one `nn.Linear` with a bias is W_e and W_h at once; its L_pred ends
+in `.mean()`, which divides by the number of classes as well; and where the output is a score it trains on the labels in
+place of the teacher's outputs.
 
 Shapes: B batch, T tokens, H hidden size, A attention heads, C classes.
 """
@@ -23,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemin.encoder.taps import Reading
@@ -34,7 +35,7 @@ from edgemin.training.distillation import Asks, DistillSettings
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_term_weights
-from edgemin.training.soft_targets import check_outputs, check_temperature, squared_error
+from edgemin.training.soft_targets import check_outputs, check_temperature
 from edgemin.training.stage import Shape
 from edgemin.training.two_fits import TwoFits
 
@@ -72,29 +73,6 @@ def score_mse(
         squares = (scores(student[0], student[1]) - target).square().sum((1, 2, 3))
         lengths = tokens.sum(-1)
         return over_sequences(squares / heads / lengths.clamp(min=1), lengths)
-
-
-def prediction_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """L_pred, averaged over examples: soft cross-entropy, or squared error where there is one output, a score.
-
-    The cross-entropy comes times t², which keeps the size of its gradient as the temperature changes (and is 1 in the
-    paper). Its least value is t² times the entropy of the teacher's distribution. Arithmetic as in `hidden_mse`.
-
-    Args:
-        teacher: logits `[B, C]`; get no gradient.
-        student: logits `[B, C]`.
-        temperature: t, above 0.
-
-    Returns:
-        A scalar, in nats where C is not 1.
-    """
-    assert teacher.shape == student.shape, "teacher and student must know the same classes"
-    if student.shape[-1] == 1:
-        return squared_error(teacher, student)
-    dtype = arithmetic(teacher, student)
-    with torch.autocast(student.device.type, enabled=False):
-        target = F.softmax(teacher.detach().to(dtype) / temperature, dim=-1)
-        return temperature**2 * F.cross_entropy(student.to(dtype) / temperature, target)
 
 
 class TinyBERT(TwoFits):
@@ -209,7 +187,8 @@ class TinyBERT(TwoFits):
         (teacher,) = teachers
         if self.phase == 1:
             assert student.logits is not None and teacher.logits is not None
-            return {"prediction": prediction_loss(teacher.logits, student.logits, self.temperature)}
+            kind = self.data.kind
+            return {"prediction": kind.soft_loss(teacher.logits, student.logits, self.temperature, entropy=True)}
         mask, found = batch["attention_mask"], dict[str, list[Tensor]]()
         if self.weights["embedding"]:
             found["embedding"] = [hidden_mse(teacher.hidden[0], self._projected("embedding", student.hidden[0]), mask)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from edgemin.encoder.parts import (
     vocabulary_size,
 )
 from edgemin.errors import UserError
+
+# What transformers calls kinds of task.
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 def structure(model: PreTrainedModel) -> dict[str, Any]:
@@ -122,24 +125,23 @@ def build(config: PreTrainedConfig, structure: Mapping[str, Any] | None = None) 
     return model
 
 
-def attach_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bool = False) -> None:
+def attach_head(
+    model: PreTrainedModel, labels: Sequence[str], problem_type: ProblemType = "single_label_classification"
+) -> None:
     """Replace the final Linear by a fresh one for these labels, in place; the configuration learns them.
 
     Weights are drawn as Hugging Face draws them, from the global generator. Pooler and dense layers stay.
 
     Args:
         model: A sequence classification model of a known family.
-        labels: Label names, in the order of the logits; exactly one for regression.
-        regression: Whether the one output is a score.
+        labels: Label names, in the order of the logits, at least one.
+        problem_type: What transformers calls the kind of task.
 
     Raises:
-        UserError: too few labels, labels that repeat, or more than one for regression.
+        UserError: labels that repeat.
     """
     labels = [str(label) for label in labels]
-    if regression and len(labels) != 1:
-        raise UserError(f"labels: expected one name for a regression task, given {len(labels)}")
-    if not regression and len(labels) < 2:
-        raise UserError(f"labels: expected at least two classes, given {labels}")
+    assert labels, "a head has outputs"
     if len(set(labels)) != len(labels):
         raise UserError(f"labels: expected distinct names, given {labels}")
     path = table(model).classifier
@@ -150,7 +152,7 @@ def attach_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bo
     cast(Any, model).num_labels = len(labels)
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}
-    model.config.problem_type = "regression" if regression else "single_label_classification"
+    model.config.problem_type = problem_type
 
 
 def silence_padding(model: PreTrainedModel) -> None:

@@ -20,7 +20,7 @@ from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Giv
 from edgemin.pruning.selection import removal_count, select_heads
 from edgemin.pruning.structures import HEADS
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Effect, Place, Shape, Stage, task_loss
+from edgemin.training.stage import Effect, Place, Shape, Stage
 
 # Imported by name, so that a new criterion in the table changes no key; the chosen criterion's module is in its key.
 TABLE = "edgemin.pruning.criteria.table"
@@ -148,7 +148,8 @@ class HeadPruning(Stage):
                 if self.planned.reads_task
                 else []
             )
-            importance = self.criterion.scores(Given(self.model, HEADS, batches, seed=self.seed + completed_rounds))
+            given = Given(self.model, HEADS, batches, self._example_losses, self.seed + completed_rounds)
+            importance = self.criterion.scores(given)
         removed = select_heads(
             importance,
             self.ratio,
@@ -163,13 +164,16 @@ class HeadPruning(Stage):
                 slicing.slice_heads(self.model, layer, kept)
         self.removed.append(removed)
 
+    def _example_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.data.kind.loss(logits, labels, "none")
+
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The task loss; in a ranking fit the outputs of the heads are captured on the way."""
         if self._accumulator is not None:
             self._batch = batch
             self._capture = HEADS.outputs(self.model)
             self._outputs = self._capture.__enter__()
-        return task_loss(taps.logits(self.model, batch), batch["labels"], regression=self.data.regression)
+        return self.data.kind.loss(taps.logits(self.model, batch), batch["labels"])
 
     def on_after_backward(self) -> None:
         """Add this batch's examples to the ranking, those of all processes to the ranking of each."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from edgemin.encoder import taps
@@ -20,6 +19,7 @@ from edgemin.progress import live_line
 from edgemin.quantization.model import quantized_layer
 from edgemin.quantization.packing import packed_width
 from edgemin.quantization.weights import Spec, WeightRange
+from edgemin.tasks.base import Kind
 
 _MIB = 2**20
 # The damage of answers that are not finite: above all others, and still a number for files and solvers.
@@ -28,20 +28,16 @@ NOT_FINITE = 1e6
 _SCALE = 1e6
 
 
-def damage(before: Tensor, after: Tensor) -> float:
-    """How far answers have moved, `[N, C]` each.
+def damage(before: Tensor, after: Tensor, kind: Kind) -> float:
+    """How far logits `[N, C]` have moved, as the kind of task has it, computed in float64.
 
-    The mean Kullback-Leibler divergence, in nats, of the distributions before from those after; for one output (C = 1)
-    the mean squared difference. [`NOT_FINITE`][edgemin.quantization.sensitivity.NOT_FINITE] where either is not all
+    [`NOT_FINITE`][edgemin.quantization.sensitivity.NOT_FINITE] where either is not all
     numbers.
     """
     before, after = before.double(), after.double()
     if not bool(before.isfinite().all() and after.isfinite().all()):
         return NOT_FINITE
-    if before.shape[1] == 1:
-        return float(functional.mse_loss(after, before))
-    target, answer = before.log_softmax(1), after.log_softmax(1)
-    return max(0.0, float(functional.kl_div(answer, target, reduction="batchmean", log_target=True)))
+    return kind.distance(before, after)
 
 
 @torch.no_grad()
@@ -50,6 +46,7 @@ def sensitivity(
     specs: Mapping[str, Sequence[Spec]],
     weight_range: WeightRange,
     batches: Sequence[Mapping[str, Tensor]],
+    kind: Kind,
 ) -> dict[str, dict[int, float]]:
     """The damage of each matrix alone, at each of its bit-widths.
 
@@ -58,6 +55,7 @@ def sensitivity(
         specs: by path, the ways to quantize a matrix. Only its weights are: activations stay as they are in the model.
         weight_range: how scales are chosen.
         batches: sentences.
+        kind: of the task that they belong to.
 
     Returns:
         By path and bits, [`damage`][edgemin.quantization.sensitivity.damage].
@@ -79,7 +77,7 @@ def sensitivity(
                     # static activations are not calibrated yet, and their rounding is not what bits are chosen for
                     weights = replace(spec, activations="none")
                     model.set_submodule(path, quantized_layer(own, weights, weight_range).eval())
-                    found[path][spec.bits] = damage(reference, answers())
+                    found[path][spec.bits] = damage(reference, answers(), kind)
                     line.done += 1
             finally:
                 model.set_submodule(path, own)

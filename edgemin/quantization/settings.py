@@ -249,7 +249,7 @@ class Quantization:
         free = self._candidates(matrices, uniform)
         fixed = [path for path, spec in uniform.items() if path not in free and spec.bits != FLOAT]
         batches = data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed)
-        damages = sensitivity(model, free, self.weight_range, batches)
+        damages = sensitivity(model, free, self.weight_range, batches, data.kind)
         sizes = {path: {spec.bits: matrix_bytes(matrices[path], spec) for spec in ways} for path, ways in free.items()}
         static = sum(spec.activations == "static" for path, spec in uniform.items() if path in free)
         kept = _bytes_beside(model, {*free, *fixed}) + static * INPUT_BYTES

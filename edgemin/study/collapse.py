@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from torch.nn import functional
 
 from edgemin.data.splits import Splits
-from edgemin.data.task import checked_metrics
-from edgemin.evaluate import is_constant, score
+from edgemin.tasks.base import Kind, Labels
 
 
 def of_predictions(splits: Splits, predictions: Path) -> dict[str, Any] | None:
@@ -24,46 +22,35 @@ def of_predictions(splits: Splits, predictions: Path) -> dict[str, Any] | None:
         splits: of the task that was answered.
         predictions: `logits` and `labels` in safetensors.
     """
-    task, kept = splits.task, load_file(predictions)
-    metrics = checked_metrics(task.metrics, regression=task.regression, classes=len(splits.labels))
-    return find(kept["logits"], kept["labels"], regression=task.regression, names=splits.labels, metrics=metrics)
+    kept = load_file(predictions)
+    return find(kept["logits"], kept["labels"], splits.kind, names=splits.labels, metrics=splits.metrics)
 
 
 def find(
-    logits: NDArray[np.float32],
-    labels: NDArray[Any],
-    *,
-    regression: bool,
-    names: Sequence[str],
-    metrics: Sequence[str],
+    logits: NDArray[np.float32], labels: Labels, kind: Kind, *, names: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Any] | None:
     """What a model always answers, where it always answers the same although the labels differ.
 
     Args:
-        logits: [N, C], or [N, 1] for a regression.
-        labels: [N].
-        regression: Whether labels are numbers.
-        names: The classes' names; a class that only the head knows is called by its number.
+        logits: [N, C].
+        labels: Of the same examples.
+        kind: What labels mean.
+        names: The name of each output.
         metrics: The metrics by which the majority class is scored.
 
     Returns:
-        `None` where answers differ, or all labels are equal: one answer may be right then. Else `prediction`, the
-        name of a class or a number; and for classes `majority`: the `class` that most examples have, and the
-        `metrics` of a model that always answers it.
+        `None` where answers differ, or all labels are equal: one answer may be right then. Else `prediction`, as a
+        reader knows it; and but for numbers `majority`: the `class` that most examples have, and the `metrics` of a
+        model that always answers it.
     """
-    answers, truth = torch.from_numpy(logits), torch.from_numpy(labels)
-    predicted = answers[:, 0] if regression else answers.argmax(dim=1)
-    if bool((truth == truth[0]).all()) or not is_constant(predicted):
+    answers, truth = kind.answers(torch.from_numpy(logits)), torch.from_numpy(labels)
+    if bool((truth == truth[0]).all()) or not kind.is_constant(answers):
         return None
-    if regression:
-        return {"prediction": float(predicted[0])}
-    only, most = int(predicted[0]), int(truth.bincount().argmax())
-    always = functional.one_hot(torch.full_like(truth, most), len(names)).float()
-    scores = score(always, truth, metrics, regression=False, classes=len(names))
-    return {
-        "prediction": names[only] if only < len(names) else str(only),
-        "majority": {"class": names[most], "metrics": scores},
-    }
+    found: dict[str, Any] = {"prediction": kind.shown(answers[0], names)}
+    if (always := kind.majority(truth, len(names))) is not None:
+        scores = kind.score(always, truth, metrics, len(names))
+        found["majority"] = {"class": kind.shown(kind.answers(always)[0], names), "metrics": scores}
+    return found
 
 
 def sentence(found: Mapping[str, Any], metric: str, value: float, where: str) -> str:

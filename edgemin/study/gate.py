@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from edgemin.encoder import quantized, taps
 from edgemin.progress import counted
 from edgemin.quantization.sensitivity import damage
+from edgemin.tasks.base import Kind
 
 Answers = NDArray[np.float32]  # logits
 
@@ -49,6 +50,7 @@ def chance(scored: Callable[[Answers], float], before: Answers, after: Answers) 
 
 
 def compare(
+    kind: Kind,
     scored: Callable[[Answers], float],
     before: Answers,
     after: Answers,
@@ -60,6 +62,7 @@ def compare(
     """One model against the one it was made from, on the same sentences.
 
     Args:
+        kind: of the task that was answered.
         scored: the metric of some answers.
         before: `[N, C]`, the answers of the model it was made from.
         after: `[N, C]`, its own, in the same order.
@@ -70,12 +73,12 @@ def compare(
     Returns:
         `parent_value`, `value`, `drop` (the first less the second), `max_drop`, `chance` (`None` where no
         more was lost than may be), `passed`, `collapsed`; `agreement` (share of the sentences with the same
-        answer) and `flips` (number of the others), both `None` for a regression; `examples`.
+        answer) and `flips` (number of the others), both `None` where answers are numbers; `examples`.
     """
     theirs, own = scored(before), scored(after)
     lost = not theirs - own <= max_drop + _ROUNDING  # so that nan counts as lost
     by_chance = chance(scored, before, after) if lost else None
-    flips = int((before.argmax(1) != after.argmax(1)).sum()) if after.shape[1] > 1 else None
+    flips = kind.flips(torch.from_numpy(before), torch.from_numpy(after))
     return {
         "parent_value": theirs,
         "value": own,
@@ -92,7 +95,7 @@ def compare(
 
 @torch.no_grad()
 def blame(
-    parent: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+    parent: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], kind: Kind
 ) -> list[dict[str, Any]]:
     """How much each quantized layer changes the answers if it alone is put into the model before.
 
@@ -102,6 +105,7 @@ def blame(
         parent: the model before, in full precision or not; left as it was.
         changed: the quantized one.
         batches: sentences.
+        kind: of the task that they belong to.
 
     Returns:
         `layer` and `damage`, the worst first; without the layers that have no place of their shape in the parent.
@@ -123,7 +127,7 @@ def blame(
         parent.set_submodule(path, layer)
         answers = [taps.logits(parent, batch) for batch in batches]
         parent.set_submodule(path, mine[path])
-        found.append({"layer": path, "damage": damage(torch.cat(reference), torch.cat(answers))})
+        found.append({"layer": path, "damage": damage(torch.cat(reference), torch.cat(answers), kind)})
     nn.Module.to(parent, device)
     return sorted(found, key=lambda entry: -entry["damage"])
 

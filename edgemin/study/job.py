@@ -14,7 +14,6 @@ from edgemin import __version__, config
 from edgemin.data.splits import Splits, load
 from edgemin.data.task import Task
 from edgemin.errors import UserError
-from edgemin.evaluate import primary_metric
 from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
 from edgemin.processes import ranks
@@ -242,7 +241,8 @@ def _other_tasks(study: Study, transfer: Mapping[str, Mapping[str, Any]]) -> dic
         raise UserError("evaluate.transfer: expected tasks with data, given none")
     others = {name: load(task) for name, task in tasks.items()}
     for name, splits in others.items():
-        if study.splits is None or study.task.regression or splits.task.regression or name == study.task.name:
+        classes = study.splits is not None and study.splits.kind.one_class and splits.kind.one_class
+        if not classes or name == study.task.name:
             raise UserError(
                 f"evaluate.transfer: expected other classification tasks beside a classification task, given {name} "
                 f"beside {study.task.name}"
@@ -253,8 +253,7 @@ def _other_tasks(study: Study, transfer: Mapping[str, Mapping[str, Any]]) -> dic
 def _primary(study: Study) -> tuple[str, str, str] | None:
     if study.splits is None:
         return None
-    metric = primary_metric(study.task.regression, len(study.splits.labels), study.task.metrics)
-    return study.task.name, next(iter(study.splits.evaluation)), metric
+    return study.task.name, next(iter(study.splits.evaluation)), study.splits.metrics[0]
 
 
 def _content(

@@ -139,7 +139,7 @@ class Pipeline:
             torch.manual_seed(root.seed)
             return building.build(start.config), start.tokenizer
         if start.own_labels and self.study.splits is not None:
-            checkpoint.align_head(model, self.study.splits.labels)
+            checkpoint.align_head(model, self.study.splits.labels, self.study.splits.kind.problem_type)
         return roots.reshape(model, root), start.tokenizer
 
     def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:

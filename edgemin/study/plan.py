@@ -11,7 +11,6 @@ from typing import Any
 from edgemin import config
 from edgemin.encoder import quantized
 from edgemin.errors import UserError
-from edgemin.evaluate import primary_metric
 from edgemin.finetune import Finetune
 from edgemin.store.content import content_key, digest
 from edgemin.store.digest import code_digest
@@ -20,6 +19,7 @@ from edgemin.study import roots
 from edgemin.study.checks import plan_stage, stages_key
 from edgemin.study.nodes import Node, Plan, Row, Study
 from edgemin.study.starts import SOURCE, read_starts
+from edgemin.tasks.base import Kind
 from edgemin.training.stage import Effect, Place, Stage
 
 ROOT_CODE = ("edgemin.study.roots", "edgemin.checkpoint")  # decides a root's weights
@@ -57,15 +57,17 @@ def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence
     ]
 
 
-def stage_code(effect: Effect, given: Sequence[Node]) -> tuple[str, ...]:
+def stage_code(effect: Effect, given: Sequence[Node], task: Kind | None) -> tuple[str, ...]:
     """The modules that decide a stage's result, with all that they import.
 
     Args:
         effect: of the stage: its own module, and those that it finds by name.
         given: its parent and its teachers. Of quantized ones those who know their layers count too.
+        task: the kind of the study's task, which counts where the stage reads the task.
     """
+    of_task = (task.module,) if effect.reads_task and task is not None else ()
     kinds = [effect.quantizes, *(node.shape.quantized for node in given)]
-    return (*effect.code, "edgemin.training.fitting", "edgemin.artifact", *quantized.modules(*kinds))
+    return (*effect.code, *of_task, "edgemin.training.fitting", "edgemin.artifact", *quantized.modules(*kinds))
 
 
 class _Planner:
@@ -171,7 +173,7 @@ class _Planner:
             "data": self._data(effect.reads_holdout) if effect.reads_task else None,
             "seed": seed,
             **study.trainer.content,
-            "code": code_digest(*stage_code(effect, (parent, *teachers))),
+            "code": code_digest(*stage_code(effect, (parent, *teachers), study.splits.kind if study.splits else None)),
             "versions": releases(*KEYED),
         }
         if (corpus := effect.corpus) is not None:
@@ -220,10 +222,9 @@ class _Planner:
         return any(issubclass(config.target(self._settings(name), name), Finetune) for name in later)
 
     def _data(self, stops_early: bool) -> dict[str, Any]:
-        splits, task = self.study.splits, self.study.task
+        splits = self.study.splits
         assert splits is not None
-        metric = primary_metric(task.regression, len(splits.labels), task.metrics) if stops_early else None
-        return {"early_stopping": metric, **splits.content()}
+        return {"early_stopping": splits.metrics[0] if stops_early else None, **splits.content()}
 
 
 def _is_stage(name: str, node: Any) -> bool:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from edgemin import artifact
 from edgemin.data.splits import Splits
 from edgemin.encoder import quantized
-from edgemin.evaluate import evaluate, primary_metric, score
+from edgemin.evaluate import evaluate
 from edgemin.measure.cost import RUNTIME, static_cost
 from edgemin.measure.machine import host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
@@ -33,11 +33,13 @@ from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases, versions
 from edgemin.study import collapse, gate
 from edgemin.study.nodes import Node, Plan, Study, StudyData
+from edgemin.tasks.base import Kind
 
 log = logging.getLogger(__name__)
 
-# What decides an evaluation and a measurement, the providers of quantized layers apart.
+# What decides an evaluation and a measurement, the kind of task and the providers of quantized layers apart.
 EVALUATION_CODE = ("edgemin.evaluate", "edgemin.artifact")
+GATE_CODE = ("edgemin.study.gate", "edgemin.artifact")
 MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact")
 
 
@@ -125,10 +127,10 @@ class Scoring:
             "artifact": node.key,
             "data": splits.fingerprint(split),
             "max_length": task.max_length,
-            "metrics": list(task.metrics) if task.metrics else None,
+            "metrics": list(splits.metrics),
             "transfer": transfer,
             "device": device,
-            "code": code_digest(*EVALUATION_CODE, *providers(node)),
+            "code": code_digest(*EVALUATION_CODE, splits.kind.module, *providers(node)),
             "versions": releases("torch"),
         }
         key = content_key(content)
@@ -141,10 +143,10 @@ class Scoring:
             found = evaluate(
                 cached.model,
                 encoded,
-                regression=task.regression,
-                classes=len(splits.labels),
+                splits.kind,
+                len(splits.labels),
+                splits.metrics,
                 device=device,
-                metrics=task.metrics,
                 transfer=transfer,
             )
         logits = {"logits": found.logits, "labels": encoded.labels}
@@ -169,29 +171,29 @@ class Scoring:
         before = _Lazy(self.store.path(parent.key))
         _, answers = self._evaluate(node, cached, splits, split, transfer=False)
         _, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
-        metric, kept = _primary(splits), load_file(answers)
-        labels, regression = torch.from_numpy(kept["labels"]), splits.task.regression
+        kind, metric, kept = splits.kind, splits.metrics[0], load_file(answers)
+        labels, outputs = torch.from_numpy(kept["labels"]), len(splits.labels)
 
         def scored(logits: gate.Answers) -> float:
-            classes = len(splits.labels)
-            return score(torch.from_numpy(logits), labels, [metric], regression=regression, classes=classes)[metric]
+            return kind.score(torch.from_numpy(logits), labels, [metric], outputs)[metric]
 
         compared = gate.compare(
+            kind,
             scored,
             load_file(answers_before)["logits"],
             kept["logits"],
             allowed,
             collapsed=collapse.of_predictions(splits, answers) is not None,
-            chance=functools.partial(self._chance, node, metric, [answers_before.stem, answers.stem]),
+            chance=functools.partial(self._chance, node, kind, metric, [answers_before.stem, answers.stem]),
         )
         if not compared["passed"]:
             compared["worst"] = self._worst(node, parent, before, cached)
         where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}
         return {**where, "metric": metric, **compared}
 
-    def _chance(self, node: Node, metric: str, evaluations: list[str], *compared: Any) -> float:
+    def _chance(self, node: Node, kind: Kind, metric: str, evaluations: list[str], *compared: Any) -> float:
         """[`chance`][edgemin.study.gate.chance], which scores a thousand times, of the answers of two evaluations."""
-        code = code_digest("edgemin.study.gate", "edgemin.evaluate")
+        code = code_digest("edgemin.study.gate", kind.module)
         content = {"evaluations": evaluations, "metric": metric, "code": code, "versions": releases("torch")}
         key = content_key(content)
         kept = self.store.result("chance", key)
@@ -211,7 +213,7 @@ class Scoring:
                 "artifacts": [parent.key, node.key],
                 "data": splits.fingerprint(split),
                 "max_length": splits.task.max_length,
-                "code": code_digest("edgemin.study.gate", "edgemin.artifact", *providers(parent, node)),
+                "code": code_digest(*GATE_CODE, splits.kind.module, *providers(parent, node)),
                 "versions": releases("torch"),
             }
         )
@@ -221,7 +223,7 @@ class Scoring:
             chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
             batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
             with _machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
-                kept = {"worst": gate.blame(before.model, after.model, batches)[: gate.NAMED]}
+                kept = {"worst": gate.blame(before.model, after.model, batches, splits.kind)[: gate.NAMED]}
             self.store.keep_result("gate", key, kept)
         return list(kept["worst"])
 
@@ -283,10 +285,6 @@ class Scoring:
         return found
 
 
-def _primary(splits: Splits) -> str:
-    return primary_metric(splits.task.regression, len(splits.labels), splits.task.metrics)
-
-
 def _warned(
     node: Node,
     tasks: Mapping[str, Splits],
@@ -296,7 +294,7 @@ def _warned(
     """Warn of a model that gives one answer to all of a task, and return that for its row; once a task."""
     said = []
     for name, found in collapsed.items():
-        split, metric = next(iter(found)), _primary(tasks[name])
+        split, metric = next(iter(found)), tasks[name].metrics[0]
         said.append(collapse.sentence(found[split], metric, metrics[name][split][metric], f"{name} {split}"))
         log.warning("%s %s", node.path, said[-1])
     return said

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edgemin.config import KEYS, hint
+from edgemin.config import KEYS, hint, unknown
 from edgemin.errors import UserError, check_name
 from edgemin.plain_text import printable
 from edgemin.tracking import launch_group
@@ -196,8 +196,8 @@ def one_line(error: Exception) -> str:
     text = printable(str(error))
     if isinstance(error, TypeError) or "Config group override must be" in text:
         return _wrong_choice()  # a number, null or the like, or a list of such, in the place of a choice
-    if unknown := re.search(r"Could not override '([^']*)'", text):
-        key = getattr(error.__cause__, "full_key", None) or unknown[1]
+    if named := re.search(r"Could not override '([^']*)'", text):
+        key = getattr(error.__cause__, "full_key", None) or named[1]
         group, above = key.partition(".")[0], getattr(error.__cause__, "parent_node", None)
         if (
             isinstance(above, DictConfig)
@@ -206,7 +206,7 @@ def one_line(error: Exception) -> str:
             and Path(conf_directory(), group).is_dir()
         ):
             return f"{key}: expected no settings of {group}, which is turned off ({group}=none or null), given one"
-        return f"{key}: unknown key (to add one of your own write +{key}=...)"
+        return unknown(key, f" (to add one of your own write +{key}=...)")
     if choice := re.search(
         r"Could not find '([^']*)' Available options in '([^']*)': (.*?)(?: Config search path|$)", text
     ):

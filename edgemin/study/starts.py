@@ -86,7 +86,7 @@ class Start:
             content |= {"family": self.family, "vocabulary": self.config.vocab_size}
         content["tokenizer"] = _tokenizer_digest(self.tokenizer)
         if self.own_labels and splits is not None:
-            content["labels"] = list(splits.labels)
+            content |= {"labels": list(splits.labels), "problem_type": splits.kind.problem_type}
         if self.facts is not None and self.facts.draws_head:
             content["seed"] = self.root.seed
         return content
@@ -156,7 +156,7 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
         and facts is not None
         and facts.labels is not None
         and splits is not None
-        and not splits.task.regression
+        and splits.kind.takes_head(facts.config.problem_type)
         and checkpoint.head_order(facts.labels, splits.labels) is not None
     )
     return Start(

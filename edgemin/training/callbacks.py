@@ -15,7 +15,7 @@ import torch
 
 from edgemin.data.batches import Batches
 from edgemin.errors import SharedError, UserError
-from edgemin.evaluate import evaluate, primary_metric
+from edgemin.evaluate import evaluate
 from edgemin.processes import ranks, stopping
 from edgemin.progress import live_line
 from edgemin.store.disk import replacing, write_atomically
@@ -240,8 +240,7 @@ class EarlyStop(pl.Callback):
             return
         assert isinstance(pl_module, Stage)
         check_losses(pl_module)
-        data, classes = pl_module.data, len(pl_module.data.labels)
-        name = primary_metric(data.regression, classes, data.splits.task.metrics)
+        name = pl_module.data.splits.metrics[0]
         score = ranks.from_main(lambda: self._score(pl_module, name))
         pl_module.log(f"{HOLDOUT}{name}", score)
         if self.patience is None:
@@ -260,10 +259,10 @@ class EarlyStop(pl.Callback):
             found = evaluate(
                 stage.model,
                 data.holdout,
-                regression=data.regression,
-                classes=len(data.labels),
+                data.kind,
+                len(data.labels),
+                data.splits.metrics,
                 device=self.device,
-                metrics=data.splits.task.metrics,
             )
         score = found.metrics[name]
         if self.patience is not None and score > self.best:

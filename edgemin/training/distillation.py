@@ -20,7 +20,7 @@ from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.processes import ranks
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Effect, Place, Shape, Stage, task_loss
+from edgemin.training.stage import Effect, Place, Shape, Stage
 from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class Distillation(Stage):
         terms = self.terms(student, taught, batch)
         if weight > 0:
             assert student.logits is not None
-            terms["task"] = weight * task_loss(student.logits, batch["labels"], regression=self.data.regression)
+            terms["task"] = weight * self.data.kind.loss(student.logits, batch["labels"])
         for name, term in terms.items():
             self.record(f"{name}_loss", term)
         return torch.stack(list(terms.values())).sum()

@@ -82,6 +82,7 @@ class MethodSum(Distillation):
         for part in self._parts.values():
             # past nn.Module's registration: the student is a submodule of the whole, once
             part.__dict__["model"] = model
+            part._data = data
             part.read_tokenizer(data)
         super().prepare(model, data, teachers)
 

@@ -13,12 +13,11 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel, get_scheduler
 
 from edgemin.data.batches import Batches, TrainBatches
 from edgemin.data.module import DataModule
-from edgemin.encoder import building, parts, quantized
+from edgemin.encoder import parts, quantized
 from edgemin.encoder.quantized import Kind
 from edgemin.processes import ranks
 from edgemin.training.fit import Fit
@@ -180,7 +179,7 @@ class Stage(pl.LightningModule):
         self.model = model
         self._data = data
         if data is not None and self.planned.reads_task:
-            ensure_head(model, data.labels, regression=data.regression)
+            data.kind.ensure_head(model, data.labels)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The training loss of one batch: a scalar. The only training code."""
@@ -308,16 +307,3 @@ class Stage(pl.LightningModule):
             device = self.model.device
             self.model = quantized.build(self.model.config, saved["structure"])
             nn.Module.to(self.model, device)
-
-
-def task_loss(logits: Tensor, labels: Tensor, *, regression: bool, reduction: str = "mean") -> Tensor:
-    """Cross-entropy (`logits [B, C]`, `labels [B]` indices) or squared error (regression, `logits [B, 1]`)."""
-    if regression:
-        return functional.mse_loss(logits.squeeze(-1).float(), labels.float(), reduction=reduction)
-    return functional.cross_entropy(logits.float(), labels, reduction=reduction)
-
-
-def ensure_head(model: PreTrainedModel, labels: Sequence[str], *, regression: bool) -> None:
-    """Keep a head that has the task's labels, else attach a fresh one (drawn from torch's generator)."""
-    if parts.label_names(model) != tuple(labels) or (model.config.problem_type == "regression") != regression:
-        building.attach_head(model, list(labels), regression=regression)

@@ -341,11 +341,11 @@ FILES = [
     own(
         "a number too large",
         {"d/train.csv": "text,label\na,1e308\nb,1\n"},
-        "task.label_column: expected finite numbers (task.regression=true), given 1e308",
-        "task.regression=true",
+        "task.label_column: expected finite numbers (task.kind=regression), given 1e308",
+        "task.kind=regression",
     ),
     own(
-        "nan", {"d/train.csv": "text,label\na,nan\nb,1\n"}, "task.label_column: expected finite", "task.regression=true"
+        "nan", {"d/train.csv": "text,label\na,nan\nb,1\n"}, "task.label_column: expected finite", "task.kind=regression"
     ),
     own(
         "UTF-16", {"d/train.csv": "text,label\n".encode("utf-16")}, "task.path: expected a readable .csv file in UTF-8"
@@ -412,6 +412,10 @@ NUMBERS = [
             "finetune.learning_rate",
         )
     ),
+    setting("task.regression=true", "task.regression: unknown key (say task.kind=regression, or task.kind=classif"),
+    setting("+task.regression=false", "task.regression: unknown key (say task.kind=regression, or task.kind=classif"),
+    setting("task.kind=ranking", "task.kind: expected one of classification, regression"),
+    setting("task.kind=true", "task.kind: expected a string, given True"),
     setting("distill.relations.qq=nan", "distill.relations: expected a finite number, given nan"),
     setting(
         "finetune.steps=1000000000000000000000000000000", "finetune.steps: expected a whole number of at most 64 bits"

@@ -207,5 +207,5 @@ def test_the_module_gives_every_split(tmp_path: Path) -> None:
     data = DataModule(load(toy_task(holdout=0.1)), toy.tokenizer(), Cache(tmp_path))
     assert data.holdout is not None
     assert (len(data.train), len(data.holdout), len(data.evaluation["validation"])) == (270, 30, 60)
-    assert data.labels == ("negative", "positive") and not data.regression
+    assert data.labels == ("negative", "positive") and data.kind.name == "classification"
     assert DataModule(load(toy_task()), toy.tokenizer(), Cache(tmp_path)).holdout is None

@@ -130,12 +130,10 @@ def test_fractions_can_be_classes_if_they_are_listed_and_belong_to_names(tmp_pat
     assert load(own(write(tmp_path, train=rows, validation=rows))).labels == ("3", "2.5", "beta")
 
 
-@pytest.mark.parametrize(("regression", "said"), [(False, "bad"), (True, "3")])
-def test_a_split_of_one_label_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, regression: bool, said: str
-) -> None:
-    rows = [{"text": "x", "label": value} for value in ((3, 4, 3) if regression else ("bad", "good", "bad"))]
-    load(own(write(tmp_path, train=rows, validation=rows[::2]), regression=regression))
+@pytest.mark.parametrize(("kind", "said"), [("classification", "bad"), ("regression", "3")])
+def test_a_split_of_one_label_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, said: str) -> None:
+    rows = [{"text": "x", "label": value} for value in ((3, 4, 3) if kind == "regression" else ("bad", "good", "bad"))]
+    load(own(write(tmp_path, train=rows, validation=rows[::2]), kind=kind))
     assert f"task custom: every label of validation is {said}: no score there tells models apart" in caplog.messages
 
 
@@ -153,7 +151,7 @@ def test_a_class_without_training_examples_is_said(tmp_path: Path, caplog: pytes
 
 def test_a_regression_keeps_numbers(tmp_path: Path) -> None:
     rows = [{"text": "x", "label": value} for value in ("0.5", 3, 4.25)]
-    splits = load(own(write(tmp_path, train=rows, validation=rows), regression=True))
+    splits = load(own(write(tmp_path, train=rows, validation=rows), kind="regression"))
     assert splits.train.labels.dtype == np.float32
     assert splits.train.labels.tolist() == [0.5, 3.0, 4.25]
     assert splits.labels == ("label",)
@@ -223,7 +221,7 @@ def test_the_folder_of_a_subset_is_read_as_own_data(hub: Path) -> None:
             {"labels": ["a", "b", "c"]},
             "task.labels: expected the data's 2 classes (negative, positive), given 3",
         ),
-        ({"labels": None, "regression": True}, "task.regression: expected false"),
+        ({"labels": None, "kind": "regression"}, "task.kind: expected another kind of task, as label holds classes"),
     ],
 )
 def test_what_a_data_set_does_not_hold_is_refused(hub: Path, changes: dict[str, Any], message: str) -> None:
@@ -326,19 +324,19 @@ BLANK = [{"text": " ", "label": "bad"}, {"text": None, "label": "bad"}]
         (ONLY_BAD, {"labels": ["bad", "good"]}, "at least two classes in train, given only bad"),
         (
             GOOD,
-            {"regression": True},
-            "label_column: expected finite numbers (task.regression=true)",
+            {"kind": "regression"},
+            "label_column: expected finite numbers (task.kind=regression)",
         ),
         (
             [{"text": "x", "label": label} for label in (1, 2.5, 0.5)],
             {},
-            "label_column: expected classes (task.regression=true predicts numbers; "
+            "label_column: expected classes (task.kind=regression predicts numbers; "
             "numbers that are classes are listed in task.labels), given 2.5 in train",
         ),
         (
             [*GOOD, {"text": "x", "label": 0.5}],
             {"labels": ["good", "bad"]},
-            "expected labels out of good, bad (task.regression=true predicts numbers), given 0.5 in row 7 of train",
+            "expected labels out of good, bad (task.kind=regression predicts numbers), given 0.5 in row 7 of train",
         ),
         (GOOD, {"holdout": 0.01}, "holdout: expected a share that leaves examples on both sides of 6"),
         (GOOD, {"holdout": 0.99}, "holdout: expected a share that leaves examples on both sides of 6"),
@@ -347,7 +345,7 @@ BLANK = [{"text": " ", "label": "bad"}, {"text": None, "label": "bad"}]
         (
             GOOD,
             {"metrics": ["recall"]},
-            "metrics: expected some of accuracy, f1, matthews (2 classes)",
+            "metrics: expected some of accuracy, f1, matthews (classification, outputs: 2)",
         ),
     ],
 )
@@ -440,7 +438,7 @@ def test_empty_texts_of_benchmarks_are_kept_with_a_warning(tmp_path: Path, caplo
         ("label_column", "text"),
         ("evaluation_splits", []),
         ("evaluation_splits", ["train"]),
-        ("regression", "yes"),
+        ("kind", "ranking"),
         ("blank_texts", "maybe"),
         ("name", ""),
     ],

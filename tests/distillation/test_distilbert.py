@@ -28,7 +28,7 @@ from edgemin.encoder import building
 from edgemin.encoder.parts import head_prefixes
 from edgemin.errors import UserError
 from edgemin.store.cache import Cache
-from edgemin.training.soft_targets import soft_target_kl
+from edgemin.tasks.classification import soft_target_kl
 from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")

@@ -17,7 +17,10 @@ from edgemin.data.module import DataModule
 from edgemin.distillation.logits import LogitsDistillation
 from edgemin.encoder import building, taps
 from edgemin.errors import UserError
-from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss, soft_target_kl
+from edgemin.tasks.base import Kind
+from edgemin.tasks.classification import Classification, soft_target_kl
+from edgemin.tasks.regression import Regression
+from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
 from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -41,6 +44,10 @@ def reference(teacher: Tensor, student: Tensor, temperature: float) -> float:
         target, learnt = softened(of_teacher, temperature), softened(of_student, temperature)
         losses.append(sum(p * (math.log(p) - math.log(q)) for p, q in zip(target, learnt, strict=True)))
     return temperature**2 * sum(losses) / len(losses)
+
+
+def kind_of(logits: Tensor) -> Kind:
+    return Regression() if logits.shape[1] == 1 else Classification()
 
 
 # The loss
@@ -75,7 +82,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient() -> None:
     for classes in (1, 3):
         teacher = sample(0, classes)
         student = teacher.clone().requires_grad_()
-        loss = output_loss([teacher, teacher], student, 2.0)
+        loss = output_loss(kind_of(student), [teacher, teacher], student, 2.0)
         loss.backward()
         assert loss.item() == 0 and student.grad is not None and student.grad.abs().max() < 1e-12
 
@@ -89,14 +96,14 @@ def test_examples_are_averaged_so_that_a_batch_is_the_mean_of_its_halves() -> No
 @pytest.mark.parametrize("classes", [1, 3])
 def test_several_teachers_count_the_same_and_pull_like_the_mean_of_their_answers(classes: int) -> None:
     teachers, student = [sample(seed, classes) for seed in (0, 1, 2)], sample(3, classes).requires_grad_()
-    loss = output_loss(teachers, student, 2.0)
-    alone = [output_loss([teacher], student, 2.0) for teacher in teachers]
+    loss = output_loss(kind_of(student), teachers, student, 2.0)
+    alone = [output_loss(kind_of(student), [teacher], student, 2.0) for teacher in teachers]
     torch.testing.assert_close(loss, torch.stack(alone).mean())
     if classes == 1:
         mean = torch.stack(teachers).mean(0)
     else:
         mean = 2.0 * torch.stack([(teacher / 2).softmax(-1) for teacher in teachers]).mean(0).log()
-    of_mean = output_loss([mean], student, 2.0)
+    of_mean = output_loss(kind_of(student), [mean], student, 2.0)
     torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in (loss, of_mean)))
 
 
@@ -104,14 +111,15 @@ def test_one_output_is_a_score_and_knows_no_temperature() -> None:
     teacher, student = sample(0, 1), sample(1, 1)
     expected = sum((t - s) ** 2 for t, s in zip(teacher[:, 0].tolist(), student[:, 0].tolist(), strict=True)) / 5
     for temperature in (1.0, 7.0):
-        assert output_loss([teacher], student, temperature).item() == pytest.approx(expected)
+        assert output_loss(kind_of(student), [teacher], student, temperature).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("classes", [1, 3])
 def test_the_gradient_passes_gradcheck_and_the_teacher_gets_none(classes: int) -> None:
     teacher, student = sample(0, classes).requires_grad_(), sample(1, classes).requires_grad_()
-    assert torch.autograd.gradcheck(lambda learnt: output_loss([teacher.detach()], learnt, 3.0), (student,))
-    output_loss([teacher], student, 3.0).backward()
+    kind = kind_of(student)
+    assert torch.autograd.gradcheck(lambda learnt: output_loss(kind, [teacher.detach()], learnt, 3.0), (student,))
+    output_loss(kind, [teacher], student, 3.0).backward()
     assert teacher.grad is None and student.grad is not None
 
 
@@ -119,9 +127,9 @@ def test_the_gradient_passes_gradcheck_and_the_teacher_gets_none(classes: int) -
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_arithmetic_is_float32_for_16_bit_logits_and_under_autocast(dtype: torch.dtype, classes: int) -> None:
     teacher, student = sample(0, classes, dtype), sample(1, classes, dtype)
-    expected = output_loss([teacher.float()], student.float(), 2.0)
+    expected = output_loss(kind_of(student), [teacher.float()], student.float(), 2.0)
     with torch.autocast("cpu", dtype=dtype):
-        loss = output_loss([teacher], student, 2.0)
+        loss = output_loss(kind_of(student), [teacher], student, 2.0)
     assert loss.dtype == torch.float32 and torch.equal(loss, expected)
 
 
@@ -169,8 +177,9 @@ def test_the_stages_loss_is_the_equation_on_what_both_sides_answer(
 def test_a_regression_learns_the_teachers_score(tmp_path: Path) -> None:
     student, teacher = tiny.model(dropout=0.0), tiny.model(seed=5)
     for model in (student, teacher):
-        building.attach_head(model, ["score"], regression=True)
+        building.attach_head(model, ["score"], "regression")
     stage = distillation(alpha=1.0)
+    stage._data = tiny.of_kind(Regression())
     batch = tiny.data(tmp_path).train.batch(range(6))
     stage.match(building.structure(student), [building.structure(teacher)])
     readings = [taps.read(model, batch, logits=True) for model in (student, teacher)]

@@ -21,6 +21,7 @@ from edgemin.distillation.relation import relation_kl
 from edgemin.distillation.sample_relations import contrastive_relation, sample_relation
 from edgemin.encoder import building, slicing, taps
 from edgemin.errors import UserError
+from edgemin.tasks.regression import Regression
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.soft_targets import output_loss
 from edgemin.training.stage import Shape
@@ -280,7 +281,7 @@ def test_the_second_loss_is_the_weighted_sum_over_the_examples(
     mapped = first[1] @ stage.projection.weight.detach().T
     expected = weight["sample"] * sample_relation(*first)
     expected = expected + weight["contrastive"] * contrastive_relation(first[0], mapped, batch["labels"], 0.1)
-    expected = expected + weight["soft"] * output_loss([theirs.logits], mine.logits, 2.0)
+    expected = expected + weight["soft"] * output_loss(data.kind, [theirs.logits], mine.logits, 2.0)
     torch.testing.assert_close(stage.loss(batch).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -347,17 +348,20 @@ def test_relation_heads_are_the_students_or_the_next_below_that_divide_both_widt
 def test_what_a_regression_has_no_classes_for_is_left_out_and_it_says_so(batch: dict[str, Tensor]) -> None:
     student, teacher = tiny.model(layers=2), tiny.model(layers=2, seed=5)
     for model in (student, teacher):
-        building.attach_head(model, ["score"], regression=True)
+        building.attach_head(model, ["score"], "regression")
     structures = building.structure(student), [building.structure(teacher)]
     stage = tiny.planned(distillation())
+    stage._data = tiny.of_kind(Regression())
     stage.match(*structures)
     stage.phase = 1
     (note,) = stage.notes
-    assert "regression" in note
+    assert "contrast by label" in note
     found = stage.terms(inside(student, batch), [inside(teacher, batch)], batch)
     assert set(found) == {"sample", "soft"}
+    alone = tiny.planned(distillation(sample_weight=0.0, soft_weight=0.0))
+    alone._data = tiny.of_kind(Regression())
     with pytest.raises(UserError, match="above 0"):
-        tiny.planned(distillation(sample_weight=0.0, soft_weight=0.0)).match(*structures)
+        alone.match(*structures)
 
 
 def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from edgemin.data.module import DataModule
 from edgemin.distillation.pkd import PatientDistillation, Strategy, patience_loss, patient_layers
 from edgemin.encoder import building, taps
 from edgemin.errors import UserError
-from edgemin.training.soft_targets import soft_target_kl
+from edgemin.tasks.classification import soft_target_kl
 from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")

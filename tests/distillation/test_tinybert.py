@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from edgemin import config
 from edgemin.data.module import DataModule
-from edgemin.distillation.tinybert import TinyBERT, prediction_loss, score_mse
+from edgemin.distillation.tinybert import TinyBERT, score_mse
 from edgemin.encoder import building, slicing, taps
 from edgemin.errors import UserError
+from edgemin.tasks.classification import soft_cross_entropy
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.stage import Shape
@@ -95,7 +96,7 @@ def test_predictions_equal_a_float64_loop_and_their_gradient_that_of_the_kl(temp
     for t, s in zip(teacher.tolist(), student.tolist(), strict=True):
         p, q = ([math.exp(z / temperature) for z in logits] for logits in (t, s))
         examples.append(-sum(a / sum(p) * math.log(b / sum(q)) for a, b in zip(p, q, strict=True)))
-    loss = prediction_loss(teacher, student, temperature)
+    loss = soft_cross_entropy(teacher, student, temperature)
     assert loss.item() == pytest.approx(temperature**2 * mean(examples), rel=1e-12)
     kl = temperature**2 * functional.kl_div(
         (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1), reduction="batchmean"
@@ -106,20 +107,14 @@ def test_predictions_equal_a_float64_loop_and_their_gradient_that_of_the_kl(temp
 def test_predictions_are_averaged_over_examples_and_not_over_classes_as_the_published_code_does() -> None:
     teacher, student = states(0, 3)[:, 0], states(1, 3)[:, 0]
     published = (-teacher.softmax(-1) * student.log_softmax(-1)).mean()
-    torch.testing.assert_close(prediction_loss(teacher, student), 3 * published)
-
-
-def test_one_output_is_a_score_and_its_loss_the_squared_error_from_the_teachers() -> None:
-    teacher, student = states(0, 1)[:, 0], states(1, 1)[:, 0]
-    expected = mean([(a - b) ** 2 for a, b in zip(teacher.flatten().tolist(), student.flatten().tolist(), strict=True)])
-    assert prediction_loss(teacher, student, 5.0).item() == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(soft_cross_entropy(teacher, student), 3 * published)
 
 
 def test_a_student_equal_to_its_teacher_has_no_loss_inside_and_no_gradient_of_its_answers() -> None:
     learning = states(0).requires_grad_()
     assert hidden_mse(states(0), learning, MASK).item() == 0
     assert score_mse(side(0, 12), side(0, 12), MASK, HEADS).item() == 0
-    prediction_loss(states(0)[:, 0], learning[:, 0]).backward()
+    soft_cross_entropy(states(0)[:, 0], learning[:, 0], 1.0).backward()
     assert learning.grad is not None and learning.grad.abs().max() < 1e-12
 
 
@@ -153,7 +148,7 @@ def test_padding_gets_no_gradient_and_neither_does_the_teacher() -> None:
     for part in (*teacher, *student):
         part.requires_grad_()
     torch.stack(
-        [*every_loss(teacher, student, MASK), prediction_loss(teacher[0][:, 0], student[0][:, 0])]
+        [*every_loss(teacher, student, MASK), soft_cross_entropy(teacher[0][:, 0], student[0][:, 0])]
     ).sum().backward()
     assert all(part.grad is None for part in teacher)
     for part in student[:2]:
@@ -244,7 +239,7 @@ def test_the_second_loss_is_of_the_answers_alone(data: DataModule, batch: dict[s
     student, teacher = tiny.model(layers=2), tiny.model(layers=4, hidden=64, seed=5)
     stage = tiny.prepared(distillation(temperature=2.0), student, teacher, data)
     stage.phase = 1
-    expected = prediction_loss(tiny.logits(teacher, batch), tiny.logits(student, batch), 2.0)
+    expected = soft_cross_entropy(tiny.logits(teacher, batch), tiny.logits(student, batch), 2.0)
     torch.testing.assert_close(stage.loss(batch).detach(), expected)
 
 
@@ -280,7 +275,7 @@ def test_it_brings_student_and_teacher_closer_and_ends_as_a_plain_encoder(data: 
     assert building.structure(fitted.model) == shape and set(fitted.model.state_dict()) == names
     answers = tiny.logits(teacher, batch)
     after = tiny.logits(fitted.model, batch)
-    assert prediction_loss(answers, after) < prediction_loss(answers, before)
+    assert soft_cross_entropy(answers, after) < soft_cross_entropy(answers, before)
 
 
 def test_equal_widths_can_be_compared_as_they_are_and_a_copy_then_loses_nothing(

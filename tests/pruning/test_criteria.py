@@ -18,10 +18,11 @@ from edgemin.encoder import building, magnitude, parts, slicing, taps, truncatio
 from edgemin.errors import UserError
 from edgemin.pruning import structures
 from edgemin.pruning.criteria.activations import activation
-from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given, example_losses
+from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
 from edgemin.pruning.criteria.gradients import gradient_norm, taylor
 from edgemin.pruning.criteria.random import random
 from edgemin.pruning.criteria.table import CRITERIA, find
+from edgemin.tasks.classification import Classification
 
 HEADS, SIZE, HIDDEN, PAD = 4, 8, 32, 1
 SHAPE = {"vocab_size": 60, "num_labels": 3, "pad_token_id": PAD}
@@ -87,8 +88,12 @@ def batched(data: Sequence[Example], size: int, *, width: int = 12) -> Iterator[
         }
 
 
+def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return Classification().loss(logits, labels, "none")
+
+
 def scores(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], name: str, **given: Any) -> list[Tensor]:
-    return find(name, "heads").scores(Given(model, structures.HEADS, batches, **given))
+    return find(name, "heads").scores(Given(model, structures.HEADS, batches, **{"losses": example_losses, **given}))
 
 
 def accumulator_of(name: str) -> Accumulator:
@@ -310,12 +315,6 @@ def test_losses_can_be_given_and_a_reduced_one_is_refused() -> None:
     close(scores(model, batched(data, 5), "gradient_norm", losses=doubled), [2 * layer for layer in expected])
     with pytest.raises(AssertionError, match="one loss per example"):
         scores(model, batched(data, 5), "taylor", losses=F.cross_entropy)
-
-
-def test_the_default_loss_is_squared_error_for_regression_and_else_cross_entropy() -> None:
-    logits = torch.tensor([[1.0], [3.0]])
-    assert example_losses(logits, torch.tensor([0.5, 5.0])).tolist() == [0.25, 4.0]
-    torch.testing.assert_close(example_losses(torch.zeros(2, 4), torch.tensor([0, 3])), torch.full((2,), 4.0).log())
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -24,6 +24,7 @@ from edgemin.pruning.criteria.base import Given
 from edgemin.pruning.criteria.table import CRITERIA, find
 from edgemin.pruning.stage import HeadPruning
 from edgemin.pruning.structures import HEADS
+from edgemin.tasks.classification import Classification
 from edgemin.training.stage import Shape
 
 OUTPUTS = {
@@ -38,6 +39,10 @@ OUTPUTS = {
 @pytest.fixture
 def data(tmp_path: Path) -> DataModule:
     return tiny.data(tmp_path)
+
+
+def losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return Classification().loss(logits, labels, "none")
 
 
 def pruning(**settings: Any) -> HeadPruning:
@@ -197,7 +202,7 @@ def test_dropout_does_not_change_which_heads_go_by_calibration(data: DataModule,
 
 def test_the_heads_that_go_are_those_of_least_importance(data: DataModule, tmp_path: Path) -> None:
     start = tiny.model(heads=8)
-    scores = find("gradient_norm", "heads").scores(Given(start, HEADS, data.calibration(48, 8, seed=1)))
+    scores = find("gradient_norm", "heads").scores(Given(start, HEADS, data.calibration(48, 8, seed=1), losses))
     expected = [sorted(layer.argsort()[:4].tolist()) for layer in scores]
     assert gone(cut(start, data, tmp_path)[0]) == expected
 
@@ -209,7 +214,7 @@ def test_every_criterion_ranks_the_heads_that_its_name_in_the_yaml_says(
     start = tiny.model(heads=8)
     settings = {"criterion": criterion, "ratio": 0.5, "epochs": 0, "calibration_examples": 48, "batch_size": 8}
     stage = config.construct(tiny.node("prune", "heads") | settings, "prune", HeadPruning)
-    given = Given(start, HEADS, data.calibration(48, 8, seed=1), seed=1)
+    given = Given(start, HEADS, data.calibration(48, 8, seed=1), losses, seed=1)
     expected = [sorted(layer.argsort()[:4].tolist()) for layer in find(criterion, "heads").scores(given)]
     tiny.fit(stage, start, data, work=tmp_path)
     assert gone(stage) == expected
@@ -254,7 +259,7 @@ def test_ranking_during_training_sums_what_calibration_would_on_the_same_batches
         **settings,
     )
     batches = TrainBatches(data.train, 5, seed=1, steps=2 * accumulate)
-    expected = find(criterion, "heads").scores(Given(before, HEADS, batches))
+    expected = find(criterion, "heads").scores(Given(before, HEADS, batches, losses))
     assert len(ranked) == 1
     for got, wanted in zip(ranked[0], expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-9)

@@ -326,7 +326,7 @@ def test_a_quantized_artifact_is_a_source_that_is_cut_and_trained(data: DataModu
     order = list(reversed(parts.label_names(model)))
     batch = data.train.batch([0, 1, 2])
     before = tiny.logits(model, batch)
-    assert checkpoint.align_head(model, order)
+    assert checkpoint.align_head(model, order, "single_label_classification")
     assert torch.equal(tiny.logits(model, batch), before.flip(1))
 
 

@@ -24,6 +24,10 @@ from edgemin.quantization.ranges import Calibration
 from edgemin.quantization.sensitivity import NOT_FINITE, assign, damage, matrix_bytes, sensitivity
 from edgemin.quantization.settings import Quantization
 from edgemin.quantization.weights import Spec
+from edgemin.tasks.classification import Classification
+from edgemin.tasks.regression import Regression
+
+KIND = Classification()
 
 SETTINGS: dict[str, Any] = {"bits": 4, "sensitivity": True, "calibration_examples": 16, "activations": "none"}
 
@@ -34,10 +38,10 @@ def test_damage_is_the_mean_divergence_of_the_answers() -> None:
     naive = sum(
         float(one[row, label] * (one[row, label] / other[row, label]).log()) for row in range(5) for label in range(3)
     )
-    assert damage(before, after) == pytest.approx(naive / 5, rel=1e-9)
-    assert damage(before, before) == 0.0
-    assert damage(before, torch.full_like(after, torch.nan)) == 1e6
-    assert damage(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])) == 2.0
+    assert damage(before, after, KIND) == pytest.approx(naive / 5, rel=1e-9)
+    assert damage(before, before, KIND) == 0.0
+    assert damage(before, torch.full_like(after, torch.nan), KIND) == 1e6
+    assert damage(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]), Regression()) == 2.0
 
 
 def test_a_matrix_is_blamed_for_what_it_does_alone(data: DataModule) -> None:
@@ -45,13 +49,13 @@ def test_a_matrix_is_blamed_for_what_it_does_alone(data: DataModule) -> None:
     batches = data.calibration(12, 5, seed=1)
     paths = ["bert.embeddings.word_embeddings", "bert.encoder.layer.1.output.dense"]
     modules = dict(model.named_modules())
-    found = sensitivity(model, {path: [Spec(4, "channel"), Spec(2, "channel")] for path in paths}, "mse", batches)
+    found = sensitivity(model, {path: [Spec(4, "channel"), Spec(2, "channel")] for path in paths}, "mse", batches, KIND)
     assert all(model.get_submodule(path) is modules[path] for path in paths)
     reference = torch.cat([tiny.logits(model, batch) for batch in batches])
     for path, bits in product(paths, (4, 2)):
         alone = copy.deepcopy(model)
         quantization.quantize(alone, {path: Spec(bits, "channel")}, "mse", Calibration())
-        expected = damage(reference, torch.cat([tiny.logits(alone, batch) for batch in batches]))
+        expected = damage(reference, torch.cat([tiny.logits(alone, batch) for batch in batches]), KIND)
         assert found[path][bits] == pytest.approx(expected, abs=1e-9)
 
 
@@ -132,7 +136,7 @@ def test_only_weights_are_blamed(activations: Any, data: DataModule) -> None:
     path = "bert.encoder.layer.1.output.dense"
     batches = data.calibration(12, 5, seed=1)
     found = [
-        sensitivity(tiny.model(), {path: [Spec(2, "channel", None, how)]}, "mse", batches)
+        sensitivity(tiny.model(), {path: [Spec(2, "channel", None, how)]}, "mse", batches, KIND)
         for how in (activations, "none")
     ]
     assert found[0] == found[1] and 0 < found[0][path][2] < 1
@@ -147,7 +151,7 @@ def test_a_model_is_put_back_when_measuring_fails(data: DataModule, monkeypatch:
 
     monkeypatch.setattr("edgemin.quantization.sensitivity.damage", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sensitivity(model, {path: [Spec(2, "channel")]}, "mse", data.calibration(4, 4, seed=1))
+        sensitivity(model, {path: [Spec(2, "channel")]}, "mse", data.calibration(4, 4, seed=1), KIND)
     assert model.get_submodule(path) is own
 
 

@@ -119,7 +119,7 @@ GOOD = "text,label\none,x\ntwo,y\n"
         ("text,label\none,x\n,y\n", GOOD, [], r"task\.text_columns: expected a text in every row of text"),
         ("text,label\none,x\ntwo,x\n", "text,label\none,x\n", [], r"task\.label_column: expected at least two classes"),
         (GOOD, GOOD, ["task.evaluation_splits=[test]"], r"task\.path: expected a file for the split 'test'"),
-        (GOOD, GOOD, ["task.regression=true"], r"task\.label_column: expected finite numbers"),
+        (GOOD, GOOD, ["task.kind=regression"], r"task\.label_column: expected finite numbers"),
         (GOOD, GOOD, ["task.metrics=[macro_f1]"], r"task\.metrics: "),
     ],
     ids=[

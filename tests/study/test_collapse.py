@@ -18,12 +18,14 @@ from edgemin.errors import UserError
 from edgemin.report import render, schema, tables
 from edgemin.study import collapse
 from edgemin.study.results import difference
+from edgemin.tasks.classification import Classification
+from edgemin.tasks.regression import Regression
 
 NAMES = ("good", "poor", "odd")
 
 
 def find(guess: np.ndarray, truth: list[int], **changes: Any) -> dict[str, Any] | None:
-    settings: dict[str, Any] = {"regression": False, "names": NAMES, "metrics": ("accuracy", "matthews")}
+    settings: dict[str, Any] = {"kind": Classification(), "names": NAMES, "metrics": ("accuracy", "matthews")}
     return collapse.find(guess.astype(np.float32), np.array(truth), **(settings | changes))
 
 
@@ -62,7 +64,7 @@ def test_one_number_for_all_is_found_whatever_rounding_makes_of_it() -> None:
     labels = np.linspace(0, 5, 20, dtype=np.float32)
     near = np.full((20, 1), 0.3, dtype=np.float32)
     near[::2] = np.nextafter(near[::2], np.float32(1))
-    asked: dict[str, Any] = {"regression": True, "names": ("score",), "metrics": ("pearson",)}
+    asked: dict[str, Any] = {"kind": Regression(), "names": ("score",), "metrics": ("pearson",)}
     found = collapse.find(near, labels, **asked)
     assert found is not None and found["prediction"] == pytest.approx(0.3) and "majority" not in found
     said = collapse.sentence(found, "pearson", 0.0, "own validation")
@@ -112,7 +114,7 @@ def test_a_run_says_that_its_models_give_one_answer(
 def test_a_constant_regression_is_said_too(tmp_path: Path) -> None:
     for split in ("train", "validation"):  # the same text everywhere gets the same answer
         (tmp_path / f"{split}.csv").write_text("text,score\n" + "".join(f"good,{row % 5}\n" for row in range(20)))
-    asked = ["task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.regression=true"]
+    asked = ["task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.kind=regression"]
     row = studies.run(tmp_path / "run", *asked, "order.stages=[finetune]", "stages=[finetune]")["rows"][-1]
     assert isinstance(row["collapsed"]["custom"]["validation"]["prediction"], float)
     assert [note for note in row["notes"] if note.endswith("its correlations count as 0")]

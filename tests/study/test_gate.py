@@ -23,6 +23,10 @@ from edgemin.quantization.ranges import Calibration
 from edgemin.quantization.sensitivity import damage
 from edgemin.quantization.weights import Spec
 from edgemin.study import gate
+from edgemin.tasks.classification import Classification
+from edgemin.tasks.regression import Regression
+
+KIND, NUMBERS = Classification(), Regression()
 
 
 def accuracy(labels: np.ndarray) -> Callable[[gate.Answers], float]:
@@ -41,11 +45,11 @@ def test_agreement_and_flips_are_counted_over_answers() -> None:
     before = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]], dtype=np.float32)
     after = np.array([[0.0, 1.0], [0.0, 1.0], [2.0, 1.9], [0.0, 3.0]], dtype=np.float32)
     scored = accuracy(np.array([0, 1, 0, 1]))
-    found = gate.compare(scored, before, after, 0.249)
+    found = gate.compare(KIND, scored, before, after, 0.249)
     assert (found["agreement"], found["flips"], found["examples"]) == (0.75, 1, 4)
     assert found["drop"] == 0.25 and found["chance"] > 0.4 and found["passed"], "one answer is no evidence"
-    assert gate.compare(scored, after, before, 0.0)["chance"] is None
-    one = gate.compare(mean, before[:, :1], before[:, :1], 0.0)
+    assert gate.compare(KIND, scored, after, before, 0.0)["chance"] is None
+    one = gate.compare(NUMBERS, mean, before[:, :1], before[:, :1], 0.0)
     assert one["agreement"] is None and one["flips"] is None and one["passed"]
 
 
@@ -54,7 +58,7 @@ def test_comparing_equals_counting_one_sentence_after_the_other(classes: int) ->
     drawn = np.random.default_rng(classes)
     before, after = (drawn.normal(size=(97, classes)).astype(np.float32) for _ in range(2))
     labels = drawn.integers(classes, size=97)
-    found = gate.compare(accuracy(labels), before, after, 1.0)
+    found = gate.compare(KIND, accuracy(labels), before, after, 1.0)
     flips = right = 0
     for one, other, label in zip(before.tolist(), after.tolist(), labels.tolist(), strict=True):
         flips += one.index(max(one)) != other.index(max(other))
@@ -71,16 +75,16 @@ def test_a_loss_of_just_what_is_allowed_passes_whatever_single_precision_makes_o
         def scored(logits: gate.Answers) -> float:
             return torch.tensor((logits.argmax(1) == 0).mean(), dtype=torch.float32).item()
 
-        assert gate.compare(scored, before, just, 0.09)["passed"], right
-        assert not gate.compare(scored, before, more, 0.09)["passed"], right
-        assert not gate.compare(scored, before, just, 0.0)["passed"], right
+        assert gate.compare(KIND, scored, before, just, 0.09)["passed"], right
+        assert not gate.compare(KIND, scored, before, more, 0.09)["passed"], right
+        assert not gate.compare(KIND, scored, before, just, 0.0)["passed"], right
 
 
 @pytest.mark.parametrize(("worse", "better", "rings"), [(2, 0, False), (4, 0, False), (5, 0, True), (6, 5, False)])
 def test_a_loss_that_few_answers_make_does_not_ring(worse: int, better: int, rings: bool) -> None:
     before = answers([0] * 300 + [1] * 100)
     after = answers([1] * worse + [0] * (300 - worse) + [0] * better + [1] * (100 - better))
-    found = gate.compare(accuracy(np.zeros(400)), before, after, 0.0)
+    found = gate.compare(KIND, accuracy(np.zeros(400)), before, after, 0.0)
     assert found["flips"] == worse + better and found["passed"] == (not rings)
     if not better:
         assert found["chance"] == pytest.approx(0.5**worse, abs=0.02)
@@ -95,20 +99,20 @@ def test_a_rare_class_that_is_lost_rings_although_as_many_answers_are_better() -
         guess = logits.argmax(1)
         return float(2 * (guess & labels).sum() / (guess.sum() + labels.sum()))
 
-    found = gate.compare(f1, before, after, 0.01)
+    found = gate.compare(KIND, f1, before, after, 0.01)
     assert found["drop"] > 0.4 and not found["passed"] and found["chance"] < 0.01
-    assert gate.compare(accuracy(labels), before, after, 0.01)["passed"]
+    assert gate.compare(KIND, accuracy(labels), before, after, 0.01)["passed"]
 
 
 def test_a_regression_is_judged_by_exchanges_too() -> None:
     before, after = np.ones((50, 1), dtype=np.float32), np.full((50, 1), 0.5, dtype=np.float32)
-    assert not gate.compare(mean, before, after, 0.1)["passed"]
-    assert not gate.compare(mean, before, np.full_like(after, math.nan), 1.0)["passed"], "no number is no pass"
+    assert not gate.compare(NUMBERS, mean, before, after, 0.1)["passed"]
+    assert not gate.compare(NUMBERS, mean, before, np.full_like(after, math.nan), 1.0)["passed"], "no number is no pass"
 
 
 def test_one_answer_to_everything_never_passes() -> None:
     logits = answers([0] * 400)
-    found = gate.compare(accuracy(np.zeros(400)), logits, logits, 1.0, collapsed=True)
+    found = gate.compare(KIND, accuracy(np.zeros(400)), logits, logits, 1.0, collapsed=True)
     assert (found["passed"], found["collapsed"], found["flips"]) == (False, True, 0)
 
 
@@ -118,7 +122,7 @@ def test_the_worst_layer_is_the_one_that_does_most_alone(data: DataModule) -> No
     quantization.quantize(changed, {path: Spec(many, "tensor") for path, many in bits.items()}, "minmax", Calibration())
     batches = data.calibration(12, 5, seed=1)
     modules = dict(parent.named_modules())
-    found = gate.blame(parent, changed, batches)
+    found = gate.blame(parent, changed, batches, KIND)
     assert [entry["layer"] for entry in found] == list(bits)
     assert all(module is modules[path] for path, module in parent.named_modules())
     reference = torch.cat([tiny.logits(parent, batch) for batch in batches])
@@ -126,13 +130,13 @@ def test_the_worst_layer_is_the_one_that_does_most_alone(data: DataModule) -> No
         "bert.encoder.layer.0.output.dense", changed.get_submodule("bert.encoder.layer.0.output.dense")
     )
     alone = torch.cat([tiny.logits(parent, batch) for batch in batches])
-    assert found[0]["damage"] == pytest.approx(damage(reference, alone), abs=1e-9)
+    assert found[0]["damage"] == pytest.approx(damage(reference, alone, KIND), abs=1e-9)
 
 
 def test_torchs_dynamic_layers_are_blamed_too(data: DataModule) -> None:
     changed = tiny.model()
     torch_layers.quantize(changed)
-    found = gate.blame(tiny.model(), changed, data.calibration(4, 4, seed=1))
+    found = gate.blame(tiny.model(), changed, data.calibration(4, 4, seed=1), KIND)
     assert len(found) == 20 and found[0]["damage"] >= found[-1]["damage"] >= 0
 
 
@@ -142,7 +146,7 @@ def test_a_layer_without_a_place_of_its_shape_is_not_blamed(data: DataModule) ->
     inner = narrow.get_submodule("bert.encoder.layer.0")
     inner.intermediate.dense, inner.output.dense = torch.nn.Linear(32, 16), torch.nn.Linear(16, 32)
     torch_layers.quantize(changed)
-    found = {entry["layer"] for entry in gate.blame(narrow, changed, data.calibration(4, 4, seed=1))}
+    found = {entry["layer"] for entry in gate.blame(narrow, changed, data.calibration(4, 4, seed=1), KIND)}
     assert len(found) == 18 and path not in found and path.replace("layer.0", "layer.1") in found
 
 
@@ -152,7 +156,7 @@ def test_layers_of_a_parent_that_is_quantized_itself_are_blamed_for_what_the_sta
     for model, bits in ((parent, {first: 4}), (changed, {first: 4, second: 2})):
         specs = {path: Spec(many, "tensor") for path, many in bits.items()}
         quantization.quantize(model, specs, "minmax", Calibration())
-    found = gate.blame(parent, changed, data.calibration(12, 5, seed=1))
+    found = gate.blame(parent, changed, data.calibration(12, 5, seed=1), KIND)
     assert [entry["layer"] for entry in found] == [second, first]
     assert found[0]["damage"] > 0 and found[1]["damage"] == pytest.approx(0, abs=1e-12)
 
@@ -212,7 +216,7 @@ def test_a_regression_is_judged_without_counting_answers(tmp_path: Path) -> None
     for split, count, seed in (("train", 64, 1), ("validation", 20, 2)):
         lines = [f"{text.replace(',', ';')},{len(text) / 40:.3f}" for text in toy.generate(count, seed)[0]]
         (tmp_path / f"{split}.csv").write_text("\n".join(["text,score", *lines]) + "\n")
-    own = ("task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.regression=true")
+    own = ("task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.kind=regression")
     asked = ("task.max_length=48", "quantize=dynamic", "evaluate.max_drop=1", "stages=[finetune,quantize]")
     found = studies.run(tmp_path / "run", *own, *asked)["rows"][-1]["gate"]
     assert (found["metric"], found["agreement"], found["flips"], found["examples"]) == ("pearson", None, None, 20)

@@ -17,20 +17,25 @@ import studies
 from edgemin.store import digest
 from edgemin.study import pipeline, plan, scoring
 from edgemin.study.nodes import Node
+from edgemin.tasks.classification import Classification
 from edgemin.training import teacher_outputs
 from edgemin.training.stage import Stage
 
 ENCODER = {f"encoder.{name}" for name in ("building", "config_file", "families", "parts", "quantized")}
 ENCODER |= {"encoder.structure_file", "encoder.taps"}
-DATA = {"data.batches", "data.encoding", "data.module", "data.task"}
+TASK = {"tasks.base", "tasks.classification"}
+DATA = {"data.batches", "data.encoding", "data.module"}
 TRAINING = {f"training.{name}" for name in ("callbacks", "fit", "fitting", "stage")}
 # What every training stage depends on.
-STAGE = {"artifact", "evaluate", "processes.launch", "processes.ranks"} | ENCODER | DATA | TRAINING
+STAGE = {"artifact", "evaluate", "processes.launch", "processes.ranks"} | ENCODER | TASK | DATA | TRAINING
 DISTILLATION = {f"training.{name}" for name in ("distillation", "teacher_outputs", "averages", "layer_maps")}
 DISTILLATION |= {"training.loss_weights"} | {f"distillation.{name}" for name in ("relation", "relation_blocks")}
 LAYERS = {f"quantization.{name}" for name in ("affine", "layers", "model", "packing", "ranges", "weights")}
 # What runs beside a computation and tells of it (a log, curves), and examples, whose content is in the key.
 BESIDE = {"edgemin.study.job", "edgemin.tracking", "edgemin.data.examples"}
+
+
+KIND = Classification()
 
 
 def modules(*names: str) -> set[str]:
@@ -46,10 +51,10 @@ def of_stage(name: str, *overrides: str) -> tuple[str, ...]:
     """The modules that the stage of a study names, as planning takes them."""
     node = next(node for node in studies.plan(*overrides).nodes if node.path.endswith(f"student/{name}"))
     assert node.parent is not None
-    return plan.stage_code(step(node).planned, (node.parent, *node.teachers))
+    return plan.stage_code(step(node).planned, (node.parent, *node.teachers), KIND)
 
 
-EVALUATION = scoring.EVALUATION_CODE
+EVALUATION = (*scoring.EVALUATION_CODE, KIND.module)
 # A distillation on a corpus.
 CORPUS = ("distill.corpus_length=16", "distill.epochs=null", "stages=[distill,finetune]")
 # The results of a study by the modules that they name.
@@ -75,13 +80,13 @@ RESULTS: dict[str, Callable[[], tuple[str, ...]]] = {
 def test_the_modules_in_a_key_are_these() -> None:
     """Whoever adds a module to a list here makes every result of that kind again, in every store."""
     found = {name: modules(*named()) for name, named in RESULTS.items()}
-    assert found["fine-tuning"] == STAGE | {"finetune"} and len(found["fine-tuning"]) <= 20
+    assert found["fine-tuning"] == STAGE | {"finetune"} and len(found["fine-tuning"]) <= 21
     assert found["distillation"] == STAGE | DISTILLATION | {"distillation.minilmv2"}
     pruning = {f"pruning.{name}" for name in ("stage", "selection", "structures", "criteria.base")}
     pruning |= STAGE | {"encoder.slicing"}
     assert found["pruning"] == pruning | {"pruning.criteria.gradients"}
     assert found["pruning by weights"] == pruning | {"pruning.criteria.weights", "encoder.magnitude"}
-    assert found["evaluation"] == ENCODER | (DATA - {"data.module"}) | {"artifact", "evaluate"}
+    assert found["evaluation"] == ENCODER | TASK | (DATA - {"data.module"}) | {"artifact", "evaluate"}
     roots = {f"encoder.{name}" for name in ("magnitude", "rotation", "shapes", "slicing", "stream")}
     roots |= {"encoder.truncation", "encoder.weights_file"}
     assert found["root"] == ENCODER | roots | {"artifact", "checkpoint", "study.roots", "toy"}
@@ -173,6 +178,8 @@ def test_a_change_of_any_module_changes_the_keys_that_have_it_and_no_other(packa
     assert changed_by["pruning.criteria.gradients"] == {"pruning"}
     assert changed_by["pruning.criteria.weights"] == {"pruning by weights"}
     assert not changed_by["pruning.criteria.table"], "a new criterion prunes no model again"
+    assert not changed_by["tasks.table"] | changed_by["tasks.regression"], "another kind of task trains no model again"
+    assert not changed_by["tasks.classification"] & {"root", "teacher outputs", "cost", "measurement"}
     assert changed_by["quantization.layers"] >= {"fine-tuning of a quantized model", "evaluation of a quantized model"}
 
 
@@ -242,6 +249,6 @@ def test_whatever_runs_while_a_result_is_computed_is_in_its_key(
         else:
             node = nodes[path]
             assert node.parent is not None
-            held = set(digest.code_modules(*plan.stage_code(step(node).planned, (node.parent, *node.teachers))))
+            held = set(digest.code_modules(*plan.stage_code(step(node).planned, (node.parent, *node.teachers), KIND)))
         unseen = {module for module in ran - held - BESIDE if not module.startswith(digest.DECIDES_NOTHING)}
         assert not unseen, path

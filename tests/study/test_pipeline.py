@@ -410,7 +410,7 @@ def test_a_regression_on_own_files_runs(place: Path, tmp_path: Path) -> None:
         texts = toy.generate(count, seed)[0]
         lines = [f"{text.replace(',', ';')},{len(text) / 40:.3f}" for text in texts]
         (tmp_path / f"{split}.csv").write_text("\n".join(["text,score", *lines]) + "\n")
-    own = ("task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.regression=true")
+    own = ("task=custom", f"task.path={tmp_path}", "task.label_column=score", "task.kind=regression")
     run = studies.run(tmp_path / "run", *own, "task.max_length=48", "stages=[finetune,distill,quantize]")
     assert run["task"]["metric"] == "pearson" and run["task"]["labels"] == ["score"]
     for row in run["rows"]:

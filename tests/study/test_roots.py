@@ -420,7 +420,7 @@ def test_a_head_is_brought_into_the_tasks_order_by_name(family: str, batch: Any)
     model = tiny.model(family)
     building.attach_head(model, ["Neutral", "CONTRADICTION", "entailment"])
     before = tiny.logits(model, batch)
-    assert checkpoint.align_head(model, ["entailment", "neutral", "contradiction"])
+    assert checkpoint.align_head(model, ["entailment", "neutral", "contradiction"], "single_label_classification")
     torch.testing.assert_close(tiny.logits(model, batch), before[:, [2, 0, 1]], atol=1e-6, rtol=1e-5)
     assert label_names(model) == ("entailment", "neutral", "contradiction")
     assert model.config.label2id == {"entailment": 0, "neutral": 1, "contradiction": 2}
@@ -429,7 +429,7 @@ def test_a_head_is_brought_into_the_tasks_order_by_name(family: str, batch: Any)
 def test_generic_labels_are_taken_in_the_order_they_come(batch: Any) -> None:
     model = with_labels(["LABEL_0", "LABEL_1"])
     before = tiny.logits(model, batch)
-    assert checkpoint.align_head(model, ["negative", "positive"])
+    assert checkpoint.align_head(model, ["negative", "positive"], "single_label_classification")
     assert torch.equal(tiny.logits(model, batch), before)
     assert label_names(model) == ("negative", "positive")
 
@@ -453,7 +453,7 @@ def test_labels_are_matched_by_name_and_never_by_place(have: list[str], want: li
 def test_a_head_of_other_labels_is_left_as_it_is(batch: Any) -> None:
     model = with_labels(["good", "bad"])
     before = tiny.logits(model, batch)
-    assert not checkpoint.align_head(model, ["negative", "positive"])
+    assert not checkpoint.align_head(model, ["negative", "positive"], "single_label_classification")
     assert torch.equal(tiny.logits(model, batch), before) and label_names(model) == ("good", "bad")
 
 

@@ -380,7 +380,7 @@ class Scores:
         self.weights: list[dict[str, torch.Tensor]] = []
         self.on: list[Any] = []
 
-    def __call__(self, model: Any, encoded: Any, **settings: Any) -> Evaluation:
+    def __call__(self, model: Any, encoded: Any, *of_task: Any, **settings: Any) -> Evaluation:
         self.weights.append(tiny.weights(model))
         self.on.append(encoded)
         return Evaluation({"accuracy": next(self.scores)}, None)  # type: ignore[arg-type]
@@ -428,7 +428,7 @@ def stopped_early(
     known: dict[str, float] = {}
     fresh = iter(scores)
 
-    def evaluate(model: Any, encoded: Any, **settings: Any) -> Evaluation:
+    def evaluate(model: Any, encoded: Any, *of_task: Any, **settings: Any) -> Evaluation:
         content = repr([tensor.double().sum().item() for tensor in model.state_dict().values()])
         if content not in known:
             known[content] = next(fresh)

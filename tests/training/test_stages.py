@@ -20,7 +20,7 @@ from edgemin.finetune import Finetune
 from edgemin.quantization import torch_layers
 from edgemin.quantization.dynamic import DynamicQuantization
 from edgemin.training.fit import Fit
-from edgemin.training.stage import Shape, Stage, task_loss
+from edgemin.training.stage import Shape, Stage
 
 GROUPS = ("finetune", "distill", "prune", "quantize")
 YAML = [
@@ -150,14 +150,6 @@ def test_weight_decay_leaves_biases_and_layernorms_alone_and_the_rate_warms_up_a
 
 
 # Loss and head
-
-
-def test_the_task_loss_is_cross_entropy_or_squared_error() -> None:
-    logits = torch.tensor([[2.0, -1.0], [0.5, 0.5]])
-    by_hand = (math.log(1 + math.exp(-3)) + math.log(2)) / 2
-    assert task_loss(logits, torch.tensor([0, 1]), regression=False).item() == pytest.approx(by_hand)
-    score = task_loss(torch.tensor([[1.0], [4.0]]), torch.tensor([2.0, 2.0]), regression=True)
-    assert score.item() == pytest.approx((1 + 4) / 2)
 
 
 def test_a_head_of_the_tasks_labels_is_kept_and_another_is_replaced(tmp_path: Path) -> None:

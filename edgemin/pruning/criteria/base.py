@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,13 +24,6 @@ Batch = Mapping[str, Tensor]
 Needs = Literal["nothing", "sentences", "gradients"]
 
 
-def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The task loss of each example `[B]`: squared error for floating-point labels, else cross-entropy."""
-    if labels.is_floating_point():
-        return F.mse_loss(logits.squeeze(-1), labels, reduction="none")
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
 class Given(NamedTuple):
     """What a criterion may look at.
 
@@ -39,14 +31,14 @@ class Given(NamedTuple):
         model: a sequence classifier that `encoder` knows.
         structure: whose units are scored.
         batches: inputs and `labels`, in batches of any size; only the examples in them matter.
-        losses: from logits `[B, C]` and labels to the loss of each example `[B]`.
+        losses: from logits `[B, C]` and labels to the loss of each example `[B]`, for a criterion that needs gradients.
         seed: of what is drawn.
     """
 
     model: PreTrainedModel
     structure: Structure
     batches: Iterable[Batch] = ()
-    losses: Callable[[Tensor, Tensor], Tensor] = example_losses
+    losses: Callable[[Tensor, Tensor], Tensor] | None = None
     seed: int = 0
 
 
@@ -116,6 +108,7 @@ class ByExample(Criterion):
             logits = taps.logits(model, batch)
             gradients: Sequence[Tensor | None] = [None] * len(outputs)
             if by_gradient:
+                assert given.losses is not None
                 losses = given.losses(logits, batch["labels"])
                 assert losses.shape == logits.shape[:1], "one loss per example: reduction='none'"
                 # Not backward(): it would add to the gradients of the parameters, and take the time to form them.

@@ -1,0 +1,1 @@
+"""Kinds of task: one file per kind, and the table that finds them by name."""
