@@ -34,6 +34,7 @@ _METRIC_TITLES = {
     "accuracy": ("Accuracy", "%"),
     "f1": ("F1", "%"),
     "macro_f1": ("Macro-F1", "%"),
+    "micro_f1": ("Micro-F1", "%"),
     "matthews": ("Matthews", "x100"),
     "pearson": ("Pearson", "x100"),
     "spearman": ("Spearman", "x100"),
