@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from edgemin.tasks.base import Kind, refusal
 from edgemin.tasks.classification import Classification
+from edgemin.tasks.multi_label import MultiLabel
 from edgemin.tasks.regression import Regression
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Regression())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Regression(), MultiLabel())}
 
 
 def find(name: str) -> Kind:

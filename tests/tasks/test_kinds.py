@@ -23,7 +23,11 @@ from edgemin.tasks.table import KINDS, find
 CLASSES, NUMBERS = find("classification"), find("regression")
 EVERY = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 # Labels as they are read, for every kind.
-VALUES = {"classification": ["a", "b", "c", "a", "b", "a"], "regression": [0.5, 1.0, 2.0, -1.0, 0.0, 3.0]}
+VALUES = {
+    "classification": ["a", "b", "c", "a", "b", "a"],
+    "regression": [0.5, 1.0, 2.0, -1.0, 0.0, 3.0],
+    "multi_label": ["a", "a|b", "", "c", "b", "b|a"],
+}
 
 
 def column(kind: Kind) -> LabelColumn:
