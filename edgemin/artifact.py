@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin.encoder import config_file, quantized, structure_file
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError, first_line
 from edgemin.store.json_file import read_object
 
@@ -50,7 +51,7 @@ def save(
     if training_state:
         _write_tensors(directory / TRAINING_STATE, training_state)
     model.config.save_pretrained(directory)
-    _write_json(directory / STRUCTURE, structure_file.written(quantized.structure(model)))
+    _write_json(directory / STRUCTURE, structure_file.written(quantized.outline(model)))
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     _write_json(directory / PROVENANCE, provenance)
@@ -77,10 +78,10 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
         if not (directory / name).is_file():
             raise UserError(f"artifact {directory}: expected a file {name}, found none")
     try:
-        structure = structure_file.read_structure(directory / STRUCTURE)
+        outline = structure_file.read_outline(directory / STRUCTURE)
         config = config_file.read_config(directory / CONFIG)
         tensors = load_file(directory / WEIGHTS)
-        _check_fits(config, structure, tensors, directory)
+        _check_fits(config, outline, tensors, directory)
     except UserError as error:
         raise UserError(f"artifact {directory}: {error}") from error
     except (SafetensorError, OSError) as error:
@@ -89,7 +90,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
     # the weights drawn here are overwritten: leave the caller's generator alone
     with torch.random.fork_rng(devices=[]):
         try:
-            model = quantized.build(config, structure)
+            model = quantized.build(config, outline)
         except Exception as error:  # the rest was checked: what is left is how layers are quantized
             raise UserError(f"artifact {directory}: {STRUCTURE} cannot be built ({first_line(error)})") from error
     _fill(model, tensors, directory)
@@ -117,16 +118,13 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, found)
 
 
-def _check_fits(
-    config: PretrainedConfig, structure: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path
-) -> None:
-    """Compare shapes before anything of the size that the structure claims is made."""
-    expected = config_file.build_empty(config, structure, directory / CONFIG).state_dict()
-    kind = quantized.kind(structure)
+def _check_fits(config: PretrainedConfig, outline: Outline, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Compare shapes before anything of the size that the outline claims is made."""
+    expected = config_file.build_empty(config, outline, directory / CONFIG).state_dict()
     stored = {}  # by what their names would be in full precision; their shapes depend on their bits
-    if kind is not None:
-        ending = quantized.PROVIDERS[kind].weight
-        stored = {f"{path}.weight": f"{path}.{ending}" for path in structure["quantized"]["layers"]}
+    if (held := outline.quantized) is not None:
+        ending = quantized.PROVIDERS[held.provider].weight
+        stored = {f"{path}.weight": f"{path}.{ending}" for path in held.layers or ()}
     for name, tensor in expected.items():
         given = tensors.get(stored.get(name, name))
         if given is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from transformers import (
 from edgemin import artifact, toy
 from edgemin.encoder import building, config_file, parts, slicing, structure_file, taps
 from edgemin.encoder.building import ProblemType
-from edgemin.encoder.quantized import Kind, kind
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.weights_file import tensor_names
 from edgemin.errors import UserError, first_line
 from edgemin.progress import counted, live_line
@@ -52,14 +52,10 @@ class Facts:
 
     directory: Path
     config: PretrainedConfig
-    structure: dict[str, Any] | None  # of an EdgeMIN artifact, whose widths the configuration cannot say
+    outline: Outline
+    is_artifact: bool  # of EdgeMIN, whose widths the configuration cannot say
     labels: tuple[str, ...] | None  # of a trained classification head; `None` without one
     draws_head: bool  # parts of its head besides the classifier are missing and drawn at random
-
-    @property
-    def quantized(self) -> Kind | None:
-        """The kind of quantized layers it has."""
-        return kind(self.structure)
 
 
 # All jobs of a sweep ask for the same models, for their plans and for themselves.
@@ -86,9 +82,9 @@ def read_facts(source: str, key: str) -> Facts:
 
 def _facts(directory: Path) -> Facts:
     config = config_file.read_config(directory / artifact.CONFIG)
-    structure = None
+    held = None
     if (directory / artifact.STRUCTURE).is_file():  # an EdgeMIN artifact says itself whether its head was trained
-        structure = structure_file.read_structure(directory / artifact.STRUCTURE)
+        held = structure_file.read_outline(directory / artifact.STRUCTURE)
         try:
             classifier = bool(artifact.read_provenance(directory)["head_trained"])
         except (OSError, ValueError, KeyError) as error:
@@ -97,11 +93,13 @@ def _facts(directory: Path) -> Facts:
             ) from error
     else:
         classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    config_file.build_empty(config, structure, directory / artifact.CONFIG)
+    outline = building.outline(config_file.build_empty(config, held, directory / artifact.CONFIG))
+    if held is not None:
+        outline = replace(outline, quantized=held.quantized)
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items())) if classifier else None
     names = tensor_names(directory, artifact.WEIGHTS)
     draws_head = not all(any(part in name for name in names) for part in parts.head_parts(config))
-    facts = Facts(directory, config, structure, labels, draws_head)
+    facts = Facts(directory, config, outline, held is not None, labels, draws_head)
     with torch.random.fork_rng(devices=[]):  # leave the caller's generator alone
         _try_out(load_checkpoint(facts, 0), directory)
     return facts
@@ -209,7 +207,7 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
     Raises:
         UserError: the weights are damaged, of other shapes, or the encoder's are not all there.
     """
-    if facts.structure is not None:
+    if facts.is_artifact:
         return artifact.load(facts.directory)[0]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -9,8 +9,9 @@ from typing import Unpack
 from torch import Tensor
 
 from edgemin.encoder import taps
+from edgemin.encoder.outline import Outline
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Effect, Place, Shape, Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 
 class Finetune(Stage):
@@ -26,7 +27,7 @@ class Finetune(Stage):
         super().__init__()
         self.settings = Fit(**settings)
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Head and encoder are trained, whenever anything is."""
         return replace(super().effect(model, teachers, place), trains_head=self.settings.trains)
 

@@ -104,7 +104,7 @@ def run(name: str, folder: Path, *deaths: pl.Callback, seconds: float = 1e9) -> 
         callbacks=[Watch(ended.terms), *deaths],
     )
     ended.weights, ended.steps = tiny.weights(fitted.model), fitted.steps
-    ended.structure = repr(building.structure(fitted.model))
+    ended.structure = repr(building.outline(fitted.model))
     return ended
 
 

@@ -45,7 +45,7 @@ def test_an_uneven_encoder_comes_back_with_equal_logits(family: str, quantized: 
     folder = saved(tmp_path / "artifact", family, quantized=quantized)
     loaded, tokenizer = edgemin.load(folder)
     assert torch.equal(tiny.logits(loaded, batch), expected)
-    assert building.structure(loaded) == building.structure(model)
+    assert building.outline(loaded) == building.outline(model)
     assert parts.label_names(loaded) == toy.LABELS
     assert not loaded.training
     assert tokenizer is not None and tokenizer("the plot was good")["input_ids"][0] == 2
@@ -94,9 +94,9 @@ def test_what_planning_needs_of_an_artifact_is_known_before_its_weights_are_read
 ) -> None:
     folder = saved(tmp_path / "artifact", quantized=quantized)
     facts = checkpoint.read_facts(str(folder), "teacher.source")
-    assert facts.structure == quantized_layers.structure(artifact.load(folder)[0])
+    assert facts.outline == quantized_layers.outline(artifact.load(folder)[0])
     assert facts.labels == toy.LABELS
-    assert (facts.quantized, facts.draws_head) == ("torch_dynamic" if quantized else None, False)
+    assert (facts.outline.kind, facts.draws_head) == ("torch_dynamic" if quantized else None, False)
 
 
 def test_an_artifact_is_fine_tuned_only_where_its_provenance_says_so(tmp_path: Path) -> None:

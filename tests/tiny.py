@@ -19,11 +19,12 @@ from edgemin import toy
 from edgemin.data.module import DataModule
 from edgemin.data.splits import load
 from edgemin.data.task import Task
-from edgemin.encoder import building, parts, quantized, shapes, taps
+from edgemin.encoder import building, quantized, shapes, taps
+from edgemin.encoder.outline import Bottleneck, LayerOutline, Outline
 from edgemin.store.cache import Cache
 from edgemin.tasks.base import Kind
 from edgemin.training import fitting
-from edgemin.training.stage import Effect, Place, Shape, Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 CONF = Path(__file__).parents[1] / "conf"
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "mobilebert")
@@ -96,17 +97,22 @@ def of_kind(kind: Kind) -> DataModule:
     return cast(DataModule, SimpleNamespace(kind=kind))
 
 
-def shape(of: PreTrainedModel) -> Shape:
-    """What planning knows of a model."""
-    return Shape.of(building.structure(of), parts.matrices(of), quantized.kind_of(of))
+def outline(family: str = "bert", layers: int = 3, hidden: int = 32, heads: int | None = 4) -> Outline:
+    """What planning knows of an encoder; `heads` is `None` where it does not know how many are left."""
+    width, bottleneck = hidden, None
+    if family == "mobilebert":
+        width, bottleneck = hidden // 4, Bottleneck(hidden // 4, shared=True, attention=False)
+    layer = LayerOutline(heads, width // (heads or 4), 4 * width, bottleneck=bottleneck)
+    head = ((hidden, hidden), (hidden, len(toy.LABELS)))
+    return Outline(family, hidden, 1000, 512, 2, width, len(toy.LABELS), (layer,) * layers, head=head, max_tokens=512)
 
 
 #: A small encoder, as planning knows it.
-SMALL = Shape("bert", 3, 32, 4)
+SMALL = outline()
 
 
-def effect(stage: Stage, given: Shape = SMALL, teachers: Sequence[Shape] | None = None, **place: Any) -> Effect:
-    """What a stage does that is given an encoder of this shape, and teachers like it; with 48 training examples."""
+def effect(stage: Stage, given: Outline = SMALL, teachers: Sequence[Outline] | None = None, **place: Any) -> Effect:
+    """What a stage does that is given an encoder like this, and teachers like it; with 48 training examples."""
     learnt_from = [given] * len(stage.teachers) if teachers is None else teachers
     stage.planned = stage.effect(given, learnt_from, Place(**{"examples": 48, **place}))
     return stage.planned
@@ -114,13 +120,13 @@ def effect(stage: Stage, given: Shape = SMALL, teachers: Sequence[Shape] | None 
 
 def planned(stage: AnyStage, start: PreTrainedModel | None = None) -> AnyStage:
     """A stage that knows what it is to be given: a small encoder, or one like this."""
-    effect(stage, SMALL if start is None else shape(start))
+    effect(stage, SMALL if start is None else quantized.outline(start))
     return stage
 
 
 def plan(stage: Stage, start: PreTrainedModel, teachers: Sequence[PreTrainedModel] = (), **place: Any) -> Effect:
     """What a stage does that is given this model."""
-    return effect(stage, shape(start), [shape(teacher) for teacher in teachers], **place)
+    return effect(stage, quantized.outline(start), [quantized.outline(teacher) for teacher in teachers], **place)
 
 
 def prepared(stage: AnyStage, student: PreTrainedModel, teacher: PreTrainedModel, examples: DataModule) -> AnyStage:

@@ -16,19 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Unpack, cast
+from typing import Literal, Unpack, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.averages import arithmetic, over_tokens
 from edgemin.training.distillation import Asks, Distillation, DistillSettings
 from edgemin.training.loss_weights import check_weight
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 
 IGNORED = -100
 """The target of a token that is not to be predicted."""
@@ -190,33 +191,36 @@ class DistilbertDistillation(Distillation):
         self._vocabulary = 0
         self.word_head: MaskedLanguageHead | None = None
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Soft targets and labels train the classification head; a corpus has neither."""
         found = super().effect(model, teachers, place)
         trains_head = found.trains_head or (self.soft_weight > 0 and self.settings.trains)
         return replace(found, trains_head=trains_head, reads_answers=self.soft_weight > 0)
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse unequal hidden sizes where hidden states are compared."""
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Match the last layers; refuse unequal hidden sizes where they are compared, and other outputs."""
         (teacher,) = teachers
-        self._check_widths(model.hidden, teacher.hidden)
-
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match the last layers; on a corpus, make the head for masked words."""
-        (teacher,) = teachers
-        self._check_widths(student["hidden"], teacher["hidden"])
+        if self.cosine_weight > 0 and student.hidden != teacher.hidden:
+            raise UserError(
+                f"cosine_weight: expected 0 where the student's hidden size {student.hidden} is not the teacher's "
+                f"{teacher.hidden}, as their states cannot be compared, given {self.cosine_weight}"
+            )
         if self.soft_weight > 0:
-            check_outputs(student["labels"], [teacher["labels"]])
-        self._last = len(student["layers"]), len(teacher["layers"])
-        if self.word_weight > 0:
-            if self.mask_id is None:
-                raise UserError(
-                    "hard_weight: expected 0 with a corpus, as the student's tokenizer has no mask token, "
-                    f"given {self.word_weight}"
-                )
-            # Either side must know what a word is replaced by; a table may be longer than the tokenizer.
-            self._vocabulary = min(student["vocabulary"], teacher["vocabulary"])
-            self.word_head = MaskedLanguageHead(student["hidden"], student["embedding"], student["vocabulary"])
+            check_outputs(student, teachers)
+        self._last = len(student.layers), len(teacher.layers)
+        # Either side must know what a word is replaced by; a table may be longer than the tokenizer.
+        self._vocabulary = min(student.vocabulary, teacher.vocabulary)
+
+    def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """On a corpus, make the head for masked words."""
+        if self.word_weight == 0:
+            return
+        if self.mask_id is None:
+            raise UserError(
+                "hard_weight: expected 0 with a corpus, as the student's tokenizer has no mask token, "
+                f"given {self.word_weight}"
+            )
+        self.word_head = MaskedLanguageHead(student.hidden, student.embedding, student.vocabulary)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """On a corpus, the text with words masked, and `masked_words`, what they were."""
@@ -257,10 +261,3 @@ class DistilbertDistillation(Distillation):
             predicted = self.word_head(student.hidden[mine][targets != IGNORED], words)
             found["word"] = self.word_weight * masked_word_loss(predicted, targets)
         return found
-
-    def _check_widths(self, student: int, teacher: int) -> None:
-        if self.cosine_weight > 0 and student != teacher:
-            raise UserError(
-                f"cosine_weight: expected 0 where the student's hidden size {student} is not the teacher's {teacher}, "
-                f"as their states cannot be compared, given {self.cosine_weight}"
-            )

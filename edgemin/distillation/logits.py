@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 from torch import Tensor
 
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.distillation import Asks, Distillation, DistillSettings
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 
 
 class LogitsDistillation(Distillation):
@@ -42,14 +43,14 @@ class LogitsDistillation(Distillation):
         super().__init__(task_weight=1 - alpha, settings=settings)
         self.temperature, self.alpha = temperature, alpha
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Both terms train the head; an untrained teacher's answers would be noise."""
         found = super().effect(model, teachers, place)
         return replace(found, trains_head=self.settings.trains, reads_answers=True)
 
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """Check that student and teachers have equally many outputs."""
-        check_outputs(student["labels"], [teacher["labels"] for teacher in teachers])
+        check_outputs(student, teachers)
 
     def asks_student(self) -> Asks:
         """Reads the student's logits."""

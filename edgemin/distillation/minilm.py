@@ -18,18 +18,18 @@ Shapes: B batch, T tokens, Ht and Hs widths of the projections of teacher and st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor
 
 from edgemin.distillation.relation import attention_kl, value_kl
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
-from edgemin.training.attention import check_rebuildable, check_same_heads
+from edgemin.training.attention import check_rebuildable, matched_heads
 from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
 from edgemin.training.layer_maps import check_layers
 from edgemin.training.loss_weights import check_term_weights
-from edgemin.training.stage import Shape
 
 
 class MiniLM(Distillation):
@@ -71,21 +71,14 @@ class MiniLM(Distillation):
         self._pair = (0, 0)
         self._heads = 0
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse layers that do not exist, unequal head counts, and attention that does not follow from projections."""
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Choose the layer of each side; refuse unequal head counts, and attention that is not what is projected."""
         (teacher,) = teachers
-        self.pair(model.layers, teacher.layers)
-        self._check_family(model.family, teacher.family)
-        if not (model.pruned or teacher.pruned):
-            self._check_heads(model.heads, teacher.heads)
-
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Choose the layer of each side and check their head counts."""
-        (teacher,) = teachers
-        self._check_family(student["family"], teacher["family"])
-        mine, theirs = self._pair = self.pair(len(student["layers"]), len(teacher["layers"]))
-        self._heads = student["layers"][mine - 1]["heads"]
-        self._check_heads(self._heads, teacher["layers"][theirs - 1]["heads"])
+        mine, theirs = self._pair = self.pair(len(student.layers), len(teacher.layers))
+        if self.attention_weight:
+            check_rebuildable(student, teacher)
+        expected = "as many attention heads as in the teacher's layer (minilmv2 takes any number)"
+        self._heads = matched_heads(student, teacher, {mine: theirs}, "student_layer", expected).get(mine, 0)
 
     def pair(self, student_layers: int, teacher_layers: int) -> tuple[int, int]:
         """The student's layer and the teacher's, counted from 1.
@@ -116,12 +109,3 @@ class MiniLM(Distillation):
         if self.value_weight:
             found["value"] = self.value_weight * value_kl(*sides, mask, self._heads)
         return found
-
-    def _check_family(self, student: str, teacher: str) -> None:
-        if self.attention_weight:
-            check_rebuildable(student, teacher)
-
-    @staticmethod
-    def _check_heads(student: int, teacher: int) -> None:
-        expected = "as many attention heads as in the teacher's layer (minilmv2 takes any number)"
-        check_same_heads(student, teacher, "student_layer", expected)

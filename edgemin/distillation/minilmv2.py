@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from edgemin.distillation.relation import check_weights, common_relation_heads, preset, relations_loss
+from edgemin.distillation.relation import (
+    check_relation_heads,
+    check_weights,
+    common_relation_heads,
+    preset,
+    relations_loss,
+)
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
 from edgemin.training.layer_maps import check_layers, layer_map, matched_layers
-from edgemin.training.stage import Shape
 
 
 class MiniLMv2(Distillation):
@@ -60,52 +66,49 @@ class MiniLMv2(Distillation):
         self._pairs: dict[int, int] = {}
         self._heads: dict[int, int] = {}
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse layers that do not exist, and relation heads that do not divide both widths."""
-        (teacher,) = teachers
-        self.pairs(model.layers, teacher)
-        asked = self.relation_heads
-        if asked is None:
-            return
-        for side, shape in (("student", model), ("teacher", teacher)):
-            if not shape.pruned and shape.width % asked:
-                raise UserError(
-                    f"relation_heads: expected a divisor of the {side}'s width {shape.width}, given {asked}"
-                )
-
-    def pairs(self, student_layers: int, teacher: Shape) -> dict[int, int]:
+    def pairs(self, student_layers: int, teacher: Outline) -> dict[int, int]:
         """The matched layers, {student: teacher}, counted from 1.
 
         Raises:
             UserError: a layer that one of the models does not have.
         """
         if self.layer_map == "layer_to_layer":
-            return layer_map(student_layers, teacher.layers)
+            return layer_map(student_layers, len(teacher.layers))
         if self.layer_map is not None:
             asked = {int(student): int(of) for student, of in self.layer_map.items()}
-            return matched_layers(asked, student_layers, teacher.layers)
-        published = preset(teacher.layers, teacher.hidden, teacher.family)[0]
+            return matched_layers(asked, student_layers, len(teacher.layers))
+        published = preset(len(teacher.layers), teacher.hidden, teacher.family)[0]
         theirs = published if self.teacher_layer is None else self.teacher_layer
         found = {student_layers if self.student_layer is None else self.student_layer: theirs}
-        check_layers(found, student_layers, teacher.layers)
+        check_layers(found, student_layers, len(teacher.layers))
         return found
 
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match the layers and choose the relation heads of each pair."""
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Match the layers and choose the relation heads of each pair; refuse what divides no width of its side."""
         (teacher,) = teachers
-        shape = Shape.of(teacher)
-        self._pairs = self.pairs(len(student["layers"]), shape)
-        published = preset(shape.layers, shape.hidden, shape.family)[1]
-        asked = published if self.relation_heads is None else self.relation_heads
+        self._pairs, self._heads = self.pairs(len(student.layers), teacher), {}
+        check_relation_heads(self.relation_heads, student, teacher, self._pairs)
         for mine, theirs in self._pairs.items():
-            widths = [_width(student, mine), _width(teacher, theirs)]
-            self._heads[mine] = common_relation_heads(asked, *widths)
-            whole = asked if self.relation_heads else common_relation_heads(asked, student["hidden"], teacher["hidden"])
+            widths = student.layers[mine - 1].inner, teacher.layers[theirs - 1].inner
+            if widths[0] is not None and widths[1] is not None:
+                self._heads[mine] = common_relation_heads(self._asked_heads(teacher), widths[0], widths[1])
+
+    def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Note where there are fewer relation heads than in layers that nothing was cut from."""
+        (teacher,) = teachers
+        asked = self._asked_heads(teacher)
+        whole = asked if self.relation_heads else common_relation_heads(asked, student.hidden, teacher.hidden)
+        for mine, theirs in self._pairs.items():
             if self._heads[mine] != whole:
+                widths = student.layers[mine - 1].inner, teacher.layers[theirs - 1].inner
                 self.notes.append(
                     f"relation heads of student layer {mine} and teacher layer {theirs}: {self._heads[mine]} "
                     f"instead of {whole}, the largest common divisor of the widths {widths[0]} and {widths[1]}"
                 )
+
+    def _asked_heads(self, teacher: Outline) -> int:
+        published = preset(len(teacher.layers), teacher.hidden, teacher.family)[1]
+        return published if self.relation_heads is None else self.relation_heads
 
     def asks_student(self) -> Asks:
         """Reads queries, keys and values of the matched student layers."""
@@ -129,10 +132,3 @@ class MiniLMv2(Distillation):
             for mine, theirs in self._pairs.items()
         ]
         return {"relation": torch.stack(losses).mean()}
-
-
-def _width(structure: Mapping[str, Any], layer: int) -> int:
-    kept = structure["layers"][layer - 1]
-    width = kept["heads"] * kept["head_size"]
-    assert isinstance(width, int)
-    return width

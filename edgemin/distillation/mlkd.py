@@ -33,13 +33,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from edgemin.distillation.relation import common_relation_heads, relation_kl
+from edgemin.distillation.relation import check_relation_heads, common_relation_heads, relation_kl
 from edgemin.distillation.sample_relations import contrastive_relation, sample_relation
+from edgemin.encoder.outline import LayerOutline, Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.attention import attention_outputs, check_rebuildable
@@ -48,7 +49,7 @@ from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_term_weights
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 from edgemin.training.two_fits import TwoFits
 
 
@@ -195,58 +196,50 @@ class MLKD(TwoFits):
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """The head is trained, and the teacher's is read, where the teacher's answers have a weight."""
         found = super().effect(model, teachers, place)
         answers = found.trains_head and self.weights["soft"] > 0
         return replace(found, trains_head=answers, reads_answers=answers)
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse missing layers, relation heads that do not divide both widths, and families that do not fit."""
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Match the layers and choose the relation heads of each pair; refuse what does not fit."""
         (teacher,) = teachers
-        matched_layers(self.layer_map, model.layers, teacher.layers)
-        if self.weights["attention"]:
-            check_rebuildable(model.family, teacher.family)
-            for side, shape in (("student", model), ("teacher", teacher)):
-                if self.relation_heads is not None and not shape.pruned and shape.width % self.relation_heads:
-                    raise UserError(
-                        f"relation_heads: expected a divisor of the {side}'s width {shape.width}, given "
-                        f"{self.relation_heads}"
-                    )
+        self._last = (len(student.layers), len(teacher.layers))
+        self._pairs, self._heads = matched_layers(self.layer_map, *self._last), {}
+        if self._prediction is not None and self.weights["soft"] > 0:
+            check_outputs(student, teachers)
+        if not self.weights["attention"]:
+            return
+        check_rebuildable(student, teacher)
+        check_relation_heads(self.relation_heads, student, teacher, self._pairs)
+        for mine, theirs in self._pairs.items():
+            found = _common_heads(self.relation_heads, student.layers[mine - 1], teacher.layers[theirs - 1])
+            if found is not None:
+                self._heads[mine] = found
 
     # -- training ----------------------------------------------------------------------------------
 
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match the layers, choose the relation heads of each pair and make the projection of hidden states."""
+    def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Make the projection of hidden states, and leave out the contrast where there are no classes."""
         (teacher,) = teachers
-        self._last = (len(student["layers"]), len(teacher["layers"]))
-        self._pairs = matched_layers(self.layer_map, *self._last)
-        if self.weights["attention"]:
-            check_rebuildable(student["family"], teacher["family"])
-            for mine, theirs in self._pairs.items():
-                self._heads[mine] = self._heads_of(student["layers"][mine - 1], teacher["layers"][theirs - 1], mine)
+        for mine, heads in self._heads.items():
+            asked = self.relation_heads or heads.student
+            if heads.relation != asked:
+                widths = student.layers[mine - 1].inner, teacher.layers[self._pairs[mine] - 1].inner
+                self.notes.append(
+                    f"relation heads of student layer {mine}: {heads.relation} instead of {asked}, the largest that "
+                    f"divides the widths {widths[0]} and {widths[1]}"
+                )
         if self.corpus is not None:
             self.notes.append("a corpus has no predictions to learn: only relations of tokens and hidden states were")
-        if self.planned.trains_head:
-            check_outputs(student["labels"], [teacher["labels"]])
         contrasts = self._prediction is not None and self.weights["contrastive"] > 0
         if contrasts and not self.data.kind.one_class:
             contrasts, self.weights["contrastive"] = False, 0.0
             self._check_weights()
             self.notes.append("the contrast by label was left out: examples of this task do not have one class each")
         if contrasts or self.weights["hidden"]:
-            self.projection = nn.Linear(student["hidden"], teacher["hidden"], bias=False)
-
-    def _heads_of(self, student: Mapping[str, Any], teacher: Mapping[str, Any], layer: int) -> _Heads:
-        asked = student["heads"] if self.relation_heads is None else self.relation_heads
-        widths = [side["heads"] * side["head_size"] for side in (student, teacher)]
-        found = common_relation_heads(asked, *widths)
-        if found != asked:
-            self.notes.append(
-                f"relation heads of student layer {layer}: {found} instead of {asked}, the largest that divides the "
-                f"widths {widths[0]} and {widths[1]}"
-            )
-        return _Heads(student["heads"], teacher["heads"], found)
+            self.projection = nn.Linear(student.hidden, teacher.hidden, bias=False)
 
     def asks_student(self) -> Asks:
         """Reads the matched layers in the first fit, the last layer's [CLS] and the logits in the second."""
@@ -316,3 +309,11 @@ class MLKD(TwoFits):
             assert student.logits is not None and teacher.logits is not None
             found["soft"] = output_loss(self.data.kind, [teacher.logits], student.logits, self.temperature)
         return found
+
+
+def _common_heads(asked: int | None, student: LayerOutline, teacher: LayerOutline) -> _Heads | None:
+    """The numbers of heads of a pair of layers; `None` where they are not all known yet."""
+    if student.heads is None or teacher.heads is None:
+        return None
+    widths = student.heads * student.head_size, teacher.heads * teacher.head_size
+    return _Heads(student.heads, teacher.heads, common_relation_heads(asked or student.heads, *widths))

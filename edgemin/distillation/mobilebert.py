@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +33,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from edgemin.distillation.relation import attention_kl
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.parts import parameters_by_depth
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
-from edgemin.training.attention import check_rebuildable, check_same_heads, matched_heads
+from edgemin.training.attention import check_rebuildable, matched_heads
 from edgemin.training.averages import arithmetic, over_tokens
 from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_term_weights
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 
 
 def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normalize: bool) -> Tensor:
@@ -152,7 +153,7 @@ class MobileBERT(Distillation):
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """All fits divide one budget; the last, after those of single layers, has the task loss."""
         found = super().effect(model, teachers, place)
         assert self.task_weight != "auto"
@@ -162,35 +163,28 @@ class MobileBERT(Distillation):
                 "patience: expected null where layers are learnt one after the other (progressive) and nothing after "
                 f"them (task_weight=0), as there is nothing to score, given {self.settings.patience}"
             )
-        return replace(found, steps=self.settings.optimizer_steps(place.examples))
+        patient = self.settings.patience is not None
+        return replace(found, reads_holdout=patient, steps=self.settings.optimizer_steps(place.examples))
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse layers that do not exist, and hidden sizes, heads or families that cannot be compared."""
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Match the layers, the lowest first; refuse hidden sizes, heads or families that cannot be compared."""
         (teacher,) = teachers
-        matched_layers(self.layer_map, model.layers, teacher.layers)
-        self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
-        if self.weights["attention"] and not (model.pruned or teacher.pruned):
-            check_same_heads(model.heads, teacher.heads)
-
-    def _check_sides(self, student: str, teacher: str, student_width: int, teacher_width: int) -> None:
+        pairs = matched_layers(self.layer_map, len(student.layers), len(teacher.layers))
+        self._pairs = dict(sorted(pairs.items()))
         if self.weights["attention"]:
             check_rebuildable(student, teacher)
-        if self.weights["feature"] and student_width != teacher_width:
+        if self.weights["feature"] and student.hidden != teacher.hidden:
             raise UserError(
-                f"feature_weight: expected 0 where the student's hidden size {student_width} is not the teacher's "
-                f"{teacher_width}, as feature maps are compared unit by unit, given {self.weights['feature']}"
+                f"feature_weight: expected 0 where the student's hidden size {student.hidden} is not the teacher's "
+                f"{teacher.hidden}, as feature maps are compared unit by unit, given {self.weights['feature']}"
             )
+        if self.weights["attention"]:
+            self._heads = matched_heads(student, teacher, self._pairs)
 
     # -- training ----------------------------------------------------------------------------------
 
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match the layers, the lowest first."""
-        (teacher,) = teachers
-        self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
-        pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
-        self._pairs = dict(sorted(pairs.items()))
-        if self.weights["attention"]:
-            self._heads = matched_heads(student["layers"], teacher["layers"], self._pairs)
+    def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Note layers for which there are no steps."""
         untrained = [layer for layer, fit in zip(self._pairs, self.fits(), strict=False) if not fit.trains]
         if self.settings.trains and untrained:
             self.notes.append(f"{self.settings.steps} steps are too few for a fit of each layer: none of {untrained}")
@@ -198,7 +192,7 @@ class MobileBERT(Distillation):
     def fits(self) -> list[Fit]:
         """One fit; or, progressively, one for each matched layer and, with a task loss, one more.
 
-        Before layers are matched, as in planning, their number is not known: then two stand for "more than one".
+        Before layers are matched their number is not known: then two stand for "more than one".
         """
         if not self.progressive:
             return [self.settings]

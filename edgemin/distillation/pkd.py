@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.averages import arithmetic
@@ -29,7 +30,7 @@ from edgemin.training.distillation import Asks, Distillation, DistillSettings
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_weight
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 
 Strategy = Literal["skip", "last"]
 
@@ -121,24 +122,22 @@ class PatientDistillation(Distillation):
         self.temperature, self.alpha, self.beta, self.layer_map = temperature, alpha, beta, layer_map
         self._pairs: dict[int, int] = {}
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Soft targets and labels train the head; the teacher's answers are read where they have a weight."""
         found = super().effect(model, teachers, place)
         return replace(found, trains_head=self.settings.trains, reads_answers=self.alpha > 0)
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse layers that do not exist, and unequal hidden sizes where [CLS] states are compared."""
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Match the layers; refuse other outputs, and unequal hidden sizes where [CLS] states are compared."""
         (teacher,) = teachers
-        self.pairs(model.layers, teacher.layers)
-        self._check_widths(model.hidden, teacher.hidden)
-
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Check outputs and widths, and match the layers."""
-        (teacher,) = teachers
+        self._pairs = self.pairs(len(student.layers), len(teacher.layers))
+        if self.beta > 0 and student.hidden != teacher.hidden:
+            raise UserError(
+                f"beta: expected 0 where the student's hidden size {student.hidden} is not the teacher's "
+                f"{teacher.hidden}, as their states cannot be compared, given {self.beta}"
+            )
         if self.alpha > 0:
-            check_outputs(student["labels"], [teacher["labels"]])
-        self._check_widths(student["hidden"], teacher["hidden"])
-        self._pairs = self.pairs(len(student["layers"]), len(teacher["layers"]))
+            check_outputs(student, teachers)
 
     def pairs(self, student_layers: int, teacher_layers: int) -> dict[int, int]:
         """The matched layers, {student: teacher}, counted from 1; none without `beta`.
@@ -172,10 +171,3 @@ class PatientDistillation(Distillation):
             learnt = torch.stack([student.hidden[layer][:, 0] for layer in self._pairs], dim=1)
             found["patience"] = self.beta * patience_loss(target, learnt)
         return found
-
-    def _check_widths(self, student: int, teacher: int) -> None:
-        if self.beta > 0 and student != teacher:
-            raise UserError(
-                f"beta: expected 0 where the student's hidden size {student} is not the teacher's {teacher}, as their "
-                f"states cannot be compared, given {self.beta}"
-            )

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgemin.distillation.relation_blocks import Projected, blocked_relation_kl
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.training.averages import arithmetic, over_sequences
 from edgemin.training.loss_weights import check_weight
@@ -177,6 +178,29 @@ def common_relation_heads(asked: int, *widths: int) -> int:
     assert widths and min(widths) > 0
     common = math.gcd(*widths)
     return next(heads for heads in range(min(asked, common), 0, -1) if common % heads == 0)
+
+
+def check_relation_heads(asked: int | None, student: Outline, teacher: Outline, pairs: Mapping[int, int]) -> None:
+    """Refuse a number of relation heads that was asked for and does not divide the width of a whole layer.
+
+    Layers that heads were removed from take fewer, as [`common_relation_heads`]
+    [edgemin.distillation.relation.common_relation_heads] says.
+
+    Args:
+        asked: `None` takes what is published.
+        student: the model of the layers that learn.
+        teacher: the model of those that are learnt from.
+        pairs: {student layer: teacher layer}, counted from 1.
+
+    Raises:
+        UserError: it does not divide one of the widths.
+    """
+    for side, model, matched in (("student", student, pairs), ("teacher", teacher, pairs.values())):
+        for layer in (model.layers[number - 1] for number in matched):
+            if asked is not None and not model.is_cut(layer) and model.width(layer) % asked:
+                raise UserError(
+                    f"relation_heads: expected a divisor of the {side}'s width {model.width(layer)}, given {asked}"
+                )
 
 
 def preset(layers: int, hidden: int, family: str) -> tuple[int, int]:

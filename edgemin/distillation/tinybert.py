@@ -22,21 +22,21 @@ Shapes: B batch, T tokens, H hidden size, A attention heads, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Unpack, cast
+from typing import Literal, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
-from edgemin.training.attention import attention_scores, check_rebuildable, check_same_heads, matched_heads
+from edgemin.training.attention import attention_scores, check_rebuildable, matched_heads
 from edgemin.training.averages import arithmetic, over_sequences
 from edgemin.training.distillation import Asks, DistillSettings
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
 from edgemin.training.loss_weights import check_term_weights
 from edgemin.training.soft_targets import check_outputs, check_temperature
-from edgemin.training.stage import Shape
 from edgemin.training.two_fits import TwoFits
 
 
@@ -130,40 +130,32 @@ class TinyBERT(TwoFits):
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse layers that do not exist, and heads, widths or families that cannot be compared."""
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Match the layers; refuse heads, widths, families or outputs that cannot be compared."""
         (teacher,) = teachers
-        matched_layers(self.layer_map, model.layers, teacher.layers)
-        self._check_sides(model.family, teacher.family, model.hidden, teacher.hidden)
-        if self.weights["attention"] and not (model.pruned or teacher.pruned):
-            check_same_heads(model.heads, teacher.heads)
-
-    def _check_sides(self, student: str, teacher: str, student_width: int, teacher_width: int) -> None:
+        self._pairs = matched_layers(self.layer_map, len(student.layers), len(teacher.layers))
         if self.weights["attention"]:
             check_rebuildable(student, teacher)
-        if self.projection == "none" and student_width != teacher_width:
+        if self.projection == "none" and student.hidden != teacher.hidden:
             raise UserError(
-                f"projection: expected learned, as the student's hidden size {student_width} is not the teacher's "
-                f"{teacher_width}, given none"
+                f"projection: expected learned, as the student's hidden size {student.hidden} is not the teacher's "
+                f"{teacher.hidden}, given none"
             )
+        if self.weights["attention"]:
+            self._heads = matched_heads(student, teacher, self._pairs)
+        if self._prediction is not None:
+            check_outputs(student, teachers)
 
     # -- training ----------------------------------------------------------------------------------
 
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Match the layers and make the projections to the teacher's width."""
-        (teacher,) = teachers
-        self._check_sides(student["family"], teacher["family"], student["hidden"], teacher["hidden"])
-        self._pairs = matched_layers(self.layer_map, len(student["layers"]), len(teacher["layers"]))
-        if self.weights["attention"]:
-            self._heads = matched_heads(student["layers"], teacher["layers"], self._pairs)
+    def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Make the projections to the teacher's width."""
         if self.projection == "learned":
             for name in ("embedding", "hidden"):
                 if self.weights[name]:
-                    self.projections[name] = nn.Linear(student["hidden"], teacher["hidden"], bias=False)
+                    self.projections[name] = nn.Linear(student.hidden, teachers[0].hidden, bias=False)
         if self.corpus is not None:
             self.notes.append("a corpus has no predictions to learn: only embeddings, hidden states and attention were")
-        elif self.planned.trains_head:
-            check_outputs(student["labels"], [teacher["labels"]])
 
     def asks_student(self) -> Asks:
         """Reads the matched layers in the first fit, the logits in the second."""

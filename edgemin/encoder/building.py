@@ -1,9 +1,9 @@
-"""The structure of an encoder as plain numbers, and how to build an encoder from them."""
+"""The outline of a model, and how to build a model from one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from edgemin.encoder.families import Family, table
+from edgemin.encoder.outline import LayerOutline, Outline
 from edgemin.encoder.parts import (
     GLOBAL,
     LOCAL,
@@ -27,98 +28,82 @@ from edgemin.errors import UserError
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
-def structure(model: PreTrainedModel) -> dict[str, Any]:
-    """Every width of the model, read from its modules, as JSON-able numbers.
+def outline(model: PreTrainedModel) -> Outline:
+    """Every width of the model, read from its modules; of quantized layers see `quantized.outline`.
 
     Only `in_features`, `out_features`, `num_embeddings` and `embedding_dim` are read, so that layers
     without a float weight (torch's dynamic INT8) describe themselves too.
 
     Args:
         model: A sequence classification model of a known family.
-
-    Returns:
-        `family`; `hidden` (H); `vocabulary`, `positions`, `token_types` (rows of the embedding
-        tables, 0 where there is none); `embedding` (their width) and `projection` (whether a Linear
-        follows them); `labels` (C); `head`, the `[in, out]` of the Linears of pooler and classifier in
-        order; and `layers`, for each `heads`, `head_size`, `ffn` (units), `gated` (the FFN has two
-        input matrices), `window` (tokens a local layer sees, as the configuration's `local_attention`
-        counts them; `None` where all are seen) and `attention_norm` (`False` where ModernBERT's first
-        layer has none).
-
-        MobileBERT's `hidden` is the width of the feature maps between its layers. It has `trigram` besides
-        (whether the projection reads each token with both its neighbours), and of each layer `networks` (how
-        many feed-forward networks are stacked, of `ffn` units each) and `bottleneck`: `None`, or `size`
-        (the width inside the layer), `shared` (query and key read a bottleneck of their own, value the feature
-        map) and `attention` (all three read the one the residual goes through).
     """
     family = table(model)
-    found = layers(model)
     head = [model.get_submodule(path) for path in head_linears(model)]
-    return {
-        "family": family.name,
-        "hidden": hidden_size(model),
-        "vocabulary": vocabulary_size(model),
-        "positions": _rows(model, family.positions),
-        "token_types": _rows(model, family.token_types),
-        "embedding": model.get_submodule(family.words).embedding_dim,
-        "projection": has_projection(model),
-        **({"trigram": model.config.trigram_input} if family.bottleneck is not None else {}),
-        "labels": head[-1].out_features,
-        "head": [[linear.in_features, linear.out_features] for linear in head],
-        "layers": [
-            {
-                "heads": layer.heads,
-                "head_size": layer.head_size,
-                "ffn": layer.ffn,
-                "gated": family.gated,
-                "window": model.config.local_attention if layer.local else None,
-                "attention_norm": layer.has_attention_norm,
-                **({"networks": layer.networks} if family.stacked is not None else {}),
-                **({"bottleneck": layer.bottleneck} if family.bottleneck is not None else {}),
-            }
-            for layer in found
-        ],
-    }
+    return Outline(
+        family=family.name,
+        hidden=hidden_size(model),
+        vocabulary=vocabulary_size(model),
+        positions=_rows(model, family.positions),
+        token_types=_rows(model, family.token_types),
+        embedding=cast(int, model.get_submodule(family.words).embedding_dim),
+        labels=cast(int, head[-1].out_features),
+        layers=tuple(
+            LayerOutline(
+                heads=layer.heads,
+                head_size=layer.head_size,
+                ffn=layer.ffn,
+                gated=family.gated,
+                window=model.config.local_attention if layer.local else None,
+                attention_norm=layer.has_attention_norm,
+                networks=layer.networks,
+                bottleneck=layer.bottleneck,
+            )
+            for layer in layers(model)
+        ),
+        projection=has_projection(model),
+        trigram=family.bottleneck is not None and model.config.trigram_input,
+        head=tuple((cast(int, linear.in_features), cast(int, linear.out_features)) for linear in head),
+        max_tokens=_max_tokens(model, family),
+    )
 
 
-def build(config: PreTrainedConfig, structure: Mapping[str, Any] | None = None) -> PreTrainedModel:
+def build(config: PreTrainedConfig, outline: Outline | None = None) -> PreTrainedModel:
     """Build a sequence classification model with fresh weights.
 
     They are drawn as Hugging Face draws them, from the global generator.
 
     Args:
         config: The configuration of a known family; it is copied.
-        structure: What [`structure`][edgemin.encoder.building.structure] returned. Layers may differ from one another;
-            it wins over the configuration. `None` builds what the configuration says. Without its keys
-            `projection` and `attention_norm`, those are as Hugging Face would have them.
+        outline: Of a model whose numbers are all known. Layers may differ from one another; it wins over the
+            configuration. `None` builds what the configuration says.
 
     Returns:
-        The model; a state dict of any model of this structure fits it strictly.
+        The model; a state dict of any model of this outline fits it strictly.
 
     Raises:
-        UserError: unknown architecture, a MobileBERT that Hugging Face's code cannot run, or structure and
+        UserError: unknown architecture, a MobileBERT that Hugging Face's code cannot run, or outline and
             configuration are of two families.
     """
     config = copy.deepcopy(config)
     family = table(config)
     if family.bottleneck is not None:
         _check_bottleneck(config)
-    if structure is None:
+    if outline is None:
         return _from_config(config)
-    if structure["family"] != family.name:
-        raise UserError(f"structure: expected family {family.name}, given {structure['family']}")
+    if outline.family != family.name:
+        raise UserError(f"structure: expected family {family.name}, given {outline.family}")
     named = {key: getattr(config, key) for key in ("num_attention_heads", family.ffn_key)}
-    _set_frame(config, family, structure)
+    _set_frame(config, family, outline)
     model = _from_config(config)
     for key, value in named.items():
         setattr(model.config, key, value)
-    if structure.get("projection", False) and not has_projection(model):
+    if outline.projection and not has_projection(model):
         # Hugging Face decides by comparing two widths, which slicing may have made equal.
         assert family.projection is not None
-        projection = nn.Linear(structure["embedding"], structure["hidden"], dtype=model.dtype)
+        projection = nn.Linear(outline.embedding, outline.hidden, dtype=model.dtype)
         projection.apply(model._init_weights)
         model.set_submodule(family.projection, projection)
-    for layer, wanted in zip(layers(model), structure["layers"], strict=True):
+    for layer, wanted in zip(layers(model), outline.layers, strict=True):
         _shape_layer(layer, wanted)
         layer.module.apply(model._init_weights)
     sync_config(model)
@@ -168,15 +153,6 @@ def silence_padding(model: PreTrainedModel) -> None:
             words.weight[words.padding_idx] = 0
 
 
-def max_tokens(model: PreTrainedModel) -> int:
-    """The longest input the position embedding (or, with rotary ones, the configuration) allows."""
-    family = table(model)
-    if family.positions is None:
-        return cast(int, model.config.max_position_embeddings)
-    rows = cast(int, model.get_submodule(family.positions).num_embeddings)
-    return rows - (model.config.pad_token_id + 1) if family.positions_follow_padding else rows
-
-
 def sync_config(model: PreTrainedModel) -> None:
     """Write into the configuration what it can express of the model; uneven layers it cannot."""
     family, config, found = table(model), model.config, layers(model)
@@ -199,41 +175,42 @@ def sync_config(model: PreTrainedModel) -> None:
         config.layer_types = [LOCAL if layer.local else GLOBAL for layer in found]
 
 
-def _set_frame(config: PreTrainedConfig, family: Family, structure: Mapping[str, Any]) -> None:
+def _set_frame(config: PreTrainedConfig, family: Family, outline: Outline) -> None:
     """Configure all but the insides of the layers, which are made as small as possible because they are replaced."""
-    config.hidden_size = structure["hidden"]
-    config.vocab_size = structure["vocabulary"]
-    config.num_hidden_layers = len(structure["layers"])
+    config.hidden_size = outline.hidden
+    config.vocab_size = outline.vocabulary
+    config.num_hidden_layers = len(outline.layers)
     config.num_attention_heads = 1  # divides any hidden size
     setattr(config, family.ffn_key, 1)
-    if structure["positions"]:
-        config.max_position_embeddings = structure["positions"]
-    if structure["token_types"]:
-        config.type_vocab_size = structure["token_types"]
+    if outline.positions:
+        config.max_position_embeddings = outline.positions
+    if outline.token_types:
+        config.type_vocab_size = outline.token_types
     if family.embedding_key is not None:
-        setattr(config, family.embedding_key, structure["embedding"])
-    if config.num_labels != structure["labels"]:
-        config.num_labels = structure["labels"]
+        setattr(config, family.embedding_key, outline.embedding)
+    assert outline.labels is not None
+    if config.num_labels != outline.labels:
+        config.num_labels = outline.labels
     if family.rotary:
-        config.head_dim = structure["layers"][0]["head_size"]
-        config.layer_types = [GLOBAL if layer["window"] is None else LOCAL for layer in structure["layers"]]
+        config.head_dim = outline.layers[0].head_size
+        config.layer_types = [GLOBAL if layer.window is None else LOCAL for layer in outline.layers]
     if family.bottleneck is not None:
-        _set_bottleneck(config, structure)
+        _set_bottleneck(config, outline)
 
 
-def _set_bottleneck(config: PreTrainedConfig, structure: Mapping[str, Any]) -> None:
+def _set_bottleneck(config: PreTrainedConfig, outline: Outline) -> None:
     """Configure what all layers of a MobileBERT have in common."""
-    layer = structure["layers"][0]
-    bottleneck = layer["bottleneck"]
-    config.trigram_input = structure["trigram"]
-    config.num_feedforward_networks = layer["networks"]
-    config.intermediate_size = layer["ffn"]  # of the stacked networks, which are not replaced
+    layer = outline.layers[0]
+    bottleneck = layer.bottleneck
+    config.trigram_input = outline.trigram
+    config.num_feedforward_networks = layer.networks
+    config.intermediate_size = layer.ffn  # of the stacked networks, which are not replaced
     config.use_bottleneck = bottleneck is not None
-    config.true_hidden_size = structure["hidden"]
+    config.true_hidden_size = outline.hidden
     if bottleneck is not None:
-        config.intra_bottleneck_size = config.true_hidden_size = bottleneck["size"]
-        config.key_query_shared_bottleneck = bottleneck["shared"]
-        config.use_bottleneck_attention = bottleneck["attention"]
+        config.intra_bottleneck_size = config.true_hidden_size = bottleneck.size
+        config.key_query_shared_bottleneck = bottleneck.shared
+        config.use_bottleneck_attention = bottleneck.attention
 
 
 def _check_bottleneck(config: PreTrainedConfig) -> None:
@@ -246,21 +223,19 @@ def _check_bottleneck(config: PreTrainedConfig) -> None:
         )
 
 
-def _shape_layer(layer: Layer, wanted: Mapping[str, Any]) -> None:
+def _shape_layer(layer: Layer, wanted: LayerOutline) -> None:
     """Give a layer its heads and FFN units; the widths it has in common with its neighbours are there already."""
     family = layer.family
-    inner = wanted["heads"] * wanted["head_size"]
+    inner = wanted.inner
+    assert inner is not None, "the number of heads is known"
     for path in family.projections:
         _replace_linear(layer.module, path, _inputs(layer, path), layer.fused * inner)
     _replace_linear(layer.module, family.output, inner, layer.width)
-    _replace_linear(
-        layer.module, family.ffn_in, _inputs(layer, family.ffn_in), wanted["ffn"] * (2 if family.gated else 1)
-    )
-    _replace_linear(layer.module, family.ffn_out, wanted["ffn"], layer.width)
-    layer.note_heads(wanted["head_size"])
-    wants_norm = wanted.get("attention_norm", layer.has_attention_norm)
-    if family.attention_norm is not None and wants_norm != layer.has_attention_norm:
-        norm = copy.deepcopy(layer.part(family.norms[-1])) if wants_norm else nn.Identity()
+    _replace_linear(layer.module, family.ffn_in, _inputs(layer, family.ffn_in), wanted.ffn * (2 if family.gated else 1))
+    _replace_linear(layer.module, family.ffn_out, wanted.ffn, layer.width)
+    layer.note_heads(wanted.head_size)
+    if family.attention_norm is not None and wanted.attention_norm != layer.has_attention_norm:
+        norm = copy.deepcopy(layer.part(family.norms[-1])) if wanted.attention_norm else nn.Identity()
         layer.module.set_submodule(family.attention_norm, norm)
 
 
@@ -279,6 +254,14 @@ def _replace_linear(owner: nn.Module, path: str, inputs: int, outputs: int) -> N
 
 def _inputs(layer: Layer, path: str) -> int:
     return cast(int, layer.part(path).in_features)
+
+
+def _max_tokens(model: PreTrainedModel, family: Family) -> int:
+    """The longest input the position embedding (or, with rotary ones, the configuration) allows."""
+    if family.positions is None:
+        return cast(int, model.config.max_position_embeddings)
+    rows = _rows(model, family.positions)
+    return rows - (model.config.pad_token_id + 1) if family.positions_follow_padding else rows
 
 
 def _rows(model: PreTrainedModel, path: str | None) -> int:

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 
 from edgemin.encoder.building import build
 from edgemin.encoder.families import FAMILIES, LARGEST, table
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.store.json_file import read_object
 
@@ -57,22 +58,22 @@ def read_config(path: Path) -> PreTrainedConfig:
     return cast(PreTrainedConfig, config)
 
 
-def build_empty(config: PreTrainedConfig, structure: Mapping[str, Any] | None, path: Path) -> PreTrainedModel:
+def build_empty(config: PreTrainedConfig, outline: Outline | None, path: Path) -> PreTrainedModel:
     """The model of a configuration that was read from a file, without weights (on the meta device).
 
     Args:
         config: what [`read_config`][edgemin.encoder.config_file.read_config] gave.
-        structure: of an EdgeMIN artifact, what wins over the configuration.
+        outline: of an EdgeMIN artifact, what wins over the configuration.
         path: of the `config.json`, for the message.
 
     Raises:
         UserError: none can be built, or it is too large for this machine.
     """
-    if structure is None:  # else each layer has heads of its own
+    if outline is None:  # else each layer has heads of its own
         _refuse(_attention(config), config.to_dict(), path)
     try:
         with torch.device("meta"):
-            model = build(config, structure)
+            model = build(config, outline)
     except UserError:
         raise
     except Exception as error:  # what is wrong beyond the fields that were looked at

@@ -169,6 +169,8 @@ FAMILIES = (
     ),
 )
 
+BY_NAME = {family.name: family for family in FAMILIES}
+
 
 def table(model_or_config: PreTrainedModel | PreTrainedConfig) -> Family:
     """The table of a model's or configuration's family.

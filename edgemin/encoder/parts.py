@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin.encoder.families import Family, table
+from edgemin.encoder.outline import Bottleneck
 from edgemin.errors import UserError
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -72,16 +73,13 @@ class Layer:
         return 1 + len(stacked)
 
     @property
-    def bottleneck(self) -> dict[str, Any] | None:
-        """The bottleneck in front of a MobileBERT layer; see [`structure`][edgemin.encoder.building.structure]."""
+    def bottleneck(self) -> Bottleneck | None:
+        """The bottleneck in front of a MobileBERT layer."""
         found = getattr(self.module, self.family.bottleneck, None) if self.family.bottleneck is not None else None
         if found is None:
             return None
-        return {
-            "size": found.get_submodule("input.dense").out_features,
-            "shared": found.key_query_shared_bottleneck,
-            "attention": found.use_bottleneck_attention,
-        }
+        size = cast(int, found.get_submodule("input.dense").out_features)
+        return Bottleneck(size, found.key_query_shared_bottleneck, found.use_bottleneck_attention)
 
     @property
     def local(self) -> bool:
@@ -142,36 +140,6 @@ def hidden_size(model: PreTrainedModel) -> int:
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the word embeddings."""
     return cast(int, model.get_submodule(table(model).words).num_embeddings)
-
-
-class Matrix(NamedTuple):
-    """A weight matrix: of a Linear `[out, in]`, or of an embedding table `[entries, features]`."""
-
-    place: str  # `embeddings`, the number of a layer from `1`, `head`, or `classifier` for the final Linear
-    is_table: bool
-    rows: int
-    columns: int
-
-
-def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
-    """The float weight matrices that a forward multiplies by or looks up in, by path, in the order of the modules."""
-    family, head = table(model), head_linears(model)
-    tables = (family.words, family.positions, family.token_types)
-    found: dict[str, Matrix] = {}
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Embedding):
-            continue
-        if path.startswith(f"{family.layers}."):
-            place = str(int(path.removeprefix(f"{family.layers}.").partition(".")[0]) + 1)
-        elif path in head:
-            place = "classifier" if path == family.classifier else "head"
-        elif path in tables or (path == family.projection and has_projection(model)):
-            place = "embeddings"
-        else:
-            continue  # MobileBERT holds Linears that it does not run
-        rows, columns = module.weight.shape
-        found[path] = Matrix(place, isinstance(module, nn.Embedding), rows, columns)
-    return found
 
 
 def has_projection(model: PreTrainedModel) -> bool:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin.encoder import building
+from edgemin.encoder.outline import Kind, Outline, QuantizedLayers
 
-# The kinds of quantized layers, by the name that structure.json has.
-Kind = Literal["integers", "torch_dynamic"]
 # Gives batches of so many training examples.
 Draw = Callable[[int], Sequence[Mapping[str, Tensor]]]
 
@@ -101,12 +101,6 @@ def _found(model: nn.Module) -> tuple[Kind, Provider, dict[str, nn.Module]] | No
     return None
 
 
-def kind(structure: Mapping[str, Any] | None) -> Kind | None:
-    """The kind of quantized layers that a structure has; `None` for a float model."""
-    quantized = (structure or {}).get("quantized")
-    return None if quantized is None else cast(Kind, quantized["provider"])
-
-
 def kind_of(model: nn.Module) -> Kind | None:
     """The kind of quantized layers that a live model has; `None` for a float model."""
     found = _found(model)
@@ -129,31 +123,28 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {} if found is None else found[2]
 
 
-def structure(model: PreTrainedModel) -> dict[str, Any]:
-    """As [`building.structure`][edgemin.encoder.building.structure], and under `quantized` which layers are, and how.
-
-    There `provider` is the name of the kind, and `layers` has the layers by path; the rest is the provider's.
-    """
-    described = building.structure(model)
-    if (found := _found(model)) is not None:
-        name, provider, layers = found
-        described["quantized"] = {"provider": name, **provider.describe(model, layers)}
-    return described
+def outline(model: PreTrainedModel) -> Outline:
+    """As [`building.outline`][edgemin.encoder.building.outline], with its quantized layers and how they are."""
+    described = building.outline(model)
+    if (found := _found(model)) is None:
+        return described
+    name, provider, layers = found
+    shared = provider.describe(model, layers)
+    return replace(described, quantized=QuantizedLayers(name, shared.pop("layers"), shared))
 
 
-def build(config: PreTrainedConfig, described: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """As [`building.build`][edgemin.encoder.building.build], of what `structure` gave.
+def build(config: PreTrainedConfig, outline: Outline) -> PreTrainedModel:
+    """As [`building.build`][edgemin.encoder.building.build], of what `outline` gave.
 
     Quantized layers wait to be filled.
 
     Raises:
         UserError: as there, or the quantized layers cannot be built.
     """
-    model = building.build(config, described)
-    if (name := kind(described)) is not None:
-        assert described is not None
-        importlib.import_module(PROVIDERS[name].module)
-        _registered[name][0].place(model, described["quantized"])
+    model = building.build(config, outline)
+    if (held := outline.quantized) is not None:
+        importlib.import_module(PROVIDERS[held.provider].module)
+        _registered[held.provider][0].place(model, {**held.shared, "layers": held.layers})
     return model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from edgemin.encoder.families import FAMILIES, LARGEST
+from edgemin.encoder.families import BY_NAME, LARGEST
 from edgemin.errors import UserError
 
 
@@ -30,9 +30,9 @@ def configure(
         UserError: an unknown family, a width below 1 or beyond `families.LARGEST`, or heads that do not divide the
             width they share.
     """
-    table = next((known for known in FAMILIES if known.name == family), None)
+    table = BY_NAME.get(family)
     if table is None:
-        raise UserError(f"family: expected one of {', '.join(known.name for known in FAMILIES)}, given {family!r}")
+        raise UserError(f"family: expected one of {', '.join(BY_NAME)}, given {family!r}")
     widths = {
         "layers": layers,
         "hidden": hidden,

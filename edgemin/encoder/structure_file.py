@@ -1,75 +1,39 @@
-"""An artifact's structure.json: an encoder as [`quantized.structure`][edgemin.encoder.quantized.structure] has it."""
+"""An artifact's structure.json: what an [`Outline`][edgemin.encoder.outline.Outline] has that no other file tells."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from edgemin.encoder.families import LARGEST
-from edgemin.encoder.quantized import Kind
+from edgemin.encoder.families import BY_NAME
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.store.json_file import read_object
 
 FORMAT = 2  # of artifacts; 1 did not name the provider of quantized layers
-Width = Annotated[int, Field(ge=1, le=max(LARGEST["hidden"], LARGEST["intermediate"]))]
-Rows = Annotated[int, Field(ge=0, le=LARGEST["vocabulary"])]
+# What follows from the configuration and the tokenizer, which lie beside it.
+_BESIDE = ("max_tokens", "tokenizer")
+_OUTLINE = TypeAdapter(Outline)
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+def written(outline: Outline) -> dict[str, Any]:
+    """What the file holds of a model whose numbers are all known."""
+    content = {name: value for name, value in asdict(outline).items() if name not in (*_BESIDE, "quantized")}
+    if BY_NAME[outline.family].bottleneck is None:  # these are MobileBERT's alone
+        del content["trigram"]
+        for layer in content["layers"]:
+            del layer["networks"], layer["bottleneck"]
+    if (held := outline.quantized) is not None:
+        content["quantized"] = {"provider": held.provider, **held.shared, "layers": held.layers}
+    return {"format": FORMAT, **content}
 
 
-class _Bottleneck(_Form):
-    size: Width
-    shared: bool
-    attention: bool
-
-
-class _Layer(_Form):
-    heads: Width
-    head_size: Width
-    ffn: Width
-    gated: bool = False
-    window: Width | None = None
-    attention_norm: bool = True
-    networks: Width = 1
-    bottleneck: _Bottleneck | None = None
-
-
-class _Quantized(BaseModel):
-    """How layers are quantized is read by the provider that is named."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    provider: Kind
-    layers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-
-
-class _Structure(_Form):
-    family: str
-    hidden: Width
-    vocabulary: Annotated[int, Field(ge=1, le=LARGEST["vocabulary"])]
-    positions: Rows
-    token_types: Rows
-    embedding: Width
-    projection: bool = False
-    trigram: bool = False
-    labels: Width
-    head: list[Annotated[list[Width], Field(min_length=2, max_length=2)]] = []
-    layers: Annotated[list[_Layer], Field(min_length=1, max_length=LARGEST["layers"])]
-    quantized: _Quantized | None = None
-
-
-def written(structure: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file holds of a structure."""
-    return {"format": FORMAT, **structure}
-
-
-def read_structure(path: Path) -> dict[str, Any]:
-    """Read a `structure.json`: what `written` was given.
+def read_outline(path: Path) -> Outline:
+    """Read a `structure.json`.
 
     Raises:
         UserError: it cannot be read, is of another format, or the field that the message names is missing, unknown, of
@@ -79,16 +43,36 @@ def read_structure(path: Path) -> dict[str, Any]:
         content = read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path.name} is damaged ({error})") from error
-    if (found := content.pop("format", 1)) != FORMAT:
+    return parsed(content, path.name)
+
+
+def parsed(content: Mapping[str, Any], name: str) -> Outline:
+    """The outline of which `written` made this content.
+
+    Args:
+        content: of a file.
+        name: of the file, for the message.
+
+    Raises:
+        UserError: as `read_outline`.
+    """
+    fields = dict(content)
+    if (found := fields.pop("format", 1)) != FORMAT:
         raise UserError(
-            f"{path.name}: expected an artifact of format {FORMAT}, given format {str(found)[:20]} of another version "
-            "of EdgeMIN; make it again with this one"
+            f"{name}: expected an artifact of format {FORMAT}, given format {str(found)[:20]} of another version of "
+            "EdgeMIN; make it again with this one"
         )
+    if isinstance(held := fields.get("quantized"), dict):
+        own = {key: held[key] for key in ("provider", "layers") if key in held}
+        fields["quantized"] = {"layers": {}, **own, "shared": {key: held[key] for key in held if key not in own}}
     try:
-        _Structure.model_validate(content)
+        outline = _OUTLINE.validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "missing" else f", given {str(first['input'])[:80]!r}"
-        raise UserError(f"{path.name}: {place}: {first['msg'].lower()}{given}") from error
-    return content
+        given = "" if first["type"].startswith("missing") else f", given {str(first['input'])[:80]!r}"
+        raise UserError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}{given}") from error
+    unheld = [key for key in _BESIDE if key in fields]
+    unheld += [f"layers.{index}.heads" for index, layer in enumerate(outline.layers) if layer.heads is None]
+    if unheld or outline.labels is None:
+        raise UserError(f"{name}: {(*unheld, 'labels')[0]}: expected numbers of a model that exists, found none")
+    return outline

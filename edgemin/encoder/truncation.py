@@ -24,6 +24,7 @@ Shapes: H hidden size, A heads of a layer, D head size, F FFN units.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edgemin.encoder import magnitude
-from edgemin.encoder.building import build, structure
+from edgemin.encoder.building import build, outline
 from edgemin.encoder.families import table
 from edgemin.encoder.parts import Layer, has_projection, head_linears, hidden_size, layer_at, layers
 from edgemin.encoder.rotation import rotate_hidden
@@ -138,15 +139,17 @@ def with_fresh_layers(model: PreTrainedModel, *, layers: int, heads: int, ffn: i
         heads: A, a divisor of the layers' width: H, or the size of MobileBERT's bottleneck.
         ffn: F.
     """
-    family, shape = table(model), structure(model)
+    family, found = table(model), outline(model)
     width = layer_at(model, 0).width
     assert width % heads == 0
-    first = {key: value for key, value in shape["layers"][0].items() if key != "attention_norm"}
-    wanted = first | {"heads": heads, "head_size": width // heads, "ffn": ffn}
-    windows = _continued([layer["window"] for layer in shape["layers"]], layers)
-    shape["layers"] = [wanted | {"window": window} for window in windows]
+    wanted = replace(found.layers[0], heads=heads, head_size=width // heads, ffn=ffn)
+    fresh_layers = tuple(
+        # ModernBERT's first layer has no norm in front of attention, as that of the embeddings is there
+        replace(wanted, window=window, attention_norm=index > 0 or family.attention_norm is None)
+        for index, window in enumerate(_continued([layer.window for layer in found.layers], layers))
+    )
     with torch.device(model.device):
-        fresh = build(model.config, shape)
+        fresh = build(model.config, replace(found, layers=fresh_layers))
     paths = [family.words, family.positions, family.token_types, family.embedding_norm]
     for path in [*paths, family.projection if has_projection(model) else None]:
         if path is not None:

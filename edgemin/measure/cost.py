@@ -33,6 +33,6 @@ def static_cost(model: PreTrainedModel, artifact: Path, length: int = 128) -> di
     """
     return {
         **count_parameters(model),
-        **operations(building.structure(model), length),
+        **operations(building.outline(model), length),
         "runtimes": {RUNTIME: {"size_bytes": size_bytes(artifact)}},
     }

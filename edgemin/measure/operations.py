@@ -1,12 +1,11 @@
-"""Multiply-accumulate operations of one inference, by formula from the structure alone."""
+"""Multiply-accumulate operations of one inference, by formula from the outline alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from edgemin.encoder.outline import LayerOutline, Outline
 
 
-def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int]:
+def operations(outline: Outline, length: int = 128) -> dict[str, int]:
     r"""Counts the operations of one sentence: what the products of matrices need, and nothing else.
 
     With n tokens, hidden size H, inner attention width W = heads x head size (H unless pruned), intermediate
@@ -29,32 +28,30 @@ def operations(structure: Mapping[str, Any], length: int = 128) -> dict[str, int
     ones, so quantization changes nothing here.
 
     Args:
-        structure: As [`structure`][edgemin.encoder.building.structure] returns it.
+        outline: Of a model whose numbers are all known.
         length: Tokens n of the sentence.
 
     Returns:
         `macs`, and `flops` = 2 `macs`.
     """
     assert length >= 1, length
-    hidden = structure["hidden"]
-    macs = sum(inputs * outputs for inputs, outputs in structure["head"])
-    if structure["projection"]:  # ELECTRA, MobileBERT: a narrow embedding, projected to the hidden size
-        neighbours = 3 if structure.get("trigram") else 1
-        macs += length * neighbours * structure["embedding"] * hidden
-    macs += sum(_layer(layer, hidden, length) for layer in structure["layers"])
+    macs = sum(inputs * outputs for inputs, outputs in outline.head)
+    if outline.projection:  # ELECTRA, MobileBERT: a narrow embedding, projected to the hidden size
+        macs += length * (3 if outline.trigram else 1) * outline.embedding * outline.hidden
+    macs += sum(_layer(layer, outline.hidden, length) for layer in outline.layers)
     return {"macs": macs, "flops": 2 * macs}
 
 
-def _layer(layer: Mapping[str, Any], hidden: int, length: int) -> int:
+def _layer(layer: LayerOutline, hidden: int, length: int) -> int:
     """Multiply-accumulates of one layer, attention's two products included."""
-    bottleneck = layer.get("bottleneck")
-    width: int = hidden if bottleneck is None else bottleneck["size"]
-    values: int = width if bottleneck is None or bottleneck["attention"] else hidden
-    inner: int = layer["heads"] * layer["head_size"]
-    keys: int = length if layer["window"] is None else min(length, layer["window"])
-    per_token: int = (3 * width + values + 2 * keys) * inner
-    per_token += (3 if layer["gated"] else 2) * width * layer["ffn"] * layer.get("networks", 1)
+    bottleneck, inner = layer.bottleneck, layer.inner
+    assert inner is not None, "the number of heads is known"
+    width = hidden if bottleneck is None else bottleneck.size
+    values = width if bottleneck is None or bottleneck.attention else hidden
+    keys = length if layer.window is None else min(length, layer.window)
+    per_token = (3 * width + values + 2 * keys) * inner
+    per_token += (3 if layer.gated else 2) * width * layer.ffn * layer.networks
     if bottleneck is not None:
-        ways_in = 2 if bottleneck["shared"] and not bottleneck["attention"] else 1
+        ways_in = 2 if bottleneck.shared and not bottleneck.attention else 1
         per_token += (ways_in + 1) * hidden * width
     return length * per_token

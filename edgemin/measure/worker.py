@@ -65,7 +65,7 @@ class Variant:
         self.model, self.tokenizer = load(Path(artifact))
         self.model.eval()
         self.meter = EnergyMeter(watts)
-        vocabulary = building.structure(self.model)["vocabulary"]
+        vocabulary = building.outline(self.model).vocabulary
         self.inputs = {"padded": [padded_input(vocabulary, length)]}
         if sentences:
             self.inputs["task"] = [sentence_input(vocabulary, sentence) for sentence in sentences]

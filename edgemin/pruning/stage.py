@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
 from edgemin.encoder import parts, slicing, taps
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.processes import ranks
 from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
 from edgemin.pruning.selection import removal_count, select_heads
 from edgemin.pruning.structures import HEADS
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Effect, Place, Shape, Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 # Imported by name, so that a new criterion in the table changes no key; the chosen criterion's module is in its key.
 TABLE = "edgemin.pruning.criteria.table"
@@ -87,14 +88,9 @@ class HeadPruning(Stage):
         self._outputs: Sequence[Tensor] = []
         self._batch: Mapping[str, Tensor] = {}
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
-        """Refuse a global ratio that does not leave one head in every layer."""
-        count = model.layers * model.heads
-        if self.scope == "global" and not model.pruned and removal_count(count, self.ratio) > count - model.layers:
-            raise UserError(
-                f"ratio: expected one that leaves a head in all {model.layers} layers, given {self.ratio} of {count}"
-            )
-        found = super().effect(model._replace(pruned=True), teachers, place)
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
+        """Refuse a ratio that does not leave one head in every layer."""
+        found = super().effect(model.with_heads(self._left(model)), teachers, place)
         return replace(
             found,
             code=(*found.code, type(self.criterion).__module__),
@@ -103,6 +99,22 @@ class HeadPruning(Stage):
             # the gradient of the task loss comes through the head
             reads_head=self.criterion.needs == "gradients" and self.importance == "calibration",
         )
+
+    def _left(self, model: Outline) -> list[int | None]:
+        """How many heads each layer has afterwards; `None` where importance decides it."""
+        before = [layer.heads for layer in model.layers]
+        left: list[int | None] = []
+        for group in [before] if self.scope == "global" else [[heads] for heads in before]:
+            known = [heads for heads in group if heads is not None]
+            count = sum(known)
+            gone = removal_count(count, self.ratio)
+            if gone > count - len(known) and len(known) == len(group):
+                raise UserError(
+                    f"ratio: expected one that leaves a head in all {len(before)} layers, given {self.ratio} of {count}"
+                )
+            alone = known[0] - gone if len(known) == len(group) == 1 else None
+            left += group if gone == 0 else [alone] * len(group)
+        return left
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()

@@ -8,9 +8,10 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
+from edgemin.encoder.outline import Outline, QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.quantization import torch_layers
-from edgemin.training.stage import Effect, Place, Shape, Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 
 class DynamicQuantization(Stage):
@@ -30,12 +31,12 @@ class DynamicQuantization(Stage):
                 f"reconstruct and qat have 2, 3, 4 and 8), given {bits}"
             )
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """No data is needed; torch replaces float layers only, so a model that is quantized already is refused."""
-        if model.quantized:
+        if model.quantized is not None:
             raise UserError("_target_: expected a float model for torch's dynamic INT8, given one quantized before")
         return replace(
-            super().effect(model._replace(quantized="torch_dynamic"), teachers, place),
+            super().effect(replace(model, quantized=QuantizedLayers("torch_dynamic")), teachers, place),
             quantizes="torch_dynamic",
             reads_task=False,
         )

@@ -31,7 +31,7 @@ def quantize(
 
     Args:
         model: an encoder.
-        specs: by path, of [`matrices`][edgemin.encoder.parts.matrices]; 32 bits leave a layer as it is.
+        specs: by path, of [`matrices`][edgemin.encoder.outline.Outline.matrices]; 32 bits leave a layer as it is.
         weight_range: how scales of weights are chosen.
         calibration: how ranges of activations are chosen, now and when a later stage has moved them.
     """

@@ -9,8 +9,9 @@ from typing import Unpack
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
+from edgemin.encoder.outline import Outline, QuantizedLayers
 from edgemin.quantization.settings import Quantization, QuantizationSettings, quantize_given
-from edgemin.training.stage import Effect, Place, Shape, Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 
 class PostTraining(Stage):
@@ -27,11 +28,11 @@ class PostTraining(Stage):
         super().__init__()
         self.quantization = Quantization(**settings)
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """The task's sentences are read to calibrate static activations, and to find what each layer does."""
         self.quantization.check(model)
         return replace(
-            super().effect(model._replace(quantized="integers"), teachers, place),
+            super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place),
             quantizes="integers",
             reads_task=self.quantization.reads_data,
         )

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
+from edgemin.encoder.outline import Outline, QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
 from edgemin.quantization.layers import Scales
@@ -17,7 +18,7 @@ from edgemin.quantization.settings import Quantization, QuantizationSettings, qu
 from edgemin.training.distillation import DistillSettings, TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 
 _OWN = tuple(field.name for field in fields(Quantization))
 
@@ -76,12 +77,12 @@ class QuantizationAware(MethodSum):
         self.teachers = self.teachers if self._parts else ()
         self.scales, self.train_what, self.train_on = scales, train, train_on
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """As its methods; an epoch may be the calibration sentences."""
         self.quantization.check(model)
         if self.train_on == "calibration":
             place = replace(place, examples=min(self.quantization.calibration_examples, place.examples))
-        found = super().effect(model._replace(quantized="integers"), teachers, place)
+        found = super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place)
         return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)
 
     def auto_task_weight(self, place: Place) -> float:

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
-from edgemin.encoder import parts, taps
+from edgemin.encoder import building, parts, taps
+from edgemin.encoder.outline import Outline, QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization import model as quantization
 from edgemin.quantization.settings import CALIBRATION_BATCH, Quantization, QuantizationSettings, quantize_given
 from edgemin.training.fit import Fit, FitSettings
 from edgemin.training.hidden_states import hidden_mse
-from edgemin.training.stage import Effect, Place, Shape, Stage
+from edgemin.training.stage import Effect, Place, Stage
 
 # At most so many calibration sentences tell how near each block came.
 SCORED = 256
@@ -79,15 +80,15 @@ class Reconstruction(Stage):
         self._annealed = 0.0  # T_0 in batches
         self._before: list[float] = []
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """In each fit one block learns; an epoch of each is the calibration sentences."""
         self.quantization.check(model)
         drawn = min(self.quantization.calibration_examples, place.examples)
         return replace(
-            super().effect(model._replace(quantized="integers"), teachers, place),
+            super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place),
             quantizes="integers",
             reaches_all=False,
-            steps=(model.layers + 1) * self.settings.optimizer_steps(drawn),
+            steps=(len(model.layers) + 1) * self.settings.optimizer_steps(drawn),
         )
 
     def prepare(
@@ -121,7 +122,7 @@ class Reconstruction(Stage):
         nn.Module.to(self._float[0], self.device)
         self._annealed = self.teacher_forcing * self.batch_count
         done = {"embeddings", *(str(n) for n in range(1, self.phase + 1))}
-        matrices = parts.matrices(self.model)
+        matrices = building.outline(self.model).matrices
         for path, layer in quantization.quantized_layers(self.model).items():
             if matrices[path].place in done:
                 layer.settle()

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from edgemin.encoder import taps
-from edgemin.encoder.parts import Matrix
+from edgemin.encoder.outline import Matrix
 from edgemin.errors import UserError
 from edgemin.progress import live_line
 from edgemin.quantization.model import quantized_layer
@@ -86,8 +86,9 @@ def sensitivity(
 
 def matrix_bytes(matrix: Matrix, spec: Spec) -> int:
     """The bytes of a quantized matrix in a file: packed integers and scales."""
-    scales = 1 if spec.granularity == "tensor" else matrix.rows * spec.groups(matrix.columns)
-    return matrix.rows * packed_width(matrix.columns, spec.bits) + scales * spec.scale_dtype.itemsize
+    rows, columns = matrix.size
+    scales = 1 if spec.granularity == "tensor" else rows * spec.groups(columns)
+    return rows * packed_width(columns, spec.bits) + scales * spec.scale_dtype.itemsize
 
 
 def assign(

@@ -11,15 +11,15 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
-from edgemin.encoder import parts, quantized
-from edgemin.encoder.parts import Matrix
+from edgemin.encoder import building, quantized
+from edgemin.encoder.outline import Matrix, Outline
 from edgemin.errors import UserError
 from edgemin.progress import live_line
 from edgemin.quantization import model as quantization
 from edgemin.quantization.ranges import ActivationRange, Calibration
 from edgemin.quantization.sensitivity import assign, matrix_bytes, sensitivity
 from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
-from edgemin.training.stage import Shape, Stage
+from edgemin.training.stage import Stage
 
 CALIBRATION_BATCH = 32
 INPUT_BYTES = 8  # of a static Linear: scale and zero point of what it reads
@@ -132,20 +132,20 @@ class Quantization:
         """Whether it looks at the task's sentences."""
         return self.sensitivity or (self.activations == "static" and self.bits != FLOAT)
 
-    def check(self, model: Shape) -> None:
+    def check(self, model: Outline) -> None:
         """Refuse patterns that match nothing, groups that do not divide a width, and sizes that cannot be reached."""
         specs = self.specs(model.matrices)
         if self.sensitivity:
             self._check_candidates(model, specs)
         for path, spec in specs.items():
             matrix = model.matrices[path]
-            may_be_cut = model.pruned and matrix.place.isdigit()
-            if spec.group_size is not None and matrix.columns % spec.group_size and not may_be_cut:
+            may_be_cut = matrix.place.isdigit() and model.is_cut(model.layers[int(matrix.place) - 1])
+            if spec.group_size is not None and not may_be_cut and matrix.size[1] % spec.group_size:
                 raise UserError(
                     f"group_size: expected a divisor of {matrix.columns}, the width of {path}, given {spec.group_size}"
                 )
 
-    def _check_candidates(self, model: Shape, uniform: Mapping[str, Spec]) -> None:
+    def _check_candidates(self, model: Outline, uniform: Mapping[str, Spec]) -> None:
         """Check, before there are weights, that the fewest bits of the matrices alone stay within `size_mib`."""
         matrices = model.matrices
         free = self._candidates(matrices, uniform)
@@ -153,7 +153,7 @@ class Quantization:
             raise UserError(
                 "sensitivity: expected matrices to choose bits for, given none: all are exempt or keep embedding_bits"
             )
-        if model.pruned:  # its widths are not known yet; applying it tells
+        if any(layer.heads is None for layer in model.layers):  # its widths are not known yet; applying it tells
             return
         least = sum(min(matrix_bytes(matrices[path], spec) for spec in ways) for path, ways in free.items())
         if self.size_mib is None and least > sum(_bytes(matrices[path], uniform[path]) for path in free):
@@ -220,7 +220,7 @@ class Quantization:
         Raises:
             UserError: activations that are not finite, or a size that cannot be reached.
         """
-        matrices = parts.matrices(model)
+        matrices = building.outline(model).matrices
         specs = self.specs(matrices)
         findings: dict[str, Any] = {}
         if self.sensitivity:
@@ -233,7 +233,7 @@ class Quantization:
         if self.reads_data and quantization.static_layers(model):
             assert data is not None
             quantization.fit_inputs(model, data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed))
-        ragged = [path for path, spec in specs.items() if spec.group_size and matrices[path].columns % spec.group_size]
+        ragged = [path for path, spec in specs.items() if spec.group_size and matrices[path].size[1] % spec.group_size]
         short = f"rows of {len(ragged)} pruned layers end with a group shorter than {self.group_size}"
         return Applied([short] if ragged else [], findings)
 
@@ -266,7 +266,7 @@ class Quantization:
             "layers": [
                 {
                     "name": path,
-                    "weights": matrices[path].rows * matrices[path].columns,
+                    "weights": math.prod(matrices[path].size),
                     "damage": {str(bits): value for bits, value in damages[path].items()},
                     "bits": chosen[path],
                 }
@@ -285,7 +285,7 @@ def quantize_given(stage: Stage, how: Quantization, data: DataModule | None) -> 
 
 
 def _bytes(matrix: Matrix, spec: Spec) -> int:
-    return 4 * matrix.rows * matrix.columns if spec.bits == FLOAT else matrix_bytes(matrix, spec)
+    return 4 * math.prod(matrix.size) if spec.bits == FLOAT else matrix_bytes(matrix, spec)
 
 
 def _bytes_beside(model: PreTrainedModel, paths: set[str]) -> int:

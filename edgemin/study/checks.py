@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgemin.errors import UserError
 from edgemin.study.nodes import Node, Study
@@ -36,13 +37,16 @@ def plan_stage(
     """
     name = path.rpartition("/")[2]
     try:
-        effect = stage.planned = stage.effect(parent.shape, [teacher.shape for teacher in teachers], place)
+        effect = stage.planned = stage.effect(parent.outline, [teacher.outline for teacher in teachers], place)
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
+    if effect.reads_task and study.splits is not None:  # it attaches the task's head where there is another
+        outline = effect.outline.with_labels(len(study.splits.labels))
+        effect = stage.planned = replace(effect, outline=outline)
     _check_data(study, path, effect)
     _check_inputs(name, effect, [parent, *teachers])
     for teacher in teachers:
-        if effect.same_tokens:
+        if effect.same_tokens and parent.outline.tokenizer != teacher.outline.tokenizer:
             check_same_tokens(name, parent.start, teacher.start, study.splits if effect.reads_task else None)
         if effect.reads_answers and not teacher.head_trained:
             raise UserError(
@@ -74,8 +78,9 @@ def _check_inputs(name: str, effect: Effect, readers: Sequence[Node]) -> None:
     if readers[0].start.tokenizer is None:
         raise UserError(f"{name}.corpus: expected null for a model without a tokenizer, given a corpus")
     for reader in readers:
-        if effect.corpus.length > reader.start.max_tokens:
+        limit = reader.outline.max_tokens
+        if limit is not None and effect.corpus.length > limit:
             raise UserError(
-                f"{name}.corpus_length: expected at most {reader.start.max_tokens} tokens, what {reader.path} takes, "
-                f"given {effect.corpus.length}"
+                f"{name}.corpus_length: expected at most {limit} tokens, what {reader.path} takes, given "
+                f"{effect.corpus.length}"
             )

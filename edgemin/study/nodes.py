@@ -9,13 +9,14 @@ from typing import Any
 from edgemin.data.module import DataModule
 from edgemin.data.splits import Splits
 from edgemin.data.task import Task
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.quantized import is_trainable
 from edgemin.store.cache import Cache
 from edgemin.study.order import RowSpec
 from edgemin.study.roots import Root
 from edgemin.study.starts import Start
 from edgemin.training.fitting import Trainer
-from edgemin.training.stage import Shape, Stage
+from edgemin.training.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Node:
         content: what the key was made of; kept in the provenance.
         settings: the stage's resolved configuration, or the root's.
         start: the named model that its path begins with.
-        shape: what planning knows of the model after its last stage.
+        outline: what planning knows of the model after its last stage.
         seed: of its last stage, or of a root's random weights.
         head_trained: whether the head has been trained on the task.
         head_stale: the encoder was trained since the head was.
@@ -67,7 +68,7 @@ class Node:
     content: Mapping[str, Any]
     settings: Mapping[str, Any]
     start: Start
-    shape: Shape
+    outline: Outline
     seed: int
     head_trained: bool
     head_stale: bool = False
@@ -78,7 +79,7 @@ class Node:
     @property
     def final(self) -> bool:
         """Whether it can neither be trained nor pruned."""
-        return not is_trainable(self.shape.quantized)
+        return not is_trainable(self.outline.kind)
 
     @property
     def stage(self) -> str:

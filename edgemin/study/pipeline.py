@@ -181,7 +181,7 @@ class Pipeline:
         if stage.planned.same_tokens:
             # Of equal tokens those with segments, where a teacher reads them and the student does not.
             segmented = [module for module in theirs if module.has_segments]
-            return segmented[0] if segmented and node.start.structure["token_types"] <= 1 else own
+            return segmented[0] if segmented and node.start.outline.token_types <= 1 else own
         if all(module is own for module in theirs):
             return own
         return DataModule(self.study.splits, tokenizer, own.cache, theirs)

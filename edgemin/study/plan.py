@@ -66,7 +66,7 @@ def stage_code(effect: Effect, given: Sequence[Node], task: Kind | None) -> tupl
         task: the kind of the study's task, which counts where the stage reads the task.
     """
     of_task = (task.module,) if effect.reads_task and task is not None else ()
-    kinds = [effect.quantizes, *(node.shape.quantized for node in given)]
+    kinds = [effect.quantizes, *(node.outline.kind for node in given)]
     return (*effect.code, *of_task, "edgemin.training.fitting", "edgemin.artifact", *quantized.modules(*kinds))
 
 
@@ -124,12 +124,11 @@ class _Planner:
                     "are quantized"
                 )
         giver = parent if start.root.inherit == "all" else None  # the model that layers and head come from
-        shape = start.shape._replace(
-            pruned=start.shape.pruned or (giver is not None and giver.shape.pruned),
-            quantized=start.shape.quantized or (giver.shape.quantized if giver is not None else None),
-        )
+        outline = start.outline
+        if giver is not None and giver.outline != giver.start.outline:
+            outline = start.cut_from(giver.outline)
         content = start.content(self.study.splits, parent.key if parent else None)
-        content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(shape.quantized)), "versions": releases(*KEYED)}
+        content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(outline.kind)), "versions": releases(*KEYED)}
         trained = start.own_labels or (giver is not None and giver.head_trained)
         if start.own_labels and start.generic_labels:
             self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")
@@ -139,7 +138,7 @@ class _Planner:
             content,
             roots.describe(start.root),
             start,
-            shape,
+            outline,
             start.root.seed,
             trained,
             parent=parent,

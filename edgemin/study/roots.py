@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin.encoder import building, config_file, families, parts, shapes, slicing, truncation
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -127,39 +128,35 @@ class Root:
         return [-(-layer * available // self.layers) for layer in range(1, self.layers + 1)]
 
 
-class Outline(NamedTuple):
-    """The shape of a model without its weights."""
+def outline(config: PretrainedConfig, source: Outline | None, root: Root) -> Outline:
+    """The outline of the model that a root becomes, which is built without weights and cut as the weights will be.
 
-    structure: dict[str, Any]
-    max_tokens: int
-    matrices: dict[str, parts.Matrix]
-
-
-def outline(config: PretrainedConfig, structure: dict[str, Any] | None, root: Root) -> Outline:
-    """The model that a root becomes, built without weights and cut as the weights will be.
+    Args:
+        config: of its source, or of a model that starts at random.
+        source: the outline of its source, if it has one.
+        root: what is asked for.
 
     Raises:
         UserError: a shape that the checkpoint cannot be cut to.
     """
     with torch.device("meta"):
-        model = building.build(config, structure)
+        model = building.build(config, source)
     try:
         config_file.check_size(model)
     except UserError as error:
         raise UserError(f"hidden: {error}") from error
+    before = building.outline(model)
     if root.source is None:
-        return Outline(building.structure(model), building.max_tokens(model), parts.matrices(model))
-    before = building.structure(model)
-    model = reshape(model, root)
-    after = building.structure(model)
-    if root.truncate is not None and after["hidden"] == before["hidden"]:
-        chosen = root.chosen_layers(len(before["layers"])) if root.inherit == "all" else []
-        if root.inherit == "embeddings" or after["layers"] == [before["layers"][layer - 1] for layer in chosen]:
+        return before
+    after = building.outline(reshape(model, root))
+    if root.truncate is not None and after.hidden == before.hidden:
+        chosen = root.chosen_layers(len(before.layers)) if root.inherit == "all" else []
+        if root.inherit == "embeddings" or after.layers == tuple(before.layers[layer - 1] for layer in chosen):
             log.warning(
                 "%s: truncate=%s cuts nothing: no width that it may cut is asked below that of %s",
                 *(root.name, root.truncate, root.source),
             )
-    return Outline(after, building.max_tokens(model), parts.matrices(model))
+    return after
 
 
 def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:
@@ -180,7 +177,7 @@ def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:
     chosen = root.chosen_layers(count)
     if len(chosen) < count:
         slicing.slice_layers(model, [layer - 1 for layer in chosen])
-    found = building.structure(model)
+    found = building.outline(model)
     cut = {key: _is_cut(key, widths, root) for key, widths in _widths(found).items()}
     if any(cut.values()):
         heads, head_size = _inner_widths(found, root) if cut["hidden"] or cut["heads"] else (None, None)
@@ -189,10 +186,11 @@ def reshape(model: PreTrainedModel, root: Root) -> PreTrainedModel:
 
 
 def _with_fresh_layers(model: PreTrainedModel, root: Root) -> PreTrainedModel:
-    found = building.structure(model)
-    layer = found["layers"][0]
-    _is_cut("hidden", [found["hidden"]], root)
-    heads = root.heads or layer["heads"]
+    found = building.outline(model)
+    layer = found.layers[0]
+    _is_cut("hidden", [found.hidden], root)
+    heads = root.heads or layer.heads
+    assert heads is not None, "the model is here"
     _check_heads(heads, _attention_width(found, root), root)
     _truncate(model, root, hidden=root.hidden)
     assert not isinstance(root.layers, list)
@@ -200,9 +198,9 @@ def _with_fresh_layers(model: PreTrainedModel, root: Root) -> PreTrainedModel:
         torch.manual_seed(root.seed)
         return truncation.with_fresh_layers(
             model,
-            layers=root.layers or len(found["layers"]),
+            layers=root.layers or len(found.layers),
             heads=heads,
-            ffn=root.intermediate or layer["ffn"],
+            ffn=root.intermediate or layer.ffn,
         )
 
 
@@ -215,13 +213,12 @@ def _truncate(model: PreTrainedModel, root: Root, **widths: int | None) -> None:
         raise UserError(f"truncate: {error}") from error
 
 
-def _widths(structure: dict[str, Any]) -> dict[str, list[int]]:
+def _widths(found: Outline) -> dict[str, list[int]]:
     """The widths that the settings of these names would change: one number, or one for each layer."""
-    layers = structure["layers"]
     return {
-        "hidden": [structure["hidden"]],
-        "heads": [layer["heads"] for layer in layers],
-        "intermediate": [layer["ffn"] for layer in layers],
+        "hidden": [found.hidden],
+        "heads": [layer.heads for layer in found.layers if layer.heads is not None],
+        "intermediate": [layer.ffn for layer in found.layers],
     }
 
 
@@ -240,17 +237,17 @@ def _is_cut(key: str, widths: list[int], root: Root) -> bool:
     return True
 
 
-def _inner_widths(found: dict[str, Any], root: Root) -> tuple[int, int]:
+def _inner_widths(found: Outline, root: Root) -> tuple[int, int]:
     """How many heads a narrower model has, and their size: together they are as wide as what they write to."""
-    layers = found["layers"]
-    if root.heads is None and len({layer["heads"] for layer in layers}) > 1:
+    if root.heads is None and len({layer.heads for layer in found.layers}) > 1:
         raise UserError(
             f"heads: expected a whole number, as the layers of {root.source} differ and hidden is cut, given null"
         )
-    heads: int = root.heads or layers[0]["heads"]
+    heads = root.heads or found.layers[0].heads
+    assert heads is not None, "the model is here"
     width = _attention_width(found, root)
     _check_heads(heads, width, root)
-    largest = min(layer["head_size"] for layer in layers)
+    largest = min(layer.head_size for layer in found.layers)
     if width // heads > largest:
         raise UserError(
             f"heads: expected at least {-(-width // largest)}, of the size the source's heads have, given {heads}"
@@ -264,11 +261,10 @@ def _check_heads(heads: int, width: int, root: Root) -> None:
         raise UserError(f"heads: expected a divisor of the width {width} that they share, given {given}")
 
 
-def _attention_width(found: dict[str, Any], root: Root) -> int:
+def _attention_width(found: Outline, root: Root) -> int:
     """The width that attention writes to: the hidden size asked for, or that of MobileBERT's bottleneck."""
-    bottleneck = found["layers"][0].get("bottleneck")
-    width: int = bottleneck["size"] if bottleneck is not None else root.hidden or found["hidden"]
-    return width
+    bottleneck = found.layers[0].bottleneck
+    return bottleneck.size if bottleneck is not None else root.hidden or found.hidden
 
 
 def random_config(root: Root, family: str, vocabulary: int, padding_id: int) -> PretrainedConfig:

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,13 +15,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from edgemin import checkpoint
 from edgemin.checkpoint import Facts
 from edgemin.data.splits import Splits
-from edgemin.encoder.parts import Matrix
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.quantized import is_trainable
 from edgemin.errors import UserError
 from edgemin.store.content import digest
 from edgemin.study import roots
-from edgemin.study.roots import Outline, Root
-from edgemin.training.stage import Shape
+from edgemin.study.roots import Root
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +39,7 @@ class Start:
         config: of its checkpoint, of the model it is cut from, or of its random weights.
         facts: of its checkpoint; `None` for any other start.
         tokenizer: `None` only without data.
-        structure: of the model that starts here, as [`structure`][edgemin.encoder.building.structure] gives it.
-        matrices: its weight matrices, as [`matrices`][edgemin.encoder.parts.matrices] lists them.
-        max_tokens: the longest input it takes.
+        outline: of the model that starts here.
         own_labels: its checkpoint's head already speaks the task's labels.
         origin: the model of the study that it is cut from, if any.
         from_trained: it is cut from the end of that model's own path, not from its weights as they came.
@@ -53,27 +50,31 @@ class Start:
     config: PretrainedConfig
     facts: Facts | None
     tokenizer: PreTrainedTokenizerBase | None
-    structure: dict[str, Any]
-    matrices: dict[str, Matrix]
-    max_tokens: int
+    outline: Outline
     own_labels: bool
     origin: str | None = None
     from_trained: bool = False
 
     @property
-    def shape(self) -> Shape:
-        """What planning tells the stages of the model that starts here."""
-        return Shape.of(self.structure, self.matrices, self.facts.quantized if self.facts is not None else None)
-
-    @property
-    def family(self) -> str:
-        """The model's family, as [`family`][edgemin.encoder.families.family] names it."""
-        return str(self.structure["family"])
-
-    @property
     def generic_labels(self) -> bool:
         """Whether its checkpoint's labels are `LABEL_0` and so on."""
         return self.facts is not None and all(name.startswith("LABEL_") for name in self.facts.labels or ())
+
+    def cut_from(self, source: Outline) -> Outline:
+        """The outline of the model that starts here, if the one it is cut from has come to this by stages of its own.
+
+        Raises:
+            UserError: that one cannot be cut so.
+        """
+        if any(layer.heads is None for layer in source.layers):  # nor is known what is left of them
+            found = self.outline.with_heads([None] * len(self.outline.layers))
+        else:
+            try:
+                found = roots.outline(self.config, source, self.root)
+            except UserError as error:
+                raise UserError(f"{self.name}.{error}") from error
+        own = self.outline
+        return replace(found, quantized=source.quantized, max_tokens=own.max_tokens, tokenizer=own.tokenizer)
 
     def content(self, splits: Splits | None, parent_key: str | None) -> dict[str, Any]:
         """All that decides the model that starts here, of which its key is made: contents, never paths."""
@@ -83,8 +84,9 @@ class Start:
         elif self.facts is not None:
             content["files"] = checkpoint.fingerprint(self.facts.directory)
         else:
-            content |= {"family": self.family, "vocabulary": self.config.vocab_size}
-        content["tokenizer"] = _tokenizer_digest(self.tokenizer)
+            content |= {"family": self.outline.family, "vocabulary": self.config.vocab_size}
+        content["tokenizer"] = self.outline.tokenizer
+        content["inputs"] = list(self.tokenizer.model_input_names) if self.tokenizer is not None else None
         if self.own_labels and splits is not None:
             content |= {"labels": list(splits.labels), "problem_type": splits.kind.problem_type}
         if self.facts is not None and self.facts.draws_head:
@@ -125,29 +127,25 @@ def _origin(source: str | None, named: Mapping[str, Root]) -> str | None:
 def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, splits: Splits | None) -> Start:
     if name == "student" and root.stages:
         raise UserError(f"student.stages: expected none (the key stages has them), given {list(root.stages)}")
-    facts, config, structure = None, None, None
+    facts, config, source = None, None, None
     if origin is not None:
         if origin.facts is None and origin.origin is None and root.source == f"{origin.name}{SOURCE}":
             raise UserError(
                 f"{name}.source: expected a model with weights, given {root.source} while that starts at random"
             )
-        config, structure = origin.config, origin.structure
+        config, source = origin.config, origin.outline
     elif root.source is not None:
         facts = checkpoint.read_facts(root.source, f"{name}.source")
-        config, structure = facts.config, facts.structure
+        config, source = facts.config, facts.outline
     tokenizer = _tokenizer(name, root, origin, teacher, splits)
     if tokenizer is None and splits is not None:
         raise UserError(f"{name}.tokenizer: expected a Hub id, a directory or toy, as there is no source, given null")
     try:
         if config is None:
             config = _random_config(root, teacher, tokenizer)
-        outline = roots.outline(config, structure, root)
+        outline = _outline(config, source, root, tokenizer)
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
-    given = {key: value for key, value in (structure or {}).items() if key != "quantized"}
-    untouched = root.inherit == "all" and outline.structure == given
-    if facts is not None and not is_trainable(facts.quantized) and not untouched:
-        raise UserError(f"{name}.source: expected weights that can be cut, given {root.source}, which is quantized")
     _check_tokenizer(name, root, outline, tokenizer, splits)
     if tokenizer is not None and splits is not None and tokenizer is not getattr(origin or teacher, "tokenizer", None):
         _check_words(name, tokenizer, splits)
@@ -165,13 +163,28 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
         config,
         facts,
         tokenizer,
-        outline.structure,
-        outline.matrices,
-        min(outline.max_tokens, tokenizer.model_max_length) if tokenizer is not None else outline.max_tokens,
+        outline,
         own,
         origin.name if origin is not None else None,
         origin is not None and root.source == origin.name,
     )
+
+
+def _outline(
+    config: PretrainedConfig, source: Outline | None, root: Root, tokenizer: PreTrainedTokenizerBase | None
+) -> Outline:
+    """What a root becomes of its source, and the tokens that it reads."""
+    outline = roots.outline(config, source, root)
+    longest = outline.max_tokens
+    if source is not None:
+        as_it_was = replace(source, quantized=None, max_tokens=longest, tokenizer=None)
+        if not is_trainable(source.kind) and (root.inherit != "all" or outline != as_it_was):
+            raise UserError(f"source: expected weights that can be cut, given {root.source}, which is quantized")
+        outline = replace(outline, quantized=source.quantized)
+    if tokenizer is None or longest is None:
+        return outline
+    shorter = min(longest, tokenizer.model_max_length)
+    return replace(outline, max_tokens=shorter, tokenizer=_tokenizer_digest(tokenizer))
 
 
 def _tokenizer(
@@ -187,7 +200,7 @@ def _tokenizer(
 
 
 def _random_config(root: Root, teacher: Start | None, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
-    family = root.family or (teacher.family if teacher is not None else None)
+    family = root.family or (teacher.outline.family if teacher is not None else None)
     if family is None:
         raise UserError("family: expected a family, as there is no source to take it from, given null")
     if tokenizer is None and root.vocabulary is None:
@@ -201,7 +214,7 @@ def _check_tokenizer(
 ) -> None:
     if tokenizer is None or splits is None:
         return
-    rows, tokens = outline.structure["vocabulary"], max(tokenizer.get_vocab().values()) + 1
+    rows, tokens = outline.vocabulary, max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         raise UserError(
             f"{name}.tokenizer: expected at most the {rows} tokens the weights embed, given one of {tokens}"
@@ -211,8 +224,8 @@ def _check_tokenizer(
             "%s: its tokenizer has %d tokens and its weights embed %d: check that they belong together",
             *(name, tokens, rows),
         )
-    limit, asked = min(outline.max_tokens, tokenizer.model_max_length), splits.task.max_length
-    if asked > limit:
+    limit, asked = outline.max_tokens, splits.task.max_length
+    if limit is not None and asked > limit:
         raise UserError(f"task.max_length: expected at most {limit}, what the {name} takes, given {asked}")
 
 
@@ -235,22 +248,17 @@ def _check_words(name: str, tokenizer: PreTrainedTokenizerBase, splits: Splits) 
 
 
 def check_same_tokens(stage: str, student: Start, teacher: Start, splits: Splits | None) -> None:
-    """Refuse a teacher whose tokenizer cuts the training texts otherwise than the student's.
+    """Refuse a teacher whose tokenizer, another than the student's, cuts the training texts otherwise.
 
     Raises:
         UserError: vocabularies or tokens differ.
     """
     mine, theirs = student.tokenizer, teacher.tokenizer
-    if mine is theirs or mine is None or theirs is None:
+    if mine is None or theirs is None:
         return
+    # Others may still cut these texts alike; where there are none (a corpus), nobody knows.
     texts = [text for pair in splits.train.texts[:_PROBE] for text in pair] if splits is not None else []
-    # Where no texts are at hand (a corpus), the tokenizers themselves are compared.
-    same = (
-        mine.get_vocab() == theirs.get_vocab() and _tokens(mine, texts) == _tokens(theirs, texts)
-        if texts
-        else _tokenizer_digest(mine, inputs=False) == _tokenizer_digest(theirs, inputs=False)
-    )
-    if not same:
+    if not texts or mine.get_vocab() != theirs.get_vocab() or _tokens(mine, texts) != _tokens(theirs, texts):
         raise UserError(
             f"{stage}.teacher: expected a teacher with the student's tokenizer, as it is compared token by token, "
             f"given {teacher.root.name} and {student.root.name}, whose tokens differ"
@@ -263,15 +271,13 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Any:
 
 
 @lru_cache(maxsize=16)  # of the objects that checkpoint.read_tokenizer gives to all jobs alike
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None, *, inputs: bool = True) -> str | None:
-    """A hash of what decides a tokenizer's tokens and, with `inputs`, of whether it tells two segments apart."""
-    if tokenizer is None:
-        return None
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what decides a tokenizer's tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
         content |= {"padding": None, "truncation": None}  # which are left over from its last call
     else:
         content = {"vocabulary": tokenizer.get_vocab()}
-    content |= {"pad": tokenizer.pad_token_id, "inputs": list(tokenizer.model_input_names) if inputs else None}
+    content |= {"pad": tokenizer.pad_token_id}
     return digest(json.dumps(content, sort_keys=True))

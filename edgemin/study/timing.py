@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from edgemin.artifact import STRUCTURE, read_provenance
+from edgemin.encoder.structure_file import read_outline
 from edgemin.measure.machine import host
 from edgemin.store.artifacts import Store
-from edgemin.store.json_file import read_object
 from edgemin.study.nodes import Node
 
 # Number of layers and hidden size of a model.
@@ -29,7 +29,7 @@ def signature(node: Node) -> str:
     It holds the method, the batch size, the longest input, the precision, and the sizes of the model and its teachers.
     """
     assert node.parent is not None
-    sizes = [(model.shape.layers, model.shape.hidden) for model in (node.parent, *node.teachers)]
+    sizes = [(len(model.outline.layers), model.outline.hidden) for model in (node.parent, *node.teachers)]
     return _signature(node.content, sizes)
 
 
@@ -79,5 +79,5 @@ class Timings:
         return found
 
     def _size(self, key: str) -> Size:
-        structure = read_object(self._store.path(key) / STRUCTURE)
-        return len(structure["layers"]), int(structure["hidden"])
+        outline = read_outline(self._store.path(key) / STRUCTURE)
+        return len(outline.layers), outline.hidden

@@ -14,13 +14,13 @@ Shapes: B batch, T tokens, A attention heads, D head size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.training.averages import arithmetic
 
@@ -71,18 +71,14 @@ def split_heads(projection: Tensor, heads: int) -> Tensor:
     return projection.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
-def check_rebuildable(student: str, teacher: str) -> None:
+def check_rebuildable(student: Outline, teacher: Outline) -> None:
     """Refuse an `attention_weight` where a family's attention is not what its projections give.
-
-    Args:
-        student: family, as [`family`][edgemin.encoder.families.family] names it.
-        teacher: family.
 
     Raises:
         UserError: one of them is ModernBERT.
     """
-    for side, family in (("student", student), ("teacher", teacher)):
-        if family == "modernbert":
+    for side, outline in (("student", student), ("teacher", teacher)):
+        if outline.family == "modernbert":
             raise UserError(
                 f"attention_weight: expected 0 with a {side} of family modernbert, which turns queries and keys after "
                 "they were projected and sees windows, so that its attention is not what is read, given a weight "
@@ -90,44 +86,33 @@ def check_rebuildable(student: str, teacher: str) -> None:
             )
 
 
-def check_same_heads(
-    student: int,
-    teacher: int,
+def matched_heads(
+    student: Outline,
+    teacher: Outline,
+    pairs: Mapping[int, int],
     key: str = "attention_weight",
     expected: str = "0 where heads cannot be matched one by one",
-) -> None:
-    """Refuse two layers whose heads cannot be matched one by one.
-
-    Args:
-        student: attention heads of the student's layer.
-        teacher: attention heads of the teacher's layer.
-        key: the setting to name.
-        expected: what it should be instead.
-
-    Raises:
-        UserError: the numbers differ.
-    """
-    if student != teacher:
-        raise UserError(
-            f"{key}: expected {expected}, given {student} heads in the student and {teacher} in the teacher"
-        )
-
-
-def matched_heads(
-    student: Sequence[Mapping[str, Any]], teacher: Sequence[Mapping[str, Any]], pairs: Mapping[int, int]
 ) -> dict[int, int]:
     """The attention heads of each matched student layer, which its teacher layer has too.
 
     Args:
-        student: its layers, as [`structure`][edgemin.encoder.building.structure] describes them.
-        teacher: its layers.
+        student: a pair of which one side's number is not known yet is passed over.
+        teacher: likewise.
         pairs: {student layer: teacher layer}, counted from 1.
+        key: the setting to name.
+        expected: what it should be instead.
 
     Raises:
-        UserError: two matched layers have different numbers of heads; the message names `attention_weight`.
+        UserError: the numbers of two matched layers differ.
     """
     found = {}
     for mine, theirs in pairs.items():
-        found[mine] = student[mine - 1]["heads"]
-        check_same_heads(found[mine], teacher[theirs - 1]["heads"])
+        ours, others = student.layers[mine - 1].heads, teacher.layers[theirs - 1].heads
+        if ours is None or others is None:
+            continue
+        if ours != others:
+            raise UserError(
+                f"{key}: expected {expected}, given {ours} heads in the student and {others} in the teacher"
+            )
+        found[mine] = ours
     return found

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, taps
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.processes import ranks
 from edgemin.training.fit import Fit, FitSettings
-from edgemin.training.stage import Effect, Place, Shape, Stage
+from edgemin.training.stage import Effect, Place, Stage
 from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
 
 if TYPE_CHECKING:
@@ -132,13 +133,17 @@ class Distillation(Stage):
 
     # -- what a method says ------------------------------------------------------------------------
 
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Pair the student with its teachers, given the structure of each; may register modules that learn too.
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Pair the student with its teachers.
+
+        Called in planning, where a number may not be known yet (`None`), and again with the models themselves.
 
         Raises:
-            UserError: they cannot be paired.
+            UserError: they cannot be paired; the setting's key first.
         """
-        raise NotImplementedError
+
+    def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Once they are paired and here, register what learns besides the student, and note what there is to know."""
 
     def asks_student(self) -> Asks:
         """What is read of the student; may depend on the fit that runs."""
@@ -158,9 +163,9 @@ class Distillation(Stage):
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Check that models can be paired and a corpus can be read, and decide `task_weight=auto`."""
-        self.check(model, teachers)
+        self.match(replace(model, labels=None), teachers)  # the task's head is attached when it runs
         found = super().effect(model, teachers, place)
         if self.corpus is not None:
             self.corpus.fingerprint()
@@ -190,13 +195,6 @@ class Distillation(Stage):
         """What `task_weight=auto` comes to: 1 where a trained head would go stale, else 0."""
         return 1.0 if place.head_trained and not place.finetuned_later and self.corpus is None else 0.0
 
-    def check(self, model: Shape, teachers: Sequence[Shape]) -> None:
-        """Refuse models that the method cannot pair, as far as planning knows them.
-
-        Raises:
-            UserError: they cannot be paired; the setting's key first.
-        """
-
     # -- training ----------------------------------------------------------------------------------
 
     def prepare(
@@ -206,7 +204,9 @@ class Distillation(Stage):
         super().prepare(model, data, teachers)
         self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.read_tokenizer(data)
-        self.match(building.structure(model), [building.structure(teacher) for teacher in self._teachers])
+        outlines = building.outline(model), [building.outline(teacher) for teacher in self._teachers]
+        self.match(*outlines)
+        self.equip(*outlines)
         self._take_up()
 
     def beside(self) -> dict[str, Tensor]:

@@ -183,7 +183,7 @@ def run(
         ranks.together(lambda: stage.prepare(model, data, teachers))
     saved = ranks.together(lambda: read_checkpoint(work / CHECKPOINT) if (work / CHECKPOINT).exists() else None)
     _check_same(work, saved)
-    before = building.structure(model)
+    before = building.outline(model)
     spent = Spent(began)
     if saved is not None:  # what was spent before the kill counts
         spent = Spent(began - saved["edgemin"]["seconds"], saved["edgemin"]["steps_before"])
@@ -214,7 +214,7 @@ def run(
                 ranks.together(partial(stage.begin, phase))
         if fit.trains:
             _fit(stage, fit, start, trainer, work, spent, callbacks, Record(points, send), stream)
-    changed = spent.steps > 0 or building.structure(stage.model) != before
+    changed = spent.steps > 0 or building.outline(stage.model) != before
     state = {key: tensor.detach().cpu().clone() for key, tensor in stage.training_state().items()}
     with live_line(f"{stage.name}  finishing"):
         finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from edgemin import config
 from edgemin.data.module import DataModule
+from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 
 
 class MethodSum(Distillation):
@@ -50,7 +51,7 @@ class MethodSum(Distillation):
             self._weights[name] * part.task_weight for name, part in parts.items() if part.task_weight != "auto"
         )
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Do what any method does."""
         found = []
         for name, part in self._parts.items():
@@ -90,11 +91,17 @@ class MethodSum(Distillation):
         """What each method learns besides the student, under the method's name."""
         return {f"{name}.{key}": tensor for name, part in self._parts.items() for key, tensor in part.beside().items()}
 
-    def match(self, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> None:
+    def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """Match the layers of each method."""
         for name, part in self._parts.items():
             with _named(name):
                 part.match(student, teachers)
+
+    def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
+        """Let each method register what it learns."""
+        for name, part in self._parts.items():
+            with _named(name):
+                part.equip(student, teachers)
             self.notes += part.notes
 
     def asks_student(self) -> Asks:

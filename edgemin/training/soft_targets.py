@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.tasks.base import Kind
 
@@ -44,12 +45,14 @@ def check_temperature(temperature: float) -> None:
         raise UserError(f"temperature: expected a number above 0, given {temperature}")
 
 
-def check_outputs(student: int, teachers: Sequence[int]) -> None:
-    """Refuse a teacher of another number of outputs than the student has.
+def check_outputs(student: Outline, teachers: Sequence[Outline]) -> None:
+    """Refuse a teacher of another number of outputs than the student has, or will have once it has the task's head.
 
     Raises:
         UserError: with the first such number.
     """
-    for outputs in teachers:
-        if outputs != student:
-            raise UserError(f"teacher: expected a head of {student} outputs, as the student's, given one of {outputs}")
+    for teacher in teachers:
+        if None not in (student.labels, teacher.labels) and teacher.labels != student.labels:
+            raise UserError(
+                f"teacher: expected a head of {student.labels} outputs, as the student's, given one of {teacher.labels}"
+            )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,45 +16,13 @@ from transformers import PreTrainedModel, get_scheduler
 
 from edgemin.data.batches import Batches, TrainBatches
 from edgemin.data.module import DataModule
-from edgemin.encoder import parts, quantized
-from edgemin.encoder.quantized import Kind
+from edgemin.encoder import quantized, structure_file
+from edgemin.encoder.outline import Kind, Outline
 from edgemin.processes import ranks
 from edgemin.training.fit import Fit
 
 if TYPE_CHECKING:
     from edgemin.data.corpus import Corpus
-
-
-class Shape(NamedTuple):
-    """What planning knows about an encoder before its weights exist."""
-
-    family: str
-    layers: int
-    hidden: int
-    heads: int  # per layer
-    pruned: bool = False  # whether an earlier stage may have narrowed its layers
-    inner: int | None = None  # width of queries, keys and values, where it is not the hidden size
-    matrices: Mapping[str, parts.Matrix] = MappingProxyType({})  # by path; widths before any pruning
-    quantized: Kind | None = None  # the kind of quantized layers that an earlier stage, or its checkpoint, gave it
-
-    @classmethod
-    def of(
-        cls,
-        structure: Mapping[str, Any],
-        matrices: Mapping[str, parts.Matrix] = MappingProxyType({}),
-        quantized: Kind | None = None,
-    ) -> Shape:
-        """What a structure says; see [`structure`][edgemin.encoder.building.structure]."""
-        layers, hidden = structure["layers"], structure["hidden"]
-        widths = [layer["heads"] * layer["head_size"] for layer in layers]
-        pruned = len(set(widths)) > 1 or (structure["family"] != "mobilebert" and widths[0] != hidden)
-        heads = layers[0]["heads"]
-        return cls(structure["family"], len(layers), hidden, heads, pruned, widths[0], matrices, quantized)
-
-    @property
-    def width(self) -> int:
-        """Width of queries, keys and values."""
-        return self.hidden if self.inner is None else self.inner
 
 
 @dataclass(frozen=True)
@@ -97,7 +64,7 @@ class Effect:
         not_keyed: settings that decide nothing beside what is in the key already.
     """
 
-    outline: Shape
+    outline: Outline
     code: tuple[str, ...]
     trains_head: bool = False
     moves_encoder: bool = False
@@ -151,7 +118,7 @@ class Stage(pl.LightningModule):
 
     # -- what planning asks ------------------------------------------------------------------------
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Say what the stage does in its place, and decide what depends on it.
 
         Args:
@@ -296,14 +263,19 @@ class Stage(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the model's structure with its weights, so that a run can be resumed at any moment."""
         checkpoint.setdefault("edgemin", {}).update(
-            phase=self.phase, structure=quantized.structure(self.model), notes=list(self.notes)
+            phase=self.phase, structure=self._structure(), notes=list(self.notes)
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the model the checkpoint's shape before Lightning fills in its weights."""
         saved = checkpoint["edgemin"]
         self.phase, self.notes = saved["phase"], list(saved["notes"])
-        if saved["structure"] != quantized.structure(self.model):
+        if saved["structure"] != self._structure():
             device = self.model.device
-            self.model = quantized.build(self.model.config, saved["structure"])
+            outline = structure_file.parsed(saved["structure"], "checkpoint")
+            self.model = quantized.build(self.model.config, outline)
             nn.Module.to(self.model, device)
+
+    def _structure(self) -> dict[str, Any]:
+        """The model's outline as its file would have it."""
+        return structure_file.written(quantized.outline(self.model))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import ClassVar
 
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.training.distillation import Distillation, DistillSettings
 from edgemin.training.fit import Fit
-from edgemin.training.stage import Effect, Place, Shape
+from edgemin.training.stage import Effect, Place
 
 
 class _PredictionFit(Fit):
@@ -46,7 +47,7 @@ class TwoFits(Distillation):
             raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
         return fit if fit.trains else None
 
-    def effect(self, model: Shape, teachers: Sequence[Shape], place: Place) -> Effect:
+    def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """The head is trained, and the teacher's is read, where the teacher's answers are learnt."""
         found = super().effect(model, teachers, place)
         answers = self._prediction is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from edgemin.encoder.parts import head_prefixes
 from edgemin.errors import UserError
 from edgemin.store.cache import Cache
 from edgemin.tasks.classification import soft_target_kl
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 LENGTHS = [5, 7, 1, 3]  # of 7
@@ -338,11 +338,12 @@ def test_a_killed_fit_on_a_corpus_ends_as_an_unbroken_one_and_learns_both(
 
 def test_replacements_are_words_that_both_sides_know(masking: DataModule, corpus: str) -> None:
     stage = distillation(corpus=corpus)
-    structures = [building.structure(tiny.model()) for _ in range(2)]
-    structures[0]["vocabulary"] = 200
+    teacher = building.outline(tiny.model())
+    student = replace(teacher, vocabulary=200)
     stage.mask_id = 1
-    stage.match(structures[0], structures[1:])
-    assert stage._vocabulary == structures[1]["vocabulary"] == 132
+    stage.match(student, [teacher])
+    stage.equip(student, [teacher])
+    assert stage._vocabulary == teacher.vocabulary == 132
     assert stage.word_head is not None and stage.word_head.bias.shape == (200,)
 
 
@@ -374,12 +375,12 @@ def test_the_head_is_trained_on_a_task_and_goes_stale_on_a_corpus(corpus: str) -
 
 
 def test_widths_that_differ_are_refused_unless_no_states_are_compared(data: DataModule) -> None:
-    shapes = Shape("bert", 6, 384, 12), [Shape("bert", 12, 768, 12)]
+    shapes = tiny.outline("bert", 6, 384, 12), [tiny.outline("bert", 12, 768, 12)]
     with pytest.raises(UserError, match=r"^cosine_weight: expected 0 [^\n]* 384 [^\n]* 768, [^\n]* given 1\.0$"):
-        distillation().check(*shapes)
+        distillation().match(*shapes)
     with pytest.raises(UserError, match=r"^cosine_weight: expected 0 [^\n]* 32 [^\n]* 64, [^\n]* given 1\.0$"):
         tiny.prepared(distillation(), tiny.model(), tiny.model(hidden=64), data)
-    distillation(cosine_weight=0.0).check(*shapes)
+    distillation(cosine_weight=0.0).match(*shapes)
     tiny.prepared(distillation(cosine_weight=0.0), tiny.model(), tiny.model(hidden=64), data)
 
 

@@ -290,7 +290,7 @@ def test_a_student_may_be_cut_from_the_assistant(tmp_path: Path) -> None:
     )
     root = next(node for node in plan.nodes if node.path == "student")
     assert root.parent is not None and root.parent.path == "assistant/finetune/distill_assistant"
-    assert root.head_trained and root.shape.layers == 1
+    assert root.head_trained and root.outline.layers[1:] == ()
 
 
 def test_an_unknown_teacher_is_refused_by_name() -> None:
@@ -372,4 +372,4 @@ def test_a_student_that_inherits_embeddings_alone_has_no_trained_head() -> None:
     given = ("stages=[finetune]", *cut)
     for inherit, trained in (("all", True), ("embeddings", False)):
         nodes = {node.path: node for node in studies.plan(*given, f"student.inherit={inherit}").nodes}
-        assert nodes["student"].head_trained is trained and nodes["student"].shape.hidden == 16
+        assert nodes["student"].head_trained is trained and nodes["student"].outline.hidden == 16

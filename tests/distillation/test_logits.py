@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from edgemin.tasks.base import Kind
 from edgemin.tasks.classification import Classification, soft_target_kl
 from edgemin.tasks.regression import Regression
 from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -140,9 +140,11 @@ def test_a_temperature_that_softens_nothing_is_refused(temperature: float) -> No
 
 
 def test_a_teacher_of_other_outputs_is_refused() -> None:
-    check_outputs(3, [3, 3])
+    two, three = (tiny.outline().with_labels(labels) for labels in (2, 3))
+    check_outputs(three, [three, three])
+    check_outputs(replace(two, labels=None), [three])  # its head is yet to come
     with pytest.raises(UserError, match=r"^teacher: expected a head of 3 outputs, [^\n]* given one of 2$"):
-        check_outputs(3, [3, 2])
+        check_outputs(three, [three, two])
 
 
 # The stage
@@ -181,7 +183,7 @@ def test_a_regression_learns_the_teachers_score(tmp_path: Path) -> None:
     stage = distillation(alpha=1.0)
     stage._data = tiny.of_kind(Regression())
     batch = tiny.data(tmp_path).train.batch(range(6))
-    stage.match(building.structure(student), [building.structure(teacher)])
+    stage.match(building.outline(student), [building.outline(teacher)])
     readings = [taps.read(model, batch, logits=True) for model in (student, teacher)]
     terms = stage.terms(readings[0], readings[1:], batch)
     expected = F.mse_loss(tiny.logits(student, batch), tiny.logits(teacher, batch))
@@ -193,7 +195,7 @@ def test_it_trains_the_head_and_needs_labels_but_not_the_same_tokens() -> None:
     assert tiny.effect(stage).trains_head and not tiny.effect(stage).leaves_head_stale and tiny.effect(stage).reads_task
     assert stage.several_teachers and not stage.same_tokens and tiny.effect(stage).reads_answers
     assert not tiny.effect(distillation(steps=0)).trains_head
-    stage.check(Shape("bert", 3, 32, 4), [Shape("roberta", 12, 768, 12)])
+    stage.match(tiny.outline("bert", 3, 32, 4), [tiny.outline("roberta", 12, 768, 12)])
 
 
 def test_distillation_brings_the_answers_closer(data: DataModule, tmp_path: Path) -> None:

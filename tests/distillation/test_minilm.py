@@ -20,9 +20,9 @@ from edgemin.data.module import DataModule
 from edgemin.distillation.minilm import MiniLM
 from edgemin.distillation.relation import attention_kl, value_kl
 from edgemin.encoder import building, slicing, taps
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.training.attention import attention_outputs, attention_scores
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -107,7 +107,7 @@ def test_the_attention_compared_is_the_one_that_the_models_run_with(data: DataMo
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "mobilebert"])
 def test_rebuilt_scores_and_outputs_are_those_inside_the_model(family: str, data: DataModule) -> None:
     batch, model = data.train.batch(range(6)), tiny.model(family, layers=2)
-    heads = building.structure(model)["layers"][1]["heads"]
+    heads = building.outline(model).layers[1].heads
     query, key, value = last_projections(model, batch, 2)
     with torch.no_grad(), taps.head_contexts(model) as contexts:
         taps.logits(model, batch)
@@ -195,22 +195,22 @@ def test_families_with_plain_attention_teach_one_another(
     assert any(not torch.equal(tensor, before[name]) for name, tensor in fitted.model.state_dict().items())
 
 
-BASE = Shape("bert", 12, 768, 12)
+BASE = tiny.outline("bert", 12, 768, 12)
 
 
 @pytest.mark.parametrize(
     ("settings", "student", "key"),
     [
-        ({"teacher_layer": 13}, Shape("bert", 6, 384, 12), "teacher_layer"),
-        ({"teacher_layer": 0}, Shape("bert", 6, 384, 12), "teacher_layer"),
-        ({"student_layer": 7}, Shape("bert", 6, 384, 12), "student_layer"),
-        ({}, Shape("bert", 6, 384, 6), "student_layer"),
-        ({}, Shape("modernbert", 6, 384, 12), "attention_weight"),
+        ({"teacher_layer": 13}, tiny.outline("bert", 6, 384, 12), "teacher_layer"),
+        ({"teacher_layer": 0}, tiny.outline("bert", 6, 384, 12), "teacher_layer"),
+        ({"student_layer": 7}, tiny.outline("bert", 6, 384, 12), "student_layer"),
+        ({}, tiny.outline("bert", 6, 384, 6), "student_layer"),
+        ({}, tiny.outline("modernbert", 6, 384, 12), "attention_weight"),
     ],
 )
-def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, student: Shape, key: str) -> None:
+def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, student: Outline, key: str) -> None:
     with pytest.raises(UserError, match=f"^{key}: expected [^\n]* given [^\n]*$"):
-        distillation(**settings).check(student, [BASE])
+        distillation(**settings).match(student, [BASE])
 
 
 def test_a_modernbert_teacher_is_refused_for_attention_and_taken_for_values(data: DataModule, batch: Any) -> None:
@@ -218,7 +218,7 @@ def test_a_modernbert_teacher_is_refused_for_attention_and_taken_for_values(data
     with pytest.raises(UserError, match=r"^attention_weight: expected 0 with a teacher of family modernbert"):
         tiny.prepared(distillation(), tiny.model(), teacher, data)
     stage = distillation(attention_weight=0.0)
-    stage.check(Shape("bert", 3, 32, 4), [Shape("modernbert", 2, 32, 4)])
+    stage.match(tiny.outline("bert", 3, 32, 4), [tiny.outline("modernbert", 2, 32, 4)])
     assert tiny.prepared(stage, tiny.model(), teacher, data).loss(batch).item() > 0
 
 
@@ -226,7 +226,7 @@ def test_a_pruned_layer_is_refused_when_its_heads_are_known(data: DataModule) ->
     student = tiny.model()
     slicing.slice_heads(student, 2, [0, 1, 3])
     stage = distillation()
-    stage.check(Shape("bert", 3, 32, 4, pruned=True), [Shape("bert", 3, 32, 4)])
+    stage.match(tiny.outline("bert", 3, 32, None), [tiny.outline("bert", 3, 32, 4)])
     with pytest.raises(UserError, match=r"^student_layer: .* given 3 heads in the student and 4 in the teacher$"):
         tiny.prepared(stage, student, tiny.model(seed=5), data)
     tiny.prepared(distillation(student_layer=2), student, tiny.model(seed=5), data)

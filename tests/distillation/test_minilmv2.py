@@ -23,11 +23,10 @@ from edgemin.errors import UserError
 from edgemin.study import roots
 from edgemin.study.roots import Root
 from edgemin.toy import LABELS, vocabulary
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 QKV = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
-BASE = Shape("bert", 12, 768, 12)
+BASE = tiny.outline("bert", 12, 768, 12)
 
 
 def distillation(**settings: Any) -> MiniLMv2:
@@ -206,10 +205,10 @@ def test_pitfall_h_the_published_student_shape_has_an_ffn_of_four_times_its_widt
     root = config.construct(node, "student")
     assert isinstance(root, Root)
     shape = roots.random_config(root, "bert", vocabulary=100, padding_id=0)
-    found = roots.outline(shape, None, root).structure
-    assert (found["hidden"], len(found["layers"])) == (384, 6)
-    assert {layer["ffn"] for layer in found["layers"]} == {1536}
-    assert {(layer["heads"], layer["head_size"]) for layer in found["layers"]} == {(12, 32)}
+    found = roots.outline(shape, None, root)
+    assert (found.hidden, len(found.layers)) == (384, 6)
+    assert {layer.ffn for layer in found.layers} == {1536}
+    assert {(layer.heads, layer.head_size) for layer in found.layers} == {(12, 32)}
 
 
 def test_pitfall_i_a_distilbert_teacher_without_token_types_teaches_a_bert_student(
@@ -240,9 +239,9 @@ def test_any_family_teaches_any_other(of_teacher: str, of_student: str, data: Da
 def test_the_default_is_the_published_layer_and_number_of_heads_for_the_teacher() -> None:
     stage = distillation()
     assert stage.pairs(6, BASE) == {6: 12}
-    assert stage.pairs(6, Shape("bert", 24, 1024, 16)) == {6: 21}
-    assert stage.pairs(12, Shape("roberta", 24, 1024, 16)) == {12: 19}
-    assert stage.pairs(12, Shape("distilbert", 6, 768, 12)) == {12: 6}
+    assert stage.pairs(6, tiny.outline("bert", 24, 1024, 16)) == {6: 21}
+    assert stage.pairs(12, tiny.outline("roberta", 24, 1024, 16)) == {12: 19}
+    assert stage.pairs(12, tiny.outline("distilbert", 6, 768, 12)) == {12: 6}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +258,7 @@ def test_the_default_is_the_published_layer_and_number_of_heads_for_the_teacher(
 )
 def test_a_layer_or_a_number_of_heads_the_models_do_not_have_is_refused_in_planning(settings: Any, key: str) -> None:
     with pytest.raises(UserError, match=f"^{key}: expected [^\n]* given [^\n]*$"):
-        distillation(**settings).check(Shape("bert", 6, 384, 12), [BASE])
+        distillation(**settings).match(tiny.outline("bert", 6, 384, 12), [BASE])
 
 
 @pytest.mark.parametrize(
@@ -286,7 +285,7 @@ def test_relation_heads_shrink_where_the_matched_layer_was_pruned_and_it_says_so
     student, teacher = tiny.model(), tiny.model(layers=4, hidden=64, seed=5)
     slicing.slice_heads(student, 2, [0, 1, 3])  # width 24; 64 and 24 share 8
     stage = distillation(relation_heads=16, layer_map={1: 2, 3: 4})
-    stage.check(Shape("bert", 3, 32, 4, pruned=True), [Shape("bert", 4, 64, 4)])
+    stage.match(tiny.outline("bert", 3, 32, None), [tiny.outline("bert", 4, 64, 4)])
     tiny.prepared(stage, student, teacher, data)
     (note,) = stage.notes
     assert "student layer 3" in note and "teacher layer 4" in note and "8 instead of 16" in note
@@ -312,7 +311,7 @@ def test_relation_heads_as_asked_leave_no_note(data: DataModule) -> None:
     assert tiny.prepared(distillation(), student, teacher, data).notes == []
 
 
-WIDE = Shape("bert", 3, 384, 12)
+WIDE = tiny.outline("bert", 3, 384, 12)
 
 
 @pytest.mark.parametrize(

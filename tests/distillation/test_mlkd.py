@@ -20,11 +20,11 @@ from edgemin.distillation.mlkd import MLKD, attention_relation, token_relation
 from edgemin.distillation.relation import relation_kl
 from edgemin.distillation.sample_relations import contrastive_relation, sample_relation
 from edgemin.encoder import building, slicing, taps
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.tasks.regression import Regression
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.soft_targets import output_loss
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -224,7 +224,7 @@ def distillation(**settings: Any) -> MLKD:
 
 def inside(of: PreTrainedModel, batch: dict[str, Tensor]) -> taps.Reading:
     """All hidden states, logits and projections of a model; projections count layers from 0."""
-    layers = len(building.structure(of)["layers"])
+    layers = len(building.outline(of).layers)
     with torch.no_grad():
         return taps.read(of, batch, projections=range(layers), hidden=range(layers + 1), logits=True)
 
@@ -307,7 +307,7 @@ def test_killed_and_resumed_it_ends_with_the_very_same_weights_and_as_a_plain_en
     data: DataModule, tmp_path: Path
 ) -> None:
     student = tiny.model(layers=2, heads=2)
-    names, shape = set(student.state_dict()), building.structure(student)
+    names, shape = set(student.state_dict()), building.outline(student)
 
     def run(work: str, **how: Any) -> PreTrainedModel:
         student, teacher = tiny.model(layers=2, heads=2), tiny.model(layers=4, hidden=64, seed=5)
@@ -315,7 +315,7 @@ def test_killed_and_resumed_it_ends_with_the_very_same_weights_and_as_a_plain_en
         return tiny.fit(stage, student, data, [teacher], work=tmp_path / work, seconds=0, **how).model
 
     unbroken = run("a")
-    assert set(unbroken.state_dict()) == names and building.structure(unbroken) == shape
+    assert set(unbroken.state_dict()) == names and building.outline(unbroken) == shape
     with pytest.raises(tiny.KilledError):
         run("b", callbacks=[tiny.Kill(2, 1)])
     assert tiny.same_weights(run("b"), unbroken)
@@ -338,7 +338,7 @@ def test_relation_heads_are_the_students_or_the_next_below_that_divide_both_widt
     student, teacher = tiny.model(layers=2), tiny.model(layers=4, hidden=64, seed=5)
     slicing.slice_heads(student, 1, [0, 1, 3])  # three heads of 8; with 64 they share 2
     stage = distillation()
-    stage.check(Shape("bert", 2, 32, 4, pruned=True), [Shape("bert", 4, 64, 4)])
+    stage.match(tiny.outline("bert", 2, 32, None), [tiny.outline("bert", 4, 64, 4)])
     tiny.prepared(stage, student, teacher, data)
     (note,) = stage.notes
     assert "student layer 2" in note and "2 instead of 3" in note
@@ -349,10 +349,11 @@ def test_what_a_regression_has_no_classes_for_is_left_out_and_it_says_so(batch: 
     student, teacher = tiny.model(layers=2), tiny.model(layers=2, seed=5)
     for model in (student, teacher):
         building.attach_head(model, ["score"], "regression")
-    structures = building.structure(student), [building.structure(teacher)]
+    outlines = building.outline(student), [building.outline(teacher)]
     stage = tiny.planned(distillation())
     stage._data = tiny.of_kind(Regression())
-    stage.match(*structures)
+    stage.match(*outlines)
+    stage.equip(*outlines)
     stage.phase = 1
     (note,) = stage.notes
     assert "contrast by label" in note
@@ -361,14 +362,14 @@ def test_what_a_regression_has_no_classes_for_is_left_out_and_it_says_so(batch: 
     alone = tiny.planned(distillation(sample_weight=0.0, soft_weight=0.0))
     alone._data = tiny.of_kind(Regression())
     with pytest.raises(UserError, match="above 0"):
-        alone.match(*structures)
+        alone.equip(*outlines)
 
 
 def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a good film\n" * 20)
     stage = distillation(corpus=str(tmp_path))
     assert len(stage.fits()) == 1 and not tiny.effect(stage).trains_head and not tiny.effect(stage).reads_answers
-    stage.match(building.structure(tiny.model(layers=2)), [building.structure(tiny.model(layers=4, seed=5))])
+    stage.equip(building.outline(tiny.model(layers=2)), [building.outline(tiny.model(layers=4, seed=5))])
     (note,) = stage.notes
     assert "predictions" in note
 
@@ -386,23 +387,23 @@ def test_the_head_is_trained_where_answers_are_learnt() -> None:
     assert (first.patience, second.patience, second.steps, second.learning_rate) == (None, 2, 2, 1e-4)
 
 
-BASE = Shape("bert", 12, 768, 12)
+BASE = tiny.outline("bert", 12, 768, 12)
 
 
 @pytest.mark.parametrize(
     ("settings", "student", "key"),
     [
-        ({"layer_map": {7: 1}}, Shape("bert", 6, 384, 12), "layer_map"),
-        ({"layer_map": {}}, Shape("bert", 6, 384, 12), "layer_map"),
-        ({}, Shape("modernbert", 6, 384, 12), "attention_weight"),
-        ({"relation_heads": 5}, Shape("bert", 6, 384, 12), "relation_heads"),
-        ({"relation_heads": 768}, Shape("bert", 6, 384, 12), "relation_heads"),
+        ({"layer_map": {7: 1}}, tiny.outline("bert", 6, 384, 12), "layer_map"),
+        ({"layer_map": {}}, tiny.outline("bert", 6, 384, 12), "layer_map"),
+        ({}, tiny.outline("modernbert", 6, 384, 12), "attention_weight"),
+        ({"relation_heads": 5}, tiny.outline("bert", 6, 384, 12), "relation_heads"),
+        ({"relation_heads": 768}, tiny.outline("bert", 6, 384, 12), "relation_heads"),
     ],
 )
-def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, student: Shape, key: str) -> None:
+def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, student: Outline, key: str) -> None:
     with pytest.raises(UserError, match=f"^{key}: expected [^\n]* given [^\n]*$"):
-        distillation(**settings).check(student, [BASE])
-    distillation().check(Shape("bert", 6, 384, 3), [BASE])
+        distillation(**settings).match(student, [BASE])
+    distillation().match(tiny.outline("bert", 6, 384, 3), [BASE])
 
 
 def test_without_attention_modernbert_will_do(data: DataModule, batch: dict[str, Tensor]) -> None:

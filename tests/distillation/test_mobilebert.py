@@ -14,14 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import MobileBertConfig, PreTrainedModel
 
 from edgemin import artifact, checkpoint, toy
-from edgemin.encoder import building, parts, shapes, slicing, taps
+from edgemin.encoder import building, parts, shapes, slicing, structure_file, taps
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
 from edgemin.measure.operations import operations
 from edgemin.measure.params import count_parameters
 from edgemin.pruning.stage import HeadPruning
 from edgemin.quantization import torch_layers
-from edgemin.training.stage import Shape
 
 TINY: dict[str, Any] = {
     "vocab_size": 60,
@@ -70,9 +69,10 @@ def sentences(lengths: tuple[int, ...] = (9, 6, 3)) -> dict[str, Tensor]:
 def test_the_published_shape_is_described_in_full() -> None:
     with torch.device("meta"):
         model = building.build(MobileBertConfig(classifier_activation=False))
-    structure = building.structure(model)
+    structure = json.loads(json.dumps(structure_file.written(building.outline(model))))
     layers = structure.pop("layers")
     assert structure == {
+        "format": 2,
         "family": "mobilebert",
         "hidden": 512,
         "vocabulary": 30522,
@@ -87,31 +87,30 @@ def test_the_published_shape_is_described_in_full() -> None:
     bottleneck = {"size": 128, "shared": True, "attention": False}
     sizes = {"heads": 4, "head_size": 32, "ffn": 512, "networks": 4, "bottleneck": bottleneck}
     assert layers == [sizes | {"gated": False, "window": None, "attention_norm": True}] * 24
-    assert building.max_tokens(model) == 512
+    assert building.outline(model).max_tokens == 512
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("pruned", [False, True])
-def test_structure_and_configuration_rebuild_every_variant(variant: str, pruned: bool) -> None:
+def test_outline_and_configuration_rebuild_every_variant(variant: str, pruned: bool) -> None:
     model = made(variant)
     if pruned:
         slicing.slice_heads(model, 1, [2, 0])
-    structure = json.loads(json.dumps(building.structure(model)))
+    written = json.loads(json.dumps(structure_file.written(building.outline(model))))
+    outline = structure_file.parsed(written, "structure.json")
     config = MobileBertConfig.from_dict(json.loads(model.config.to_json_string()))
-    rebuilt = building.build(config, structure).eval()
+    rebuilt = building.build(config, outline).eval()
     rebuilt.load_state_dict(model.state_dict(), strict=True)
-    assert building.structure(rebuilt) == structure and rebuilt.config.to_dict() == model.config.to_dict()
+    assert building.outline(rebuilt) == building.outline(model) and rebuilt.config.to_dict() == model.config.to_dict()
     assert torch.equal(tiny.logits(rebuilt, sentences()), tiny.logits(model, sentences()))
 
 
-def test_a_structure_wins_over_a_configuration_of_other_widths() -> None:
+def test_an_outline_wins_over_a_configuration_of_other_widths() -> None:
     for variant in VARIANTS:
         model = made(variant)
         config = MobileBertConfig(hidden_act=model.config.hidden_act, **VARIANTS["published"] | {"num_labels": 3})
         config.classifier_activation = model.config.classifier_activation
-        assert building.structure(building.build(config, building.structure(model))) == building.structure(model), (
-            variant
-        )
+        assert building.outline(building.build(config, building.outline(model))) == building.outline(model), variant
 
 
 def test_a_configuration_that_hugging_face_cannot_run_is_refused_in_one_line() -> None:
@@ -212,14 +211,14 @@ def test_other_families_keep_their_padding_embedding() -> None:
 )
 def test_what_cannot_be_cut_is_refused_with_the_reason_and_changes_nothing(surgery: Any, key: str) -> None:
     model = made()
-    before = building.structure(model)
+    before = building.outline(model)
     with pytest.raises(UserError, match=rf"^{key}: cannot be cut for mobilebert, whose [^\n]*$"):
         surgery(model)
-    assert building.structure(model) == before
+    assert building.outline(model) == before
 
 
 def test_heads_can_be_pruned_down_to_one_of_each_layer() -> None:
-    shape = Shape("mobilebert", 3, 512, 4, inner=128)
+    shape = tiny.outline("mobilebert", 3, 512, 4)
     tiny.effect(HeadPruning(ratio=0.5, scope="global", epochs=1), shape)
     with pytest.raises(UserError, match=r"^ratio: expected one that leaves a head in all 3 layers"):
         tiny.effect(HeadPruning(ratio=0.9, scope="global", epochs=1), shape)
@@ -231,7 +230,7 @@ def test_heads_can_be_pruned_down_to_one_of_each_layer() -> None:
 def test_a_shape_alone_has_the_published_proportions() -> None:
     config = shapes.configure("mobilebert", layers=24, hidden=512, heads=4, intermediate=512, vocabulary=30522)
     with torch.device("meta"):
-        published, asked = (building.structure(building.build(c)) for c in (MobileBertConfig(), config))
+        published, asked = (building.outline(building.build(c)) for c in (MobileBertConfig(), config))
     assert asked == published
 
 
@@ -258,7 +257,7 @@ def test_the_published_model_has_its_known_parameters_and_operations() -> None:
     assert count_parameters(model)["params"] == total == 24_582_914
     of_token = 2 * 512 * 128 + 2 * 128 * 128 + 512 * 128 + 128 * 128 + 4 * 2 * 128 * 512 + 128 * 512
     macs = 128 * (3 * 128 * 512 + 24 * (of_token + 2 * 128 * 128)) + 512 * 2
-    assert operations(building.structure(model), 128) == {"macs": macs, "flops": 2 * macs}
+    assert operations(building.outline(model), 128) == {"macs": macs, "flops": 2 * macs}
 
 
 @pytest.mark.parametrize("pruned", [False, True], ids=["whole", "pruned"])
@@ -272,9 +271,9 @@ def test_the_linear_part_is_what_torch_counts(variant: str, pruned: bool) -> Non
         taps.logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     counts = counter.get_flop_counts()["Global"]
     linear = sum(flops for operation, flops in counts.items() if "mm" in str(operation))
-    structure = building.structure(model)
-    attention = sum(2 * 2 * length**2 * layer["heads"] * layer["head_size"] for layer in structure["layers"])
-    assert linear == operations(structure, length)["flops"] - attention
+    outline = building.outline(model)
+    attention = sum(2 * 2 * length**2 * layer.heads * layer.head_size for layer in outline.layers)
+    assert linear == operations(outline, length)["flops"] - attention
 
 
 # On disk, in integers
@@ -285,12 +284,12 @@ def test_the_linear_part_is_what_torch_counts(variant: str, pruned: bool) -> Non
 def test_every_variant_is_saved_and_loaded_with_equal_logits(variant: str, quantized: bool, tmp_path: Path) -> None:
     model = made(variant)
     slicing.slice_layers(model, [1, 0])
-    counted, structure = count_parameters(model)["params"], building.structure(model)
+    counted, outline = count_parameters(model)["params"], building.outline(model)
     if quantized:
         torch_layers.quantize(model)
         assert not any(isinstance(module, nn.Linear) for module in model.modules())
-    assert count_parameters(model)["params"] == counted and building.structure(model) == structure
+    assert count_parameters(model)["params"] == counted and building.outline(model) == outline
     artifact.save(tmp_path, model, toy.tokenizer(), {"head_trained": True})
     loaded, _ = artifact.load(tmp_path)
-    assert building.structure(loaded) == structure
+    assert building.outline(loaded) == outline
     assert torch.equal(tiny.logits(loaded, sentences()), tiny.logits(model, sentences()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from edgemin.data.module import DataModule
 from edgemin.distillation.mobilebert import MobileBERT, feature_map_error, mean_error, variance_error
 from edgemin.distillation.relation import attention_kl
 from edgemin.encoder import parts, slicing, taps
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.training.fit import Fit
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -321,7 +322,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(settings: Any, key: str
         tiny.effect(transfer(**settings))
 
 
-BERT = Shape("bert", 3, 512, 4)
+BERT = tiny.outline("bert", 3, 512, 4)
 
 
 @pytest.mark.parametrize(
@@ -330,20 +331,20 @@ BERT = Shape("bert", 3, 512, 4)
         ({"layer_map": {4: 1}}, BERT, BERT, "layer_map"),
         ({"layer_map": {1: 4}}, BERT, BERT, "layer_map"),
         ({"layer_map": {}}, BERT, BERT, "layer_map"),
-        ({}, BERT._replace(hidden=384), BERT, "feature_weight"),
-        ({}, BERT, BERT._replace(heads=8), "attention_weight"),
-        ({}, BERT, BERT._replace(family="modernbert"), "attention_weight"),
+        ({}, replace(BERT, hidden=384), BERT, "feature_weight"),
+        ({}, BERT, tiny.outline("bert", 3, 512, 8), "attention_weight"),
+        ({}, BERT, replace(BERT, family="modernbert"), "attention_weight"),
     ],
 )
 def test_models_that_cannot_be_matched_are_refused_in_planning(
-    settings: Any, student: Shape, teacher: Shape, key: str
+    settings: Any, student: Outline, teacher: Outline, key: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^{key}: expected [^\n]* given [^\n]*$"):
-        transfer(**settings).check(student, [teacher])
+        transfer(**settings).match(student, [teacher])
 
 
 def test_what_is_not_compared_need_not_be_equal(data: DataModule, batch: Any) -> None:
-    transfer(feature_weight=0.0, attention_weight=0.0).check(BERT, [Shape("modernbert", 6, 384, 8)])
+    transfer(feature_weight=0.0, attention_weight=0.0).match(BERT, [tiny.outline("modernbert", 6, 384, 8)])
     stage = transfer(feature_weight=0.0, attention_weight=0.0, progressive=False)
     tiny.prepared(stage, student_of(), tiny.model("modernbert", hidden=64), data)
     assert stage.loss(batch).isfinite()
@@ -353,7 +354,7 @@ def test_heads_pruned_from_a_matched_layer_are_refused_when_they_are_known(data:
     student = student_of()
     slicing.slice_heads(student, 1, [0, 2])
     stage = transfer()
-    stage.check(BERT._replace(pruned=True), [BERT])
+    stage.match(tiny.outline("bert", 3, 512, None), [BERT])
     with pytest.raises(UserError, match=r"^attention_weight: expected [^\n]* given 2 heads [^\n]* 4 in the teacher$"):
         tiny.prepared(stage, student, teacher_of(), data)
     tiny.prepared(transfer(layer_map={1: 2, 3: 6}), student, teacher_of(), data)

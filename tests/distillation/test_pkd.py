@@ -15,9 +15,9 @@ from edgemin import config
 from edgemin.data.module import DataModule
 from edgemin.distillation.pkd import PatientDistillation, Strategy, patience_loss, patient_layers
 from edgemin.encoder import building, taps
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.tasks.classification import soft_target_kl
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -168,7 +168,7 @@ def test_without_beta_the_layers_do_not_matter_and_widths_may_differ(
     data: DataModule, batch: dict[str, Tensor]
 ) -> None:
     stage = distillation(beta=0.0)
-    stage.check(Shape("bert", 12, 384, 12), [Shape("bert", 6, 768, 12)])
+    stage.match(tiny.outline("bert", 12, 384, 12), [tiny.outline("bert", 6, 768, 12)])
     student, teacher = tiny.model(layers=3), tiny.model(layers=2, hidden=64, seed=5)
     tiny.prepared(stage, student, teacher, data)
     found = stage.terms(taps.read(student, batch, logits=True), [taps.read(teacher, batch, logits=True)], batch)
@@ -185,18 +185,18 @@ def test_it_trains_the_head_and_compares_states_of_the_same_tokens() -> None:
 @pytest.mark.parametrize(
     ("settings", "student", "teacher", "key"),
     [
-        ({}, Shape("bert", 6, 384, 12), Shape("bert", 12, 768, 12), "beta"),
-        ({}, Shape("bert", 12, 768, 12), Shape("bert", 6, 768, 12), "layer_map"),
-        ({"layer_map": {7: 1}}, Shape("bert", 6, 768, 12), Shape("bert", 12, 768, 12), "layer_map"),
-        ({"layer_map": {1: 13}}, Shape("bert", 6, 768, 12), Shape("bert", 12, 768, 12), "layer_map"),
-        ({"layer_map": {0: 1}}, Shape("bert", 6, 768, 12), Shape("bert", 12, 768, 12), "layer_map"),
+        ({}, tiny.outline("bert", 6, 384, 12), tiny.outline("bert", 12, 768, 12), "beta"),
+        ({}, tiny.outline("bert", 12, 768, 12), tiny.outline("bert", 6, 768, 12), "layer_map"),
+        ({"layer_map": {7: 1}}, tiny.outline("bert", 6, 768, 12), tiny.outline("bert", 12, 768, 12), "layer_map"),
+        ({"layer_map": {1: 13}}, tiny.outline("bert", 6, 768, 12), tiny.outline("bert", 12, 768, 12), "layer_map"),
+        ({"layer_map": {0: 1}}, tiny.outline("bert", 6, 768, 12), tiny.outline("bert", 12, 768, 12), "layer_map"),
     ],
 )
 def test_models_that_cannot_be_matched_are_refused_in_planning(
-    settings: Any, student: Shape, teacher: Shape, key: str
+    settings: Any, student: Outline, teacher: Outline, key: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^{key}: expected [^\n]* given [^\n]*$"):
-        distillation(**settings).check(student, [teacher])
+        distillation(**settings).match(student, [teacher])
 
 
 def test_widths_that_differ_are_refused_at_the_start_too(data: DataModule) -> None:

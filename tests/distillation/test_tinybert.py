@@ -17,11 +17,11 @@ from edgemin import config
 from edgemin.data.module import DataModule
 from edgemin.distillation.tinybert import TinyBERT, score_mse
 from edgemin.encoder import building, slicing, taps
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.tasks.classification import soft_cross_entropy
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
-from edgemin.training.stage import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -230,7 +230,7 @@ def test_the_first_loss_is_the_sum_over_the_layers_of_what_both_sides_hold(
 
 def inside(of: PreTrainedModel, batch: dict[str, Tensor]) -> taps.Reading:
     """All hidden states, logits and projections of a model; projections count layers from 0."""
-    layers = len(building.structure(of)["layers"])
+    layers = len(building.outline(of).layers)
     with torch.no_grad():
         return taps.read(of, batch, projections=range(layers), hidden=range(layers + 1), logits=True)
 
@@ -265,14 +265,14 @@ def test_it_brings_student_and_teacher_closer_and_ends_as_a_plain_encoder(data: 
     student, teacher = tiny.model(layers=2, dropout=0.0), tiny.model(layers=4, hidden=64, seed=5)
     batch, shape, before = (
         data.train.batch(range(24)),
-        building.structure(student),
+        building.outline(student),
         tiny.logits(student, data.train.batch(range(24))),
     )
     stage = distillation(steps=60, prediction_share=1 / 3, learning_rate=5e-3, prediction_learning_rate=2e-3)
     names = set(student.state_dict())
     fitted = tiny.fit(stage, student, data, [teacher], work=tmp_path / "w")
     assert fitted.steps == 60 and fitted.notes == []
-    assert building.structure(fitted.model) == shape and set(fitted.model.state_dict()) == names
+    assert building.outline(fitted.model) == shape and set(fitted.model.state_dict()) == names
     answers = tiny.logits(teacher, batch)
     after = tiny.logits(fitted.model, batch)
     assert soft_cross_entropy(answers, after) < soft_cross_entropy(answers, before)
@@ -341,8 +341,7 @@ def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path)
     stage = distillation(corpus=str(tmp_path))
     assert [fit.steps for fit in stage.fits()] == [5], "the whole budget"
     assert not tiny.effect(stage).trains_head and not tiny.effect(stage).reads_answers
-    shapes = [building.structure(tiny.model(layers=2)), building.structure(tiny.model(layers=4, seed=5))]
-    stage.match(shapes[0], shapes[1:])
+    stage.equip(building.outline(tiny.model(layers=2)), [building.outline(tiny.model(layers=4, seed=5))])
     (note,) = stage.notes
     assert "predictions" in note
 
@@ -350,21 +349,21 @@ def test_on_a_corpus_there_is_the_first_fit_alone_and_it_says_so(tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "student", "key"),
     [
-        ({"layer_map": {7: 1}}, Shape("bert", 6, 768, 12), "layer_map"),
-        ({"layer_map": {1: 13}}, Shape("bert", 6, 768, 12), "layer_map"),
-        ({}, Shape("bert", 6, 768, 6), "attention_weight"),
-        ({}, Shape("modernbert", 6, 768, 12), "attention_weight"),
-        ({"projection": "none"}, Shape("bert", 6, 384, 12), "projection"),
+        ({"layer_map": {7: 1}}, tiny.outline("bert", 6, 768, 12), "layer_map"),
+        ({"layer_map": {1: 13}}, tiny.outline("bert", 6, 768, 12), "layer_map"),
+        ({}, tiny.outline("bert", 6, 768, 6), "attention_weight"),
+        ({}, tiny.outline("modernbert", 6, 768, 12), "attention_weight"),
+        ({"projection": "none"}, tiny.outline("bert", 6, 384, 12), "projection"),
     ],
 )
-def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, student: Shape, key: str) -> None:
+def test_models_that_cannot_be_matched_are_refused_in_planning(settings: Any, student: Outline, key: str) -> None:
     with pytest.raises(UserError, match=f"^{key}: expected [^\n]* given [^\n]*$"):
-        distillation(**settings).check(student, [Shape("bert", 12, 768, 12)])
+        distillation(**settings).match(student, [tiny.outline("bert", 12, 768, 12)])
 
 
 def test_without_attention_any_family_and_any_number_of_heads_will_do(data: DataModule, batch: Any) -> None:
     stage = distillation(attention_weight=0.0)
-    stage.check(Shape("modernbert", 2, 32, 2), [Shape("bert", 4, 64, 4)])
+    stage.match(tiny.outline("modernbert", 2, 32, 2), [tiny.outline("bert", 4, 64, 4)])
     student = tiny.model("modernbert", layers=2, heads=2)
     assert tiny.prepared(stage, student, tiny.model(layers=4, hidden=64, seed=5), data).loss(batch).isfinite()
 
@@ -373,7 +372,7 @@ def test_a_pruned_layer_is_refused_when_its_heads_are_known(data: DataModule) ->
     student = tiny.model()
     slicing.slice_heads(student, 1, [0, 1, 3])
     stage = distillation()
-    stage.check(Shape("bert", 3, 32, 4, pruned=True), [Shape("bert", 3, 32, 4)])
+    stage.match(tiny.outline("bert", 3, 32, None), [tiny.outline("bert", 3, 32, 4)])
     with pytest.raises(UserError, match=r"^attention_weight: .* given 3 heads in the student and 4 in the teacher$"):
         tiny.prepared(stage, student, tiny.model(seed=5), data)
     tiny.prepared(distillation(layer_map={1: 1, 3: 3}), student, tiny.model(seed=5), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -27,8 +28,9 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from edgemin.encoder import building, families, slicing, taps
-from edgemin.encoder.parts import classifier_prefix, head_prefixes, heads, num_layers, parameters_by_depth
+from edgemin.encoder import building, families, slicing, structure_file, taps
+from edgemin.encoder.outline import Outline
+from edgemin.encoder.parts import classifier_prefix, head_linears, head_prefixes, heads, num_layers, parameters_by_depth
 from edgemin.errors import UserError
 
 LAYERS, HEADS, HEAD_SIZE, HIDDEN, FFN, VOCABULARY = 3, 4, 8, 32, 48, 100
@@ -197,14 +199,19 @@ def logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
         return taps.logits(model, batch)
 
 
+def through_json(outline: Outline) -> Outline:
+    """What a file keeps of an outline."""
+    return structure_file.parsed(json.loads(json.dumps(structure_file.written(outline))), "structure.json")
+
+
 def assert_rebuilds(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     """Structure and config go through JSON, the weights through a state dict, and the logits are equal."""
-    structure = json.loads(json.dumps(building.structure(model)))
+    outline = through_json(building.outline(model))
     config = type(model.config).from_dict(json.loads(model.config.to_json_string()))
     torch.manual_seed(99)
-    rebuilt = building.build(config, structure).eval()
+    rebuilt = building.build(config, outline).eval()
     rebuilt.load_state_dict(model.state_dict(), strict=True)
-    assert building.structure(rebuilt) == structure
+    assert building.outline(rebuilt) == building.outline(model)
     assert torch.equal(logits(rebuilt, batch), logits(model, batch))
     assert rebuilt.config.to_dict() == model.config.to_dict()
 
@@ -282,7 +289,7 @@ def test_slicing_ffn_units_equals_masking_them(name: str) -> None:
     for layer, units in kept.items():
         slicing.slice_ffn(model, layer, units)
     torch.testing.assert_close(logits(model, batch), masked, atol=1e-5, rtol=0)
-    assert [layer["ffn"] for layer in building.structure(model)["layers"]] == [16, FFN, 3]
+    assert [layer.ffn for layer in building.outline(model).layers] == [16, FFN, 3]
     assert_rebuilds(model, batch)
 
 
@@ -302,11 +309,11 @@ def test_slicing_layers_equals_skipping_the_others(name: str, kept: list[int]) -
 
 def test_modernbert_layers_take_their_kind_of_attention_and_missing_norm_along() -> None:
     model = make("modernbert")
-    assert [layer["window"] for layer in building.structure(model)["layers"]] == [None, 4, 4]
+    assert [layer.window for layer in building.outline(model).layers] == [None, 4, 4]
     slicing.slice_layers(model, [2, 0])
-    layers = building.structure(model)["layers"]
-    assert [layer["window"] for layer in layers] == [4, None]
-    assert [layer["attention_norm"] for layer in layers] == [True, False]
+    layers = building.outline(model).layers
+    assert [layer.window for layer in layers] == [4, None]
+    assert [layer.attention_norm for layer in layers] == [True, False]
     assert model.config.layer_types == ["sliding_attention", "full_attention"]
     assert_rebuilds(model, some_batch(model))
 
@@ -322,7 +329,7 @@ def test_slicing_the_vocabulary_keeps_the_logits_of_remapped_ids(name: str) -> N
     new_ids = {old: new for new, old in enumerate(kept)}
     batch["input_ids"].apply_(lambda old: new_ids[old])
     assert torch.equal(logits(model, batch), expected)
-    assert building.structure(model)["vocabulary"] == model.config.vocab_size == 60
+    assert building.outline(model).vocabulary == model.config.vocab_size == 60
     assert_rebuilds(model, batch)
 
 
@@ -367,18 +374,18 @@ def test_slicing_hidden_units_equals_norms_over_the_kept_units_in_the_full_model
         expected = logits(model, batch)
     slicing.slice_hidden(model, kept)
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=0)
-    structure = building.structure(model)
-    assert structure["hidden"] == model.config.hidden_size == len(kept)
-    assert structure["head"] == [[15, 15], [15, 3]]
-    assert [(layer["heads"], layer["head_size"]) for layer in structure["layers"]] == [(4, 8)] * LAYERS
+    outline = building.outline(model)
+    assert outline.hidden == model.config.hidden_size == len(kept)
+    assert outline.head == ((15, 15), (15, 3))
+    assert [(layer.heads, layer.head_size) for layer in outline.layers] == [(4, 8)] * LAYERS
     assert_rebuilds(model, batch)
 
 
 def test_an_electra_projection_survives_a_hidden_size_equal_to_the_embeddings() -> None:
     model = make("electra")
     slicing.slice_hidden(model, range(16))
-    structure = building.structure(model)
-    assert structure["embedding"] == structure["hidden"] == 16 and structure["projection"]
+    outline = building.outline(model)
+    assert outline.embedding == outline.hidden == 16 and outline.projection
     assert_rebuilds(model, some_batch(model))
 
 
@@ -399,7 +406,7 @@ def test_slicing_the_head_size_equals_masking_dimensions_under_the_new_scale(nam
     slicing.slice_head_size(model, 5)
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=0)
     assert heads(model) == [HEADS] * LAYERS
-    assert {layer["head_size"] for layer in building.structure(model)["layers"]} == {5}
+    assert {layer.head_size for layer in building.outline(model).layers} == {5}
     assert_rebuilds(model, batch)
 
 
@@ -407,7 +414,7 @@ def test_slicing_the_head_size_equals_masking_dimensions_under_the_new_scale(nam
 def test_keeping_everything_changes_nothing(name: str) -> None:
     model = make(name)
     batch = some_batch(model)
-    expected, structure, config = logits(model, batch), building.structure(model), model.config.to_dict()
+    expected, outline, config = logits(model, batch), building.outline(model), model.config.to_dict()
     slicing.slice_layers(model, range(LAYERS))
     for layer in range(LAYERS):
         slicing.slice_heads(model, layer, range(HEADS))
@@ -417,7 +424,7 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
         slicing.slice_hidden(model, range(HIDDEN))
     slicing.slice_vocabulary(model, range(VOCABULARY))
     assert torch.equal(logits(model, batch), expected)
-    assert building.structure(model) == structure
+    assert building.outline(model) == outline
     assert model.config.to_dict() == config
 
 
@@ -493,18 +500,18 @@ def test_frozen_parameters_stay_frozen() -> None:
         (lambda m: taps.read(m, some_batch(m), projections=[3], logits=False), "layer: expected 1 to 3"),
         (lambda m: building.attach_head(m, ["a", "a"]), "labels: expected distinct names"),
         (
-            lambda m: building.build(m.config, building.structure(make("roberta"))),
+            lambda m: building.build(m.config, building.outline(make("roberta"))),
             "structure: expected family bert",
         ),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_changes_nothing(mistake: Callable[[PreTrainedModel], None], line: str) -> None:
     model = make("bert")
-    before, config = building.structure(model), model.config.to_dict()
+    before, config = building.outline(model), model.config.to_dict()
     with pytest.raises(UserError) as refused:
         mistake(model)
     assert line in str(refused.value) and "\n" not in str(refused.value)
-    assert building.structure(model) == before and model.config.to_dict() == config
+    assert building.outline(model) == before and model.config.to_dict() == config
 
 
 def test_modernbert_heads_cannot_be_shortened_because_of_their_rotary_embedding() -> None:
@@ -672,12 +679,13 @@ def test_logits_takes_what_the_family_accepts_and_leaves_the_rest(name: str) -> 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_structure_of_a_fresh_model_is_its_config(name: str) -> None:
-    structure = building.structure(make(name))
+def test_the_outline_of_a_fresh_model_is_its_config(name: str) -> None:
+    structure = structure_file.written(building.outline(make(name)))
     modern, hidden = name.startswith("modernbert"), hidden_size(name)
     pooler = [] if name == "mobilebert-norm" else [[hidden, hidden]]
     bottleneck = {"size": HIDDEN, "shared": name == "mobilebert", "attention": name != "mobilebert"}
-    assert structure == {
+    assert json.loads(json.dumps(structure)) == {
+        "format": 2,
         "family": families.family(CONFIGS[name]()),
         "hidden": hidden,
         "vocabulary": VOCABULARY,
@@ -703,12 +711,63 @@ def test_the_structure_of_a_fresh_model_is_its_config(name: str) -> None:
     }
 
 
+def walked(model: PreTrainedModel) -> dict[str, tuple[str, bool, int, int]]:
+    """The matrices that a forward runs, by a walk through the modules."""
+    ran: list[nn.Module] = []
+    handles = [
+        module.register_forward_hook(lambda module, *_: ran.append(module))
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    ]
+    logits(model, some_batch(model))
+    for handle in handles:
+        handle.remove()
+    head, found = head_linears(model), {}
+    for path, module in model.named_modules():
+        if any(module is other for other in ran) and isinstance(module, nn.Linear | nn.Embedding):
+            in_layer = re.search(r"\.layers?\.(\d+)\.", path)
+            place = str(int(in_layer[1]) + 1) if in_layer else "head" if path in head else "embeddings"
+            place = "classifier" if path == head[-1] else place
+            found[path] = (place, isinstance(module, nn.Embedding), *module.weight.shape)
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_matrices_follow_from_the_outline(name: str) -> None:
+    model = make(name)
+    assert building.outline(model).matrices == walked(model)
+    slicing.slice_layers(model, [2, 0])
+    slicing.slice_heads(model, 1, [0, 2])
+    if name in ONE_FFN:
+        slicing.slice_ffn(model, 0, [1, 5, 3])
+    if name in ONE_WIDTH:
+        slicing.slice_hidden(model, range(12))
+    found = building.outline(model)
+    assert found.matrices == walked(model)
+    assert [found.is_cut(layer) for layer in found.layers] == [name in ONE_WIDTH, True]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_widths_that_follow_from_an_unknown_number_of_heads_are_unknown(name: str) -> None:
+    whole = building.outline(make(name))
+    unknown = whole.with_heads([None] * LAYERS)
+    slicing.slice_heads(model := make(name), 1, [0, 2])
+    assert whole.with_heads([HEADS, 2, HEADS]) == building.outline(model)
+    cut = building.outline(model).matrices
+    for path, matrix in unknown.matrices.items():
+        if matrix.place == "2":
+            moved = [before != after for before, after in zip(whole.matrices[path], cut[path], strict=True)]
+            assert [value is None for value in matrix] == moved, path
+        elif matrix.place not in ("1", "3"):
+            assert matrix == whole.matrices[path]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_build_draws_weights_as_hugging_face_does(name: str) -> None:
     torch.manual_seed(0)
     config = CONFIGS[name]()
     plain = building.build(config)
-    shaped = building.build(config, building.structure(plain))
+    shaped = building.build(config, building.outline(plain))
     assert config.to_dict() == CONFIGS[name]().to_dict()  # the caller's config is left alone
     for (parameter, expected), found in zip(
         plain.requires_grad_(False).named_parameters(), shaped.requires_grad_(False).parameters(), strict=True
@@ -722,11 +781,11 @@ def test_build_draws_weights_as_hugging_face_does(name: str) -> None:
 
 
 def test_build_draws_from_the_global_generator() -> None:
-    structure = building.structure(make("bert"))
+    outline = building.outline(make("bert"))
     built = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        built.append(building.build(CONFIGS["bert"](), structure).state_dict())
+        built.append(building.build(CONFIGS["bert"](), outline).state_dict())
     assert all(torch.equal(built[0][key], built[1][key]) for key in built[0])
     assert not torch.equal(built[0]["classifier.weight"], built[2]["classifier.weight"])
 
@@ -739,7 +798,7 @@ def test_a_sliced_config_survives_config_json(name: str, tmp_path: Any) -> None:
     slicing.slice_layers(model, [2])
     model.config.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
-    rebuilt = building.build(config, building.structure(model)).eval()
+    rebuilt = building.build(config, building.outline(model)).eval()
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     batch = some_batch(model)
     assert torch.equal(logits(rebuilt, batch), logits(model, batch))
@@ -755,10 +814,10 @@ def test_a_dynamically_quantized_model_is_described_and_read_and_refuses_surgery
     slicing.slice_heads(model, 1, [0, 2])
     if name in ONE_FFN:
         slicing.slice_ffn(model, 2, range(5))
-    structure = building.structure(model)
+    outline = building.outline(model)
     batch = some_batch(model)
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    assert building.structure(quantized) == structure
+    assert building.outline(quantized) == outline
     assert heads(quantized) == [4, 2, 4]
     before = logits(quantized, batch)
     with torch.no_grad():
@@ -775,7 +834,7 @@ def test_a_dynamically_quantized_model_is_described_and_read_and_refuses_surgery
             continue
         with pytest.raises(UserError, match="Linear"):
             surgery()
-    assert building.structure(quantized) == structure
+    assert building.outline(quantized) == outline
     assert torch.equal(logits(quantized, batch), before)
 
 
@@ -806,7 +865,7 @@ def test_a_new_kind_of_linear_brings_its_own_slicing() -> None:
     for changed in (model, plain):
         slicing.slice_heads(changed, 0, [2, 1])
         slicing.slice_hidden(changed, range(20))
-    assert building.structure(model) == building.structure(plain)
+    assert building.outline(model) == building.outline(plain)
     batch = some_batch(plain)
     torch.testing.assert_close(logits(model, batch), logits(plain, batch), atol=1e-6, rtol=0)
 
@@ -831,7 +890,7 @@ def test_an_attached_head_is_fresh_fits_its_labels_and_leaves_the_rest(name: str
     config = model.config
     assert config.id2label == {0: "no", 1: "maybe", 2: "yes", 3: "never"}
     assert config.label2id == {"no": 0, "maybe": 1, "yes": 2, "never": 3}
-    assert config.num_labels == model.num_labels == building.structure(model)["labels"] == 4
+    assert config.num_labels == model.num_labels == building.outline(model).labels == 4
     assert config.problem_type == "single_label_classification"
     assert_rebuilds(model, some_batch(model))
     weight = classifier.weight.clone()

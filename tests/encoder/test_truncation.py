@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ def batch(tmp_path: Path) -> Any:
 
 def reshaped(model: PreTrainedModel, *, hidden: int | None = None, **layer: int) -> PreTrainedModel:
     """A model like this one with other widths, its weights drawn."""
-    shape = building.structure(model)
-    shape["layers"] = [entry | layer for entry in shape["layers"]]
+    outline = building.outline(model)
+    outline = replace(outline, layers=tuple(replace(entry, **layer) for entry in outline.layers))
     if hidden is not None:
-        shape |= {"hidden": hidden, "embedding": shape["embedding"] if shape["projection"] else hidden}
-    return building.build(model.config, shape).eval()
+        outline = replace(outline, hidden=hidden, embedding=outline.embedding if outline.projection else hidden)
+    return building.build(model.config, outline).eval()
 
 
 def projected_electra(hidden: int = 32) -> PreTrainedModel:
@@ -277,8 +278,8 @@ def test_units_of_pooler_and_classifier_are_chosen_apart_from_the_stream(batch: 
 @pytest.mark.parametrize("how", HOW)
 def test_widths_that_stay_change_nothing(family: str, how: truncation.Truncation) -> None:
     model, before = tiny.model(family, layers=2), tiny.model(family, layers=2)
-    layer = building.structure(model)["layers"][0]
-    truncate(model, how, heads=layer["heads"], head_size=layer["head_size"], ffn=layer["ffn"], hidden=32)
+    layer = building.outline(model).layers[0]
+    truncate(model, how, heads=layer.heads, head_size=layer.head_size, ffn=layer.ffn, hidden=32)
     assert tiny.same_weights(model, before)
 
 
@@ -291,7 +292,7 @@ def test_shapes_are_known_without_weights(family: str, how: truncation.Truncatio
     widths = {"heads": 3, "ffn": 21, "hidden": 24} | ({} if family == "modernbert" else {"head_size": 6})
     truncate(model, how, **widths)
     truncate(bare, how, **widths)
-    assert building.structure(bare) == building.structure(model)
+    assert building.outline(bare) == building.outline(model)
     assert {name: tensor.shape for name, tensor in bare.state_dict().items()} == {
         name: tensor.shape for name, tensor in model.state_dict().items()
     }
@@ -456,15 +457,15 @@ def test_principal_directions_do_not_depend_on_how_often_they_are_asked_for() ->
 def test_fresh_layers_stand_on_the_embeddings_that_were_there(family: str, batch: Any) -> None:
     source = projected_electra() if " " in family else tiny.model(family, layers=2)
     before = tiny.weights(source)
-    shape = building.structure(source)
+    outline = building.outline(source)
     torch.manual_seed(3)
     made = with_fresh_layers(source, layers=5, heads=2, ffn=70).eval()
-    after = building.structure(made)
-    assert len(after["layers"]) == made.config.num_hidden_layers == 5
+    after = building.outline(made)
+    assert len(after.layers) == made.config.num_hidden_layers == 5
     width = 8 if family == "mobilebert" else 32
-    assert {(layer["heads"], layer["head_size"], layer["ffn"]) for layer in after["layers"]} == {(2, width // 2, 70)}
+    assert {(layer.heads, layer.head_size, layer.ffn) for layer in after.layers} == {(2, width // 2, 70)}
     for key in ("family", "hidden", "vocabulary", "positions", "token_types", "embedding", "projection", "labels"):
-        assert after[key] == shape[key], key
+        assert getattr(after, key) == getattr(outline, key), key
     mine = made.state_dict()
     embedded = {name for name in before if "embedding" in name}
     assert embedded == {name for name in mine if "embedding" in name}
@@ -477,9 +478,9 @@ def test_fresh_layers_stand_on_the_embeddings_that_were_there(family: str, batch
 @pytest.mark.parametrize(("layers_before", "windows"), [(3, "GLLGLLG"), (4, "GLLGLLG"), (1, "GGGGGGG")])
 def test_a_pattern_of_local_layers_goes_on_as_it_begins(layers_before: int, windows: str) -> None:
     made = with_fresh_layers(tiny.model("modernbert", layers=layers_before), layers=7, heads=4, ffn=48)
-    found = building.structure(made)["layers"]
-    assert "".join("G" if layer["window"] is None else "L" for layer in found) == windows
-    assert [layer["attention_norm"] for layer in found] == [False] + [True] * 6
+    found = building.outline(made).layers
+    assert "".join("G" if layer.window is None else "L" for layer in found) == windows
+    assert [layer.attention_norm for layer in found] == [False] + [True] * 6
 
 
 def test_fresh_layers_are_drawn_as_those_of_a_model_that_starts_at_random() -> None:

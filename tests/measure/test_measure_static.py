@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from edgemin.encoder import building, slicing, taps
+from edgemin.encoder.outline import LayerOutline, Outline
 from edgemin.errors import UserError
 from edgemin.measure.cost import static_cost
 from edgemin.measure.operations import operations
@@ -57,16 +58,10 @@ def dynamic_int8(model: nn.Module) -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(model.eval(), {nn.Linear}, dtype=torch.qint8)
 
 
-def shape(layers: int, hidden: int, heads: int, ffn: int, pooler: bool = True, **changes: Any) -> dict[str, Any]:
-    layer = {"heads": heads, "head_size": 64, "ffn": ffn, "gated": False, "window": None} | changes
-    head = [[hidden, hidden], [hidden, 2]] if pooler else []
-    return {
-        "hidden": hidden,
-        "embedding": hidden,
-        "projection": False,
-        "head": head,
-        "layers": [dict(layer) for _ in range(layers)],
-    }
+def shape(layers: int, hidden: int, heads: int, ffn: int, pooler: bool = True, **changes: Any) -> Outline:
+    layer = LayerOutline(**{"heads": heads, "head_size": 64, "ffn": ffn} | changes)
+    head = ((hidden, hidden), (hidden, 2)) if pooler else ()
+    return Outline("bert", hidden, 30522, 512, 2, hidden, 2, (layer,) * layers, head=head)
 
 
 def test_the_student_has_33_36_million_weights_before_and_after_quantization() -> None:
@@ -100,7 +95,7 @@ def test_a_shared_weight_counts_once_float_or_packed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "giga_flops"),
+    ("outline", "giga_flops"),
     [
         (shape(6, 768, 12, 3072), 11.175),
         (shape(12, 384, 12, 1536, head_size=32), 5.738),
@@ -111,8 +106,8 @@ def test_a_shared_weight_counts_once_float_or_packed() -> None:
     ],
     ids=["distilbert", "student", "minus 24 heads", "bert-base", "bert-large", "6x384"],
 )
-def test_operations_are_the_reference_numbers(structure: dict[str, Any], giga_flops: float) -> None:
-    counted = operations(structure, 128)
+def test_operations_are_the_reference_numbers(outline: Outline, giga_flops: float) -> None:
+    counted = operations(outline, 128)
     assert counted["flops"] == 2 * counted["macs"]
     assert counted["flops"] / 1e9 == pytest.approx(giga_flops, rel=1e-3)
 
@@ -120,11 +115,11 @@ def test_operations_are_the_reference_numbers(structure: dict[str, Any], giga_fl
 def test_the_built_student_has_the_operations_of_the_formula_quantized_or_not() -> None:
     model = building.build(STUDENT)
     macs = 12 * (4 * 128 * 384**2 + 2 * 128**2 * 384 + 2 * 128 * 384 * 1536) + 384 * 384 + 384 * 2
-    assert operations(building.structure(model))["macs"] == macs
-    assert operations(building.structure(dynamic_int8(model)))["macs"] == macs  # type: ignore[arg-type]
+    assert operations(building.outline(model))["macs"] == macs
+    assert operations(building.outline(dynamic_int8(model)))["macs"] == macs  # type: ignore[arg-type]
     for layer in range(12):
         slicing.slice_heads(model, layer, range(2, 12))
-    assert operations(building.structure(model))["flops"] / 1e9 == pytest.approx(5.386, rel=1e-3)
+    assert operations(building.outline(model))["flops"] / 1e9 == pytest.approx(5.386, rel=1e-3)
 
 
 def test_a_gated_layer_with_a_window_takes_3nhi_and_the_window() -> None:
@@ -137,14 +132,15 @@ def test_a_gated_layer_with_a_window_takes_3nhi_and_the_window() -> None:
     assert short == operations(shape(1, hidden, 12, ffn, pooler=False, gated=True), 100)
 
 
-def attention_macs(structure: dict[str, Any], length: int) -> int:
+def attention_macs(outline: Outline, length: int) -> int:
     """The two products of attention, written out query by query."""
     macs = 0
-    for layer in structure["layers"]:
+    for layer in outline.layers:
+        assert layer.heads is not None
         for _query in range(length):
             for key in range(length):
-                if layer["window"] is None or key < layer["window"]:
-                    macs += 2 * layer["heads"] * layer["head_size"]
+                if layer.window is None or key < layer.window:
+                    macs += 2 * layer.heads * layer.head_size
     return macs
 
 
@@ -161,8 +157,8 @@ def test_the_linear_part_is_what_torch_counts(family: str, pruned: bool) -> None
         taps.logits(model, batch)
     counts = counter.get_flop_counts()["Global"]
     linear = sum(flops for operation, flops in counts.items() if "mm" in str(operation))
-    structure = building.structure(model)
-    assert linear == operations(structure, length)["flops"] - 2 * attention_macs(structure, length)
+    outline = building.outline(model)
+    assert linear == operations(outline, length)["flops"] - 2 * attention_macs(outline, length)
 
 
 def test_size_adds_up_what_the_runtime_loads_and_nothing_else(tmp_path: Path) -> None:
@@ -178,7 +174,7 @@ def test_size_adds_up_what_the_runtime_loads_and_nothing_else(tmp_path: Path) ->
     model = building.build(FAMILIES["bert"])
     assert static_cost(model, tmp_path, length=16) == {
         **count_parameters(model),
-        **operations(building.structure(model), 16),
+        **operations(building.outline(model), 16),
         "runtimes": {"torch": {"size_bytes": 1023}},
     }
 

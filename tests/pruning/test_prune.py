@@ -25,7 +25,6 @@ from edgemin.pruning.criteria.table import CRITERIA, find
 from edgemin.pruning.stage import HeadPruning
 from edgemin.pruning.structures import HEADS
 from edgemin.tasks.classification import Classification
-from edgemin.training.stage import Shape
 
 OUTPUTS = {
     "bert": "bert.encoder.layer.{}.attention.output.dense",
@@ -148,8 +147,8 @@ def test_the_ratio_is_of_the_heads_at_the_start_of_the_stage(data: DataModule, t
 def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
     stage = HeadPruning(ratio=0.99, scope="global", steps=1)
     with pytest.raises(UserError, match=r"^ratio: expected [^\n]* 12 layers, given 0\.99 of 144[^\n]*$"):
-        tiny.effect(stage, Shape("bert", 12, 384, 12))
-    tiny.effect(HeadPruning(ratio=0.9, scope="global", steps=1), Shape("bert", 12, 384, 12))
+        tiny.effect(stage, tiny.outline("bert", 12, 384, 12))
+    tiny.effect(HeadPruning(ratio=0.9, scope="global", steps=1), tiny.outline("bert", 12, 384, 12))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +285,7 @@ def test_slicing_equals_masking_and_a_reloaded_model_has_equal_logits(
     stage, fitted = cut(start, data, tmp_path / "work", scope=scope)
     batch = data.evaluation["validation"].batch(range(8))
     assert 0 in batch["attention_mask"], "padding belongs to the test"
-    size = building.structure(whole)["layers"][0]["head_size"]
+    size = building.outline(whole).layers[0].head_size
     with ExitStack() as stack:
         for layer, removed in enumerate(gone(stage)):
             mask = torch.ones(8)
@@ -324,7 +323,7 @@ def test_a_pruned_model_can_be_pruned_and_trained_again_from_its_artifact(data: 
 def test_recovery_changes_weights_and_no_shape(data: DataModule, tmp_path: Path) -> None:
     _, bare = cut(tiny.model(), data, tmp_path / "1")
     _, recovered = cut(tiny.model(), data, tmp_path / "2", steps=3)
-    assert building.structure(bare.model) == building.structure(recovered.model)
+    assert building.outline(bare.model) == building.outline(recovered.model)
     assert not tiny.same_weights(bare.model, recovered.model)
     assert tiny.effect(pruning(steps=3)).trains_head and not tiny.effect(pruning()).trains_head
 

@@ -71,7 +71,7 @@ def test_what_is_saved_comes_back_with_equal_logits(
     model = quantized(family, data, tmp_path / "work", **way)
     found = reloaded(model, tmp_path / "saved")
     assert torch.equal(tiny.logits(found, batch), tiny.logits(model, batch))
-    assert quantized_encoder.structure(found) == quantized_encoder.structure(model)
+    assert quantized_encoder.outline(found) == quantized_encoder.outline(model)
     with safe_open(tmp_path / "saved" / artifact.WEIGHTS, "pt") as file:
         for path, layer in quantization.quantized_layers(model).items():
             packed = file.get_tensor(f"{path}.weight_packed")
@@ -322,7 +322,7 @@ def test_a_quantized_artifact_is_a_source_that_is_cut_and_trained(data: DataModu
     plan = studies.plan(
         "student=from_teacher", f"student.source={folder}", "student.layers=2", *whole, "stages=[finetune,distill]"
     )
-    assert plan.rows[-1].node.shape.quantized
+    assert plan.rows[-1].node.outline.quantized
     order = list(reversed(parts.label_names(model)))
     batch = data.train.batch([0, 1, 2])
     before = tiny.logits(model, batch)

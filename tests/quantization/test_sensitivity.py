@@ -15,7 +15,7 @@ import torch
 
 from edgemin import artifact
 from edgemin.data.module import DataModule
-from edgemin.encoder import parts
+from edgemin.encoder import building
 from edgemin.encoder import quantized as quantized_encoder
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
@@ -83,7 +83,7 @@ def test_bits_are_the_best_of_all_that_fit() -> None:
 def test_the_bytes_of_a_matrix_are_those_of_its_tensors(spec: Spec) -> None:
     model = tiny.model()
     path = "bert.encoder.layer.0.output.dense"
-    size = matrix_bytes(parts.matrices(model)[path], spec)
+    size = matrix_bytes(building.outline(model).matrices[path], spec)
     quantization.quantize(model, {path: spec}, "minmax", Calibration())
     packed = quantization.quantized_layers(model)[path].packed().values()
     assert size == sum(tensor.numel() * tensor.element_size() for tensor in packed)
@@ -124,7 +124,7 @@ def test_tables_with_bits_of_their_own_keep_them(data: DataModule, tmp_path: Pat
 
 def test_a_size_that_cannot_be_reached_is_refused(data: DataModule, tmp_path: Path) -> None:
     stage, start = PostTraining(**SETTINGS, size_mib=0.001), tiny.model()
-    tiny.effect(stage, tiny.shape(start)._replace(pruned=True))  # widths are not known in planning
+    tiny.effect(stage, building.outline(start).with_heads([None] * 3))  # widths are not known in planning
     with pytest.raises(
         UserError, match=r"^size_mib: expected room for .* MiB, what the matrices take at the fewest bits"
     ):

@@ -21,7 +21,7 @@ from edgemin.tasks.classification import Classification
 from edgemin.training import teacher_outputs
 from edgemin.training.stage import Stage
 
-ENCODER = {f"encoder.{name}" for name in ("building", "config_file", "families", "parts", "quantized")}
+ENCODER = {f"encoder.{name}" for name in ("building", "config_file", "families", "outline", "parts", "quantized")}
 ENCODER |= {"encoder.structure_file", "encoder.taps"}
 TASK = {"tasks.base", "tasks.classification"}
 DATA = {"data.batches", "data.encoding", "data.module"}

@@ -112,9 +112,9 @@ def test_truncated_widths_keep_the_first_units_of_everything(tmp_path: Path) -> 
     source = loaded(folder).state_dict()
     root = Root("s", source=str(folder), hidden=16, heads=2, intermediate=20, layers=[2], truncate="first")
     student = roots.reshape(loaded(folder), root)
-    found = building.structure(student)
-    assert found["hidden"] == 16 and found["embedding"] == 16
-    assert [(layer["heads"], layer["head_size"], layer["ffn"]) for layer in found["layers"]] == [(2, 8, 20)]
+    found = building.outline(student)
+    assert found.hidden == 16 and found.embedding == 16
+    assert [(layer.heads, layer.head_size, layer.ffn) for layer in found.layers] == [(2, 8, 20)]
     mine = student.state_dict()
     wide, narrow = "bert.encoder.layer.1.", "bert.encoder.layer.0."
     for name, rows, columns in (
@@ -180,7 +180,7 @@ def uneven(folder: Path) -> Path:
 def test_layers_of_different_widths_are_cut_to_one_that_all_have(tmp_path: Path) -> None:
     folder = uneven(tmp_path / "artifact")
     student = roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="magnitude", intermediate=40))
-    assert [layer["ffn"] for layer in building.structure(student)["layers"]] == [40, 40, 40]
+    assert [layer.ffn for layer in building.outline(student).layers] == [40, 40, 40]
     assert heads(student) == [4, 2, 4]
     student = roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="pca", hidden=16, heads=2))
     assert heads(student) == [2, 2, 2]
@@ -254,9 +254,9 @@ def test_embeddings_are_cut_to_a_smaller_hidden_size_and_layers_may_be_wider_tha
     ways: list[truncation.Truncation] = ["first", "magnitude", "pca"]
     made = {how: drawn(folder, layers=3, hidden=20, heads=10, intermediate=100, truncate=how) for how in ways}
     for how, model in made.items():
-        found = building.structure(model)
-        assert (found["hidden"], found["embedding"]) == (20, 20)
-        assert [(layer["heads"], layer["head_size"], layer["ffn"]) for layer in found["layers"]] == [(10, 2, 100)] * 3
+        found = building.outline(model)
+        assert (found.hidden, found.embedding) == (20, 20)
+        assert [(layer.heads, layer.head_size, layer.ffn) for layer in found.layers] == [(10, 2, 100)] * 3
         expected = loaded(folder)
         truncation.truncate(expected, how, hidden=20)
         embedded = {name: tensor for name, tensor in expected.state_dict().items() if ".embeddings." in name}
@@ -292,17 +292,14 @@ def test_what_a_root_inherits_and_how_it_is_cut_are_in_its_key() -> None:
     ],
     ids=["whole", "layers", "first", "first of one layer", "magnitude", "pca", "embeddings cut", "embeddings"],
 )
-def test_the_outline_of_a_cut_checkpoint_is_the_structure_of_its_weights(
-    family: str, settings: Any, tmp_path: Path
-) -> None:
+def test_the_outline_of_a_cut_checkpoint_is_that_of_its_weights(family: str, settings: Any, tmp_path: Path) -> None:
     folder = written(tmp_path / "source", family, layers=3)
     facts, root = checkpoint.read_facts(str(folder), "student.source"), Root("s", source=str(folder), **settings)
     student = roots.reshape(loaded(folder), root)
     before = torch.get_rng_state()
-    outline = roots.outline(facts.config, facts.structure, root)
+    outline = roots.outline(facts.config, facts.outline, root)
     assert torch.equal(torch.get_rng_state(), before)
-    assert outline.structure == building.structure(student)
-    assert outline.max_tokens == building.max_tokens(student)
+    assert outline == building.outline(student)
     assert facts.config.num_hidden_layers == 3, "the checkpoint's configuration stays as it is"
 
 
@@ -315,9 +312,9 @@ def test_smaller_heads_are_outlined_too_and_refused_where_they_cannot_be_cut(tmp
             with pytest.raises(UserError, match=r"^[^\n]*rotary[^\n]*$"):
                 roots.outline(facts.config, None, root)
         else:
-            student = building.structure(roots.reshape(loaded(folder), root))
-            assert roots.outline(facts.config, None, root).structure == student
-            assert {layer["head_size"] for layer in student["layers"]} == {4}
+            student = building.outline(roots.reshape(loaded(folder), root))
+            assert roots.outline(facts.config, None, root) == student
+            assert {layer.head_size for layer in student.layers} == {4}
 
 
 def test_the_outline_of_an_uneven_artifact_has_its_widths(tmp_path: Path) -> None:
@@ -325,8 +322,8 @@ def test_the_outline_of_an_uneven_artifact_has_its_widths(tmp_path: Path) -> Non
     slicing.slice_heads(model, 1, [0, 3])
     artifact.save(tmp_path, model, toy.tokenizer(), {"head_trained": True})
     facts = checkpoint.read_facts(str(tmp_path), "student.source")
-    outline = roots.outline(facts.config, facts.structure, Root("s", source=str(tmp_path), layers=[2, 3]))
-    assert [layer["heads"] for layer in outline.structure["layers"]] == [2, 4]
+    outline = roots.outline(facts.config, facts.outline, Root("s", source=str(tmp_path), layers=[2, 3]))
+    assert [layer.heads for layer in outline.layers] == [2, 4]
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
@@ -358,9 +355,9 @@ def test_the_longest_input_is_what_the_positions_hold(family: str, padding: int)
 def test_random_weights_have_the_shape_that_was_asked_for(family: str) -> None:
     root = Root("s", layers=2, hidden=32, heads=4, intermediate=40)
     model = building.build(roots.random_config(root, family, vocabulary=90, padding_id=3))
-    found = building.structure(model)
-    assert (found["family"], found["hidden"], found["vocabulary"]) == (family, 32, 90)
-    assert [(layer["heads"], layer["ffn"]) for layer in found["layers"]] == [(4, 40)] * 2
+    found = building.outline(model)
+    assert (found.family, found.hidden, found.vocabulary) == (family, 32, 90)
+    assert [(layer.heads, layer.ffn) for layer in found.layers] == [(4, 40)] * 2
     assert model.config.pad_token_id == 3
 
 
@@ -463,9 +460,9 @@ def test_a_head_of_other_labels_is_left_as_it_is(batch: Any) -> None:
 def test_the_facts_of_a_checkpoint(tmp_path: Path) -> None:
     folder = written(tmp_path / "source")
     facts = checkpoint.read_facts(str(folder), "teacher.source")
-    assert (facts.directory, facts.structure, facts.labels) == (folder, None, toy.LABELS)
+    assert (facts.directory, facts.is_artifact, facts.labels) == (folder, False, toy.LABELS)
     assert (families.family(facts.config), facts.config.num_hidden_layers) == ("bert", 6)
-    assert not facts.quantized and not facts.draws_head
+    assert facts.outline.quantized is None and not facts.draws_head
     tiny.model(layers=1).base_model.save_pretrained(tmp_path / "bare")
     assert checkpoint.read_facts(str(tmp_path / "bare"), "teacher.source").labels is None
 
@@ -526,7 +523,7 @@ def test_an_uneven_artifact_is_a_checkpoint_too(tmp_path: Path, batch: Any) -> N
     slicing.slice_heads(model, 1, [0, 3])
     expected = tiny.logits(model, batch)
     artifact.save(tmp_path, model, toy.tokenizer(), {"head_trained": True})
-    assert checkpoint.read_facts(str(tmp_path), "student.source").structure == building.structure(model)
+    assert checkpoint.read_facts(str(tmp_path), "student.source").outline == building.outline(model)
     assert torch.equal(tiny.logits(loaded(tmp_path), batch), expected)
     cut = roots.reshape(loaded(tmp_path), Root("s", source=str(tmp_path), layers=[2, 4]))
     assert heads(cut) == [2, 4]

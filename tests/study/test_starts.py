@@ -41,7 +41,7 @@ def batch(tmp_path: Path) -> Any:
 
 def start(name: str, root: Root, tokenizer: Any) -> starts.Start:
     config = shapes.configure("bert", vocabulary=90, **SHAPE)
-    return starts.Start(name, root, config, None, tokenizer, building.structure(building.build(config)), {}, 512, False)
+    return starts.Start(name, root, config, None, tokenizer, building.outline(building.build(config)), False)
 
 
 def changed_tokenizer(change: str) -> PreTrainedTokenizerFast:
