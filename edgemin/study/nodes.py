@@ -16,6 +16,7 @@ from edgemin.study.order import RowSpec
 from edgemin.study.roots import Root
 from edgemin.study.starts import Start
 from edgemin.training.fitting import Trainer
+from edgemin.training.latency import LatencyTable
 from edgemin.training.stage import Stage
 
 
@@ -32,6 +33,7 @@ class Study:
         trainer: device and precision.
         seed: what the run's random choices follow from.
         max_drop: how much of the main metric a quantization may lose; `None`: as much as it does.
+        latency: how long models take, for stages that are to reach a latency; `None` where nobody measured.
     """
 
     settings: Mapping[str, Any]
@@ -42,6 +44,7 @@ class Study:
     trainer: Trainer
     seed: int
     max_drop: float | None = None
+    latency: LatencyTable | None = None
 
 
 @dataclass(frozen=True, eq=False)

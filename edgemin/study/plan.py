@@ -6,6 +6,7 @@ Equal prefixes are one node. Everything that can be refused is refused here, bef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from edgemin import config
@@ -23,6 +24,7 @@ from edgemin.tasks.base import Kind
 from edgemin.training.stage import Effect, Place, Stage
 
 ROOT_CODE = ("edgemin.study.roots", "edgemin.checkpoint")  # decides a root's weights
+LATENCY = "edgemin.training.latency"  # how a table of latencies is read, by the stages that say so
 KEYED = ("torch", "transformers")  # whose release decides what a stage comes to
 PARENT = "parent"  # as a teacher: the very model that the stage is given
 
@@ -66,8 +68,10 @@ def stage_code(effect: Effect, given: Sequence[Node], task: Kind | None) -> tupl
         task: the kind of the study's task, which counts where the stage reads the task.
     """
     of_task = (task.module,) if effect.reads_task and task is not None else ()
+    of_latency = (LATENCY,) if effect.reads_latency else ()
     kinds = [effect.quantizes, *(node.outline.kind for node in given)]
-    return (*effect.code, *of_task, "edgemin.training.fitting", "edgemin.artifact", *quantized.modules(*kinds))
+    found = (*effect.code, *of_task, *of_latency, *quantized.modules(*kinds))
+    return (*found, "edgemin.training.fitting", "edgemin.artifact")
 
 
 class _Planner:
@@ -160,7 +164,7 @@ class _Planner:
             )
         teachers = tuple(self._teacher(teacher, name, parent) for teacher in stage.teachers)
         examples = len(study.splits.train) if study.splits is not None else 0
-        place = Place(parent.head_trained, self._finetuned_later(path), examples)
+        place = Place(parent.head_trained, self._finetuned_later(path), examples, study.latency)
         effect, notes = plan_stage(study, path, stage, place, parent, teachers)
         self.notes += notes
         settings = {**settings, **effect.decided}
@@ -175,6 +179,8 @@ class _Planner:
             "code": code_digest(*stage_code(effect, (parent, *teachers), study.splits.kind if study.splits else None)),
             "versions": releases(*KEYED),
         }
+        if effect.reads_latency and study.latency is not None:
+            content["latency"] = asdict(study.latency)
         if (corpus := effect.corpus) is not None:
             content["reads"] = {**corpus.fingerprint(), "column": corpus.column, "length": corpus.length}
         return Node(

@@ -23,6 +23,7 @@ from edgemin.training.fit import Fit
 
 if TYPE_CHECKING:
     from edgemin.data.corpus import Corpus
+    from edgemin.training.latency import LatencyTable
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Place:
         head_trained: whether an earlier stage trained the classification head.
         finetuned_later: whether a later fine-tuning will train it.
         examples: how many the training split has.
+        latency: how long models take, for a stage that is to reach a latency; `None` where nobody measured.
     """
 
     head_trained: bool = False
     finetuned_later: bool = False
     examples: int = 0
+    latency: LatencyTable | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Effect:
         reads_head: whether what it does depends on what the head has learnt.
         reads_answers: whether it learns from its teachers' logits, so that their heads must have been trained.
         same_tokens: whether teacher and student must read the same tokens.
+        reads_latency: whether its result depends on the table of latencies.
         corpus: what it reads in the place of the task's sentences.
         quantizes: the kind of quantized layers that it makes. It chooses their ranges itself; after any other stage
             that changes such a model they are chosen again.
@@ -73,6 +77,7 @@ class Effect:
     reads_head: bool = False
     reads_answers: bool = False
     same_tokens: bool = False
+    reads_latency: bool = False
     corpus: Corpus | None = None
     quantizes: Kind | None = None
     reaches_all: bool = True
