@@ -115,13 +115,13 @@ class Outline(_Form):
         positions: rows of the position embeddings, 0 without any.
         token_types: rows of the embeddings of token types, 0 without any.
         embedding: the width of the word embeddings.
-        labels: C, the outputs of the head.
+        labels: C, the outputs of the head; `None` where the task's head is yet to be attached.
         layers: the transformer layers, first to last.
         projection: whether a Linear takes the embeddings to the hidden size.
         trigram: whether that Linear reads each token with both its neighbours (MobileBERT).
         head: inputs and outputs of the Linears of pooler and classifier, in the order they run.
         quantized: which layers are quantized; `None` in a float model.
-        max_tokens: the longest input, of what is in no structure.json; `None` where it was not looked for.
+        max_tokens: tokens of the longest input; `None` as read from a structure.json, which does not hold it.
         tokenizer: a hash of what decides the tokens it reads; `None` without a tokenizer.
     """
 

@@ -62,6 +62,8 @@ def parsed(content: Mapping[str, Any], name: str) -> Outline:
             f"{name}: expected an artifact of format {FORMAT}, given format {str(found)[:20]} of another version of "
             "EdgeMIN; make it again with this one"
         )
+    if beside := [key for key in _BESIDE if key in fields]:
+        raise UserError(f"{name}: {beside[0]}: expected no such key, given {str(fields[beside[0]])[:80]!r}")
     if isinstance(held := fields.get("quantized"), dict):
         own = {key: held[key] for key in ("provider", "layers") if key in held}
         fields["quantized"] = {"layers": {}, **own, "shared": {key: held[key] for key in held if key not in own}}
@@ -71,8 +73,7 @@ def parsed(content: Mapping[str, Any], name: str) -> Outline:
         first = error.errors()[0]
         given = "" if first["type"].startswith("missing") else f", given {str(first['input'])[:80]!r}"
         raise UserError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}{given}") from error
-    unheld = [key for key in _BESIDE if key in fields]
-    unheld += [f"layers.{index}.heads" for index, layer in enumerate(outline.layers) if layer.heads is None]
-    if unheld or outline.labels is None:
-        raise UserError(f"{name}: {(*unheld, 'labels')[0]}: expected numbers of a model that exists, found none")
+    unknown = [f"layers.{index}.heads" for index, layer in enumerate(outline.layers) if layer.heads is None]
+    if unknown or outline.labels is None:
+        raise UserError(f"{name}: {(*unknown, 'labels')[0]}: expected a whole number of at least 1, given null")
     return outline

@@ -101,20 +101,20 @@ class HeadPruning(Stage):
         )
 
     def _left(self, model: Outline) -> list[int | None]:
-        """How many heads each layer has afterwards; `None` where importance decides it."""
+        """How many heads each layer has afterwards; `None` where that is seen when it runs."""
         before = [layer.heads for layer in model.layers]
-        left: list[int | None] = []
-        for group in [before] if self.scope == "global" else [[heads] for heads in before]:
-            known = [heads for heads in group if heads is not None]
-            count = sum(known)
-            gone = removal_count(count, self.ratio)
-            if gone > count - len(known) and len(known) == len(group):
-                raise UserError(
-                    f"ratio: expected one that leaves a head in all {len(before)} layers, given {self.ratio} of {count}"
-                )
-            alone = known[0] - gone if len(known) == len(group) == 1 else None
-            left += group if gone == 0 else [alone] * len(group)
-        return left
+        if self.scope == "layer":
+            return [None if heads is None else heads - self._gone([heads]) for heads in before]
+        known = [heads for heads in before if heads is not None]
+        return [None] * len(before) if len(known) < len(before) or self._gone(known) else before
+
+    def _gone(self, heads: Sequence[int]) -> int:
+        """How many heads are removed of layers with so many, each of which keeps one."""
+        gone = removal_count(sum(heads), self.ratio)
+        if gone > sum(heads) - len(heads):
+            layers = f"all {len(heads)} layers" if len(heads) > 1 else "every layer"
+            raise UserError(f"ratio: expected one that leaves a head in {layers}, given {self.ratio} of {sum(heads)}")
+        return gone
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()

@@ -67,7 +67,8 @@ class Start:
             UserError: that one cannot be cut so.
         """
         if any(layer.heads is None for layer in source.layers):  # nor is known what is left of them
-            found = self.outline.with_heads([None] * len(self.outline.layers))
+            assert source.labels is not None
+            found = self.outline.with_heads([None] * len(self.outline.layers)).with_labels(source.labels)
         else:
             try:
                 found = roots.outline(self.config, source, self.root)
