@@ -96,7 +96,7 @@ def test_what_planning_needs_of_an_artifact_is_known_before_its_weights_are_read
     facts = checkpoint.read_facts(str(folder), "teacher.source")
     assert facts.outline == quantized_layers.outline(artifact.load(folder)[0])
     assert facts.labels == toy.LABELS
-    assert (facts.outline.kind, facts.draws_head) == ("torch_dynamic" if quantized else None, False)
+    assert (facts.outline.provider, facts.draws_head) == ("torch_dynamic" if quantized else None, False)
 
 
 def test_an_artifact_is_fine_tuned_only_where_its_provenance_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from edgemin.encoder.families import BY_NAME, LARGEST
 
 # The kinds of quantized layers, by the name that structure.json has.
-Kind = Literal["integers", "torch_dynamic"]
+ProviderName = Literal["integers", "torch_dynamic"]
 # The ranges hold for what is read from a file.
 Width = Annotated[int, Field(strict=True, ge=1, le=max(LARGEST["hidden"], LARGEST["intermediate"]))]
 Rows = Annotated[int, Field(strict=True, ge=0, le=LARGEST["vocabulary"])]
@@ -99,7 +99,7 @@ class QuantizedLayers(_Form):
         shared: what they have in common, as the provider describes it.
     """
 
-    provider: Kind
+    provider: ProviderName
     layers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] | None = None
     shared: dict[str, Any] = field(default_factory=dict)
 
@@ -141,8 +141,8 @@ class Outline(_Form):
     tokenizer: str | None = None
 
     @property
-    def kind(self) -> Kind | None:
-        """The kind of its quantized layers; `None` in a float model."""
+    def provider(self) -> ProviderName | None:
+        """Who knows its quantized layers; `None` in a float model."""
         return None if self.quantized is None else self.quantized.provider
 
     def width(self, layer: LayerOutline) -> int:

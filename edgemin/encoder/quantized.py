@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin.encoder import building
-from edgemin.encoder.outline import Kind, Outline, QuantizedLayers
+from edgemin.encoder.outline import Outline, ProviderName, QuantizedLayers
 
 # Gives batches of so many training examples.
 Draw = Callable[[int], Sequence[Mapping[str, Tensor]]]
@@ -38,7 +38,7 @@ class Known(NamedTuple):
 
 
 # All providers; no other module is ever imported for a file.
-PROVIDERS: dict[Kind, Known] = {
+PROVIDERS: dict[ProviderName, Known] = {
     "integers": Known("edgemin.quantization.model", "weight_packed", trainable=True),
     "torch_dynamic": Known("edgemin.quantization.torch_layers", "weight_int8", trainable=False),
 }
@@ -85,15 +85,15 @@ class Provider(Protocol):
         """Bits and ranges for run.json; `None` if the method has no choices."""
 
 
-_registered: dict[Kind, tuple[Provider, type[nn.Module]]] = {}
+_registered: dict[ProviderName, tuple[Provider, type[nn.Module]]] = {}
 
 
-def register(name: Kind, provider: Provider, layer: type[nn.Module]) -> None:
+def register(name: ProviderName, provider: Provider, layer: type[nn.Module]) -> None:
     """Make a provider known, and the class of its layers; its module calls this when it is imported."""
     _registered[name] = provider, layer
 
 
-def _found(model: nn.Module) -> tuple[Kind, Provider, dict[str, nn.Module]] | None:
+def _found(model: nn.Module) -> tuple[ProviderName, Provider, dict[str, nn.Module]] | None:
     """The kind of a model's quantized layers, their provider, and the layers by path. A model has at most one kind."""
     for name, (provider, layer) in _registered.items():
         if layers := {path: module for path, module in model.named_modules() if isinstance(module, layer)}:
@@ -101,18 +101,18 @@ def _found(model: nn.Module) -> tuple[Kind, Provider, dict[str, nn.Module]] | No
     return None
 
 
-def kind_of(model: nn.Module) -> Kind | None:
+def kind_of(model: nn.Module) -> ProviderName | None:
     """The kind of quantized layers that a live model has; `None` for a float model."""
     found = _found(model)
     return None if found is None else found[0]
 
 
-def is_trainable(kind: Kind | None) -> bool:
+def is_trainable(kind: ProviderName | None) -> bool:
     """Whether a model of this kind can be trained and pruned."""
     return kind is None or PROVIDERS[kind].trainable
 
 
-def modules(*kinds: Kind | None) -> tuple[str, ...]:
+def modules(*kinds: ProviderName | None) -> tuple[str, ...]:
     """The modules whose code decides what models of these kinds compute, for a key; none for float models."""
     return tuple(sorted({PROVIDERS[name].module for name in kinds if name is not None}))
 

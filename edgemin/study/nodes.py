@@ -82,7 +82,7 @@ class Node:
     @property
     def final(self) -> bool:
         """Whether it can neither be trained nor pruned."""
-        return not is_trainable(self.outline.kind)
+        return not is_trainable(self.outline.provider)
 
     @property
     def stage(self) -> str:

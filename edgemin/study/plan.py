@@ -69,7 +69,7 @@ def stage_code(effect: Effect, given: Sequence[Node], task: Kind | None) -> tupl
     """
     of_task = (task.module,) if effect.reads_task and task is not None else ()
     of_latency = (LATENCY,) if effect.reads_latency else ()
-    kinds = [effect.quantizes, *(node.outline.kind for node in given)]
+    kinds = [effect.quantizes, *(node.outline.provider for node in given)]
     found = (*effect.code, *of_task, *of_latency, *quantized.modules(*kinds))
     return (*found, "edgemin.training.fitting", "edgemin.artifact")
 
@@ -132,7 +132,7 @@ class _Planner:
         if giver is not None and giver.outline != giver.start.outline:
             outline = start.cut_from(giver.outline)
         content = start.content(self.study.splits, parent.key if parent else None)
-        content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(outline.kind)), "versions": releases(*KEYED)}
+        content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(outline.provider)), "versions": releases(*KEYED)}
         trained = start.own_labels or (giver is not None and giver.head_trained)
         if start.own_labels and start.generic_labels:
             self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")

@@ -306,7 +306,7 @@ def _machine(node: Node) -> AbstractContextManager[object]:
 
 def providers(*nodes: Node) -> tuple[str, ...]:
     """The modules that know the quantized layers of these models."""
-    return quantized.modules(*(node.outline.kind for node in nodes))
+    return quantized.modules(*(node.outline.provider for node in nodes))
 
 
 class _Lazy:

@@ -179,7 +179,7 @@ def _outline(
     longest = outline.max_tokens
     if source is not None:
         as_it_was = replace(source, quantized=None, max_tokens=longest, tokenizer=None)
-        if not is_trainable(source.kind) and (root.inherit != "all" or outline != as_it_was):
+        if not is_trainable(source.provider) and (root.inherit != "all" or outline != as_it_was):
             raise UserError(f"source: expected weights that can be cut, given {root.source}, which is quantized")
         outline = replace(outline, quantized=source.quantized)
     if tokenizer is None or longest is None:

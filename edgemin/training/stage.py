@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, get_scheduler
 from edgemin.data.batches import Batches, TrainBatches
 from edgemin.data.module import DataModule
 from edgemin.encoder import quantized, structure_file
-from edgemin.encoder.outline import Kind, Outline
+from edgemin.encoder.outline import Outline, ProviderName
 from edgemin.processes import ranks
 from edgemin.training.fit import Fit
 
@@ -79,7 +79,7 @@ class Effect:
     same_tokens: bool = False
     reads_latency: bool = False
     corpus: Corpus | None = None
-    quantizes: Kind | None = None
+    quantizes: ProviderName | None = None
     reaches_all: bool = True
     steps: int = 0
     decided: Mapping[str, Any] = field(default_factory=dict)

@@ -60,7 +60,7 @@ def test_the_stage_that_reads_the_table_is_handed_it_and_has_it_in_its_key() -> 
     assert first[path].content["latency"]["heads_ms"] == TABLE.heads_ms
     step, parent = first[path].step, first[path].parent
     assert step is not None and parent is not None
-    assert "edgemin.training.latency" in code_modules(*stage_code(step.planned, (parent,)))
+    assert "edgemin.training.latency" in code_modules(*stage_code(step.planned, (parent,), None))
     with pytest.raises(UserError, match=r"^prune\.latency_ms: expected at least \d"):
         hurried(TABLE, latency_ms=1.0)
     with pytest.raises(UserError, match=r"^prune\.latency_ms: expected null without a table"):

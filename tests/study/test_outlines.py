@@ -36,7 +36,7 @@ def loaded(outline: Outline, planned: Outline) -> Outline:
         outline.with_heads(known),
         tokenizer=planned.tokenizer,  # which is another file
         max_tokens=planned.max_tokens,
-        quantized=planned.quantized if outline.kind == planned.kind else outline.quantized,
+        quantized=planned.quantized if outline.provider == planned.provider else outline.quantized,
     )
 
 
