@@ -218,6 +218,6 @@ def test_what_is_dynamically_quantized_comes_last_and_needs_no_data() -> None:
     stage = DynamicQuantization()
     effect = tiny.effect(stage)
     assert not is_trainable(effect.outline.provider) and not effect.reads_task and not effect.trains_head
-    assert is_trainable(tiny.effect(Finetune(steps=1)).outline.quantized)
+    assert is_trainable(tiny.effect(Finetune(steps=1)).outline.provider)
     with pytest.raises(NotImplementedError):
         stage.loss({})
