@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Unpack
 
 from torch import Tensor
 
 from edgemin.encoder import taps
 from edgemin.encoder.outline import Outline
-from edgemin.training.fit import Fit, FitSettings
+from edgemin.training.fit import Fit
 from edgemin.training.stage import Effect, Place, Stage
 
 
@@ -20,12 +19,12 @@ class Finetune(Stage):
     Also the control of a distillation (`distill=none`): the same student, equally many further steps, no teacher.
 
     Args:
-        settings: all settings of [`Fit`][edgemin.training.fit.Fit].
+        fit: its budget and optimizer.
     """
 
-    def __init__(self, **settings: Unpack[FitSettings]) -> None:
+    def __init__(self, *, fit: Fit) -> None:
         super().__init__()
-        self.settings = Fit(**settings)
+        self.settings = fit
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Head and encoder are trained, whenever anything is."""

@@ -29,12 +29,12 @@ KILLED_AT = 21  # batches, of 50
 
 
 def finetune(**settings: Any) -> Finetune:
-    return Finetune(**{"steps": 50, "batch_size": 8, **FIT, **settings})
+    return tiny.stage(Finetune, **{"steps": 50, "batch_size": 8, **FIT, **settings})
 
 
 def distill(folder: Path, **settings: Any) -> MiniLMv2:
     given = {"steps": 50, "batch_size": 8, "relations": QKV, "task_weight": 0.0, **FIT, **settings}
-    return MiniLMv2(**given)
+    return tiny.stage(MiniLMv2, **given)
 
 
 def on_text(folder: Path) -> MiniLMv2:
@@ -52,10 +52,12 @@ CASES: dict[str, Callable[[Path], Stage]] = {
     "a student that stops below its end": distill,
     "two weighted terms": lambda folder: distill(folder, task_weight=0.5, steps=6, batch_size=7),
     "a corpus": on_text,
-    "heads ranked while training": lambda folder: HeadPruning(
-        ratio=0.5, importance="training", training_steps=4, steps=3, batch_size=7, accumulate=2, **FIT
+    "heads ranked while training": lambda folder: tiny.stage(
+        HeadPruning, ratio=0.5, importance="training", training_steps=4, steps=3, batch_size=7, accumulate=2, **FIT
     ),
-    "heads ranked before": lambda folder: HeadPruning(ratio=0.5, calibration_examples=16, steps=3, batch_size=7, **FIT),
+    "heads ranked before": lambda folder: tiny.stage(
+        HeadPruning, ratio=0.5, calibration_examples=16, steps=3, batch_size=7, **FIT
+    ),
 }
 
 

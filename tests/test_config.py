@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Le
 
 from edgemin import config
 from edgemin.errors import UserError
 
 
-class Settings(TypedDict, total=False):
-    steps: int | None
-    rate: float
+@dataclass(frozen=True)
+class Inner(config.Checked):
+    rate: float = 0.1
+    warmup: config.Share = 0.0
+
+
+@dataclass(frozen=True)
+class Settings(config.Checked):
+    inner: Inner
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps == 13:
+            raise UserError("steps: expected any other number, given 13")
 
 
 class Thing:
@@ -29,14 +43,21 @@ class Thing:
         columns: Sequence[str] = (),
         layers: int | list[int] | None = None,
         on: bool = False,
-        **settings: Unpack[Settings],
+        bits: Literal[2, 4, 8] = 8,
+        chosen: Sequence[Literal[2, 4, 8]] = (),
+        examples: config.Count = 1,
+        threads: Annotated[int, Ge(1), Le(64)] | None = None,
+        percentile: Annotated[float, Gt(50), Le(100)] = 99.0,
+        part: config.Part = 0.0,
+        weight: Literal["auto"] | config.NonNegative = "auto",
+        settings: Settings,
     ) -> None:
         if ratio > 1:
             raise UserError(f"ratio: expected at most 1, given {ratio}")
         if name == "full":
             raise UserError("thing.name: expected something else, given full")
         self.given = {"name": name, "ratio": ratio, "scope": scope, "weights": weights, "columns": columns}
-        self.given |= {"layers": layers, "on": on, **settings}
+        self.given |= {"layers": layers, "on": on, "steps": settings.steps, "rate": settings.inner.rate}
 
 
 NODE: dict[str, Any] = {"_target_": f"{__name__}.Thing", "name": "a"}
@@ -78,6 +99,19 @@ def test_a_node_becomes_its_object() -> None:
         ("rate", float("nan"), "a finite number, given nan"),
         ("ratio", float("-inf"), "a finite number, given -inf"),
         ("weights", {"qq": float("inf")}, "a finite number, given inf"),
+        ("bits", 3, "2, 4 or 8, given 3"),
+        ("bits", 8.0, "2, 4 or 8, given 8.0"),
+        ("chosen", [8, 4.0], "a list, each entry 2, 4 or 8, given [8, 4.0]"),
+        ("examples", 0, "a whole number of at least 1, given 0"),
+        ("examples", 1.5, "a whole number of at least 1, given 1.5"),
+        ("threads", 65, "a whole number from 1 to 64 or null, given 65"),
+        ("warmup", 1.5, "a share in [0, 1], given 1.5"),
+        ("part", 1, "a share in [0, 1), given 1"),
+        ("part", float("nan"), "a finite number, given nan"),
+        ("percentile", 50, "a number in (50, 100], given 50"),
+        ("weight", -0.5, "auto or a number of at least 0, given -0.5"),
+        ("weight", "none", "auto or a number of at least 0, given 'none'"),
+        ("steps", 13, "any other number, given 13"),
         ("steps", 2**63, f"a whole number of at most 64 bits, given {2**63}"),
         ("layers", [1, -(2**64)], f"a whole number of at most 64 bits, given {-(2**64)}"),
         ("name", "a\ud800", "text that can be written in UTF-8, given 'a\\ud800'"),
@@ -101,8 +135,10 @@ def test_a_misspelt_key_is_told_what_was_meant(misspelt: str, meant: str) -> Non
 def test_a_key_like_no_other_is_told_what_there_is() -> None:
     with pytest.raises(UserError) as refused:
         config.construct(NODE | {"zzzz": 1}, "thing")
-    line = "thing.zzzz: unknown key (there are: columns, layers, name, on, rate, ratio, scope, steps, weights)"
-    assert str(refused.value) == line
+    assert str(refused.value) == (
+        "thing.zzzz: unknown key (there are: bits, chosen, columns, examples, layers, name, on, part, percentile, "
+        "rate, ratio, scope, steps, threads, warmup, weight, weights)"
+    )
 
 
 def test_a_missing_key_is_named() -> None:
@@ -147,10 +183,34 @@ def test_a_node_without_a_target_is_refused() -> None:
         config.target({}, "thing")
 
 
-def test_settings_shared_by_many_classes_are_opened_into_keys() -> None:
+def test_the_fields_of_a_dataclass_are_keys_of_their_own() -> None:
     accepted = config.accepted(Thing)
     assert accepted["steps"] == (int | None, False) and accepted["rate"] == (float, False)
-    assert accepted["name"] == (str, True) and "settings" not in accepted
+    assert accepted["name"] == (str, True) and not {"settings", "inner"} & accepted.keys()
+
+
+def test_two_settings_of_one_name_are_a_programmers_mistake() -> None:
+    class Twice:
+        def __init__(self, *, rate: float, settings: Settings) -> None: ...
+
+    with pytest.raises(AssertionError, match=r"Twice has two settings called {'rate'}"):
+        config.accepted(Twice)
+
+
+def test_what_is_ready_is_handed_over_and_is_no_key() -> None:
+    ready = Settings(Inner(rate=0.3), steps=4)
+    thing = config.construct(NODE, "thing", Thing, settings=ready)
+    assert (thing.given["steps"], thing.given["rate"]) == (4, 0.3)
+    with pytest.raises(UserError, match=r"^thing\.steps: unknown key"):
+        config.construct(NODE | {"steps": 5}, "thing", Thing, settings=ready)
+
+
+def test_a_dataclass_made_in_python_is_checked_alike() -> None:
+    assert config.build(Settings, {"rate": 0.2, "steps": 1}) == Settings(Inner(rate=0.2), steps=1)
+    with pytest.raises(UserError, match=r"^warmup: expected a share in \[0, 1\], given 2$"):
+        Inner(warmup=2)
+    with pytest.raises(UserError, match=r"^rate: expected a number, given '1'$"):
+        replace(Inner(), rate="1")  # type: ignore[arg-type]
 
 
 def test_a_check_of_one_value_begins_with_its_key() -> None:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edgemin import toy
+from edgemin import config, toy
 from edgemin.data.module import DataModule
 from edgemin.data.splits import load
 from edgemin.data.task import Task
@@ -72,6 +72,11 @@ def model(
             parameter.add_(0.1 * torch.randn_like(parameter))
     building.silence_padding(made)
     return made.eval()
+
+
+def stage(cls: type[AnyStage], **settings: Any) -> AnyStage:
+    """A stage of flat settings, as a configuration has them."""
+    return config.build(cls, settings)
 
 
 def task(**settings: Any) -> Task:

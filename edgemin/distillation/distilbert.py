@@ -16,20 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, Unpack, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgemin.config import NonNegative, Positive
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.averages import arithmetic, over_tokens
-from edgemin.training.distillation import Asks, Distillation, DistillSettings
-from edgemin.training.loss_weights import check_weight
-from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
+from edgemin.training.distillation import Asks, Distillation
+from edgemin.training.fit import Fit
+from edgemin.training.soft_targets import check_outputs, output_loss
 from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 
 IGNORED = -100
 """The target of a token that is not to be predicted."""
@@ -156,30 +158,27 @@ class DistilbertDistillation(Distillation):
         soft_weight: weight of the soft targets; `auto` is 5 on a task and 0 on a corpus.
         cosine_weight: weight of the cosine distance.
         hard_weight: weight of the task loss; on a corpus, of the loss on masked words.
-        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise.
     """
 
     def __init__(
         self,
         *,
-        temperature: float,
-        soft_weight: float | Literal["auto"] = "auto",
-        cosine_weight: float,
-        hard_weight: float,
-        **settings: Unpack[DistillSettings],
+        temperature: Positive,
+        soft_weight: Literal["auto"] | NonNegative = "auto",
+        cosine_weight: NonNegative,
+        hard_weight: NonNegative,
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        check_temperature(temperature)
-        weights = {"soft_weight": soft_weight, "cosine_weight": cosine_weight, "hard_weight": hard_weight}
-        for name, weight in weights.items():
-            if weight != "auto":
-                check_weight(name, weight)
-        on_task = settings.get("corpus") is None
+        on_task = teaching.corpus is None
         if not on_task and soft_weight not in ("auto", 0):
             raise UserError(
                 "soft_weight: expected auto or 0 with a corpus, for soft targets over the vocabulary take the "
                 f"teacher's language-model head, which a classifier does not have, given {soft_weight}"
             )
-        super().__init__(task_weight=hard_weight if on_task else 0.0, settings=settings)
+        super().__init__(fit=fit, teaching=teaching, task_weight=hard_weight if on_task else 0.0)
         self.soft_weight = (_SOFT_WEIGHT if on_task else 0.0) if soft_weight == "auto" else soft_weight
         self.temperature, self.cosine_weight = temperature, cosine_weight
         self.word_weight = 0.0 if on_task else hard_weight

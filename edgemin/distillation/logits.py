@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Unpack
+from typing import Annotated, ClassVar
 
+from annotated_types import Gt, Le
 from torch import Tensor
 
+from edgemin.config import Positive
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
-from edgemin.errors import UserError
-from edgemin.training.distillation import Asks, Distillation, DistillSettings
-from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
+from edgemin.training.distillation import Asks, Distillation
+from edgemin.training.fit import Fit
+from edgemin.training.soft_targets import check_outputs, output_loss
 from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 
 
 class LogitsDistillation(Distillation):
@@ -29,18 +32,18 @@ class LogitsDistillation(Distillation):
     Args:
         temperature: τ, above 0; 1 compares the distributions as they are.
         alpha: share of the teachers in the loss, above 0; the labels have the rest. 1 never looks at a label.
-        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise.
     """
 
     several_teachers: ClassVar[bool] = True
     takes_corpus: ClassVar[bool] = False
     same_tokens: ClassVar[bool] = False
 
-    def __init__(self, *, temperature: float, alpha: float, **settings: Unpack[DistillSettings]) -> None:
-        check_temperature(temperature)
-        if not 0 < alpha <= 1:
-            raise UserError(f"alpha: expected a share above 0 and at most 1, given {alpha}")
-        super().__init__(task_weight=1 - alpha, settings=settings)
+    def __init__(
+        self, *, temperature: Positive, alpha: Annotated[float, Gt(0), Le(1)], fit: Fit, teaching: Teaching
+    ) -> None:
+        super().__init__(fit=fit, teaching=teaching, task_weight=1 - alpha)
         self.temperature, self.alpha = temperature, alpha
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:

@@ -18,18 +18,19 @@ Shapes: B batch, T tokens, Ht and Hs widths of the projections of teacher and st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Unpack
 
 from torch import Tensor
 
+from edgemin.config import NonNegative
 from edgemin.distillation.relation import attention_kl, value_kl
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.attention import check_rebuildable, matched_heads
-from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.distillation import Asks, Distillation, TaskWeight
+from edgemin.training.fit import Fit
 from edgemin.training.layer_maps import check_layers
-from edgemin.training.loss_weights import check_term_weights
+from edgemin.training.teaching import Teaching
 
 
 class MiniLM(Distillation):
@@ -49,7 +50,8 @@ class MiniLM(Distillation):
         attention_weight: weight of the attention distributions.
         value_weight: weight of the value relations.
         task_weight: weight of the task loss; see [`Distillation`][edgemin.training.distillation.Distillation].
-        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise.
     """
 
     def __init__(
@@ -57,13 +59,13 @@ class MiniLM(Distillation):
         *,
         teacher_layer: int | None = None,
         student_layer: int | None = None,
-        attention_weight: float = 1.0,
-        value_weight: float = 1.0,
+        attention_weight: NonNegative = 1.0,
+        value_weight: NonNegative = 1.0,
         task_weight: TaskWeight = "auto",
-        **settings: Unpack[DistillSettings],
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        super().__init__(task_weight=task_weight, settings=settings)
-        check_term_weights({"attention": attention_weight, "value": value_weight})
+        super().__init__(fit=fit, teaching=teaching, task_weight=task_weight)
         if attention_weight == value_weight == 0:
             raise UserError("attention_weight: expected it or value_weight above 0, given both 0")
         self.teacher_layer, self.student_layer = teacher_layer, student_layer

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from edgemin.config import Count
 from edgemin.distillation.relation import (
     check_relation_heads,
     check_weights,
@@ -18,8 +19,10 @@ from edgemin.distillation.relation import (
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
-from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.distillation import Asks, Distillation, TaskWeight
+from edgemin.training.fit import Fit
 from edgemin.training.layer_maps import check_layers, layer_map, matched_layers
+from edgemin.training.teaching import Teaching
 
 
 class MiniLMv2(Distillation):
@@ -38,23 +41,23 @@ class MiniLMv2(Distillation):
             ceil(l L_T / L_S) (equation 1 of the EdgeMIN paper), a mapping says {student layer: teacher layer}.
         relations: weight of each of the nine relations, query side first: `{qq: 1, kk: 1, vv: 1}`.
         task_weight: weight of the task loss; see [`Distillation`][edgemin.training.distillation.Distillation].
-        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise.
     """
 
     def __init__(
         self,
         *,
-        relation_heads: int | None = None,
+        relation_heads: Count | None = None,
         teacher_layer: int | None = None,
         student_layer: int | None = None,
         layer_map: Literal["layer_to_layer"] | dict[int, int] | None = None,
         relations: Mapping[str, float],
         task_weight: TaskWeight = "auto",
-        **settings: Unpack[DistillSettings],
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        super().__init__(task_weight=task_weight, settings=settings)
-        if relation_heads is not None and relation_heads < 1:
-            raise UserError(f"relation_heads: expected null or a whole number of at least 1, given {relation_heads}")
+        super().__init__(fit=fit, teaching=teaching, task_weight=task_weight)
         if layer_map is not None and (teacher_layer is not None or student_layer is not None):
             raise UserError("layer_map: expected either layer_map or teacher_layer and student_layer, given both")
         if layer_map is not None and not layer_map:

@@ -30,26 +30,27 @@ Shapes: B batch, T tokens, Ht and Hs widths of teacher and student.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from edgemin.config import Count, NonNegative, Part, Positive
 from edgemin.distillation.relation import check_relation_heads, common_relation_heads, relation_kl
 from edgemin.distillation.sample_relations import contrastive_relation, sample_relation
 from edgemin.encoder.outline import LayerOutline, Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.attention import attention_outputs, check_rebuildable
-from edgemin.training.distillation import Asks, DistillSettings
+from edgemin.training.distillation import Asks
+from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
-from edgemin.training.loss_weights import check_term_weights
-from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
+from edgemin.training.soft_targets import check_outputs, output_loss
 from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 from edgemin.training.two_fits import TwoFits
 
 
@@ -142,35 +143,35 @@ class MLKD(TwoFits):
         prediction_share: share of the steps that the second fit gets; see
             [`TwoFits`][edgemin.training.two_fits.TwoFits].
         prediction_learning_rate: learning rate of the second fit.
-        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation];
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation];
             `learning_rate` is that of the first fit.
+        teaching: likewise.
     """
 
     def __init__(
         self,
         *,
         layer_map: dict[int, int] | None = None,
-        relation_heads: int | None = None,
-        embedding_weight: float = 1.0,
-        attention_weight: float = 1.0,
-        hidden_weight: float = 1.0,
-        sample_weight: float = 1.0,
-        contrastive_weight: float = 1.0,
-        contrastive_temperature: float = 0.1,
-        soft_weight: float = 1.0,
-        temperature: float = 1.0,
-        prediction_share: float = 0.2,
-        prediction_learning_rate: float = 3e-5,
-        **settings: Unpack[DistillSettings],
+        relation_heads: Count | None = None,
+        embedding_weight: NonNegative = 1.0,
+        attention_weight: NonNegative = 1.0,
+        hidden_weight: NonNegative = 1.0,
+        sample_weight: NonNegative = 1.0,
+        contrastive_weight: NonNegative = 1.0,
+        contrastive_temperature: Positive = 0.1,
+        soft_weight: NonNegative = 1.0,
+        temperature: Positive = 1.0,
+        prediction_share: Part = 0.2,
+        prediction_learning_rate: Positive = 3e-5,
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
         super().__init__(
-            prediction_share=prediction_share, prediction_learning_rate=prediction_learning_rate, settings=settings
+            prediction_share=prediction_share,
+            prediction_learning_rate=prediction_learning_rate,
+            fit=fit,
+            teaching=teaching,
         )
-        check_temperature(temperature)
-        if not 0 < contrastive_temperature < math.inf:
-            raise UserError(f"contrastive_temperature: expected a number above 0, given {contrastive_temperature}")
-        if relation_heads is not None and relation_heads < 1:
-            raise UserError(f"relation_heads: expected null or a whole number of at least 1, given {relation_heads}")
         self.weights = {
             "embedding": embedding_weight,
             "attention": attention_weight,
@@ -188,7 +189,6 @@ class MLKD(TwoFits):
         self._last = (0, 0)
 
     def _check_weights(self) -> None:
-        check_term_weights(self.weights)
         for fit, names in ((self.settings, _INSIDE), (self._prediction, _PREDICTION)):
             if fit is not None and fit.trains and not any(self.weights[name] for name in names):
                 others = " or ".join(f"{name}_weight" for name in names[1:])

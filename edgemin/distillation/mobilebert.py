@@ -25,13 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from edgemin.config import NonNegative
 from edgemin.distillation.relation import attention_kl
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.parts import parameters_by_depth
@@ -39,11 +39,11 @@ from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.attention import check_rebuildable, matched_heads
 from edgemin.training.averages import arithmetic, over_tokens
-from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.distillation import Asks, Distillation, TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.layer_maps import matched_layers
-from edgemin.training.loss_weights import check_term_weights
 from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 
 
 def feature_map_error(teacher: Tensor, student: Tensor, mask: Tensor, *, normalize: bool) -> Tensor:
@@ -119,31 +119,32 @@ class MobileBERT(Distillation):
             from the projections alone.
         progressive: train layer after layer; otherwise all matched layers at once, in one fit.
         task_weight: weight of the task loss; see [`Distillation`][edgemin.training.distillation.Distillation].
-        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
-            `patience` applies to the last fit, with the task loss, alone: before it there is nothing to score.
+        fit: the budget of all fits; `patience` applies to the last, with the task loss, alone: before it there is
+            nothing to score.
+        teaching: as for any [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
     def __init__(
         self,
         *,
         layer_map: dict[int, int] | None = None,
-        feature_weight: float = 100.0,
+        feature_weight: NonNegative = 100.0,
         normalize: bool = True,
-        mean_weight: float = 5000.0,
-        variance_weight: float = 5.0,
-        attention_weight: float = 1.0,
+        mean_weight: NonNegative = 5000.0,
+        variance_weight: NonNegative = 5.0,
+        attention_weight: NonNegative = 1.0,
         progressive: bool = True,
         task_weight: TaskWeight = "auto",
-        **settings: Unpack[DistillSettings],
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        super().__init__(task_weight=task_weight, settings=settings)
+        super().__init__(fit=fit, teaching=teaching, task_weight=task_weight)
         self.weights = {
             "feature": feature_weight,
             "mean": mean_weight,
             "variance": variance_weight,
             "attention": attention_weight,
         }
-        check_term_weights(self.weights)
         if not any(self.weights.values()):
             raise UserError("feature_weight: expected it or another weight above 0, given all 0")
         self.layer_map, self.normalize, self.progressive = layer_map, normalize, progressive

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any
 
 from edgemin.errors import UserError
-from edgemin.training.distillation import DistillSettings, TaskWeight
+from edgemin.training.distillation import TaskWeight
+from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
+from edgemin.training.teaching import Teaching
 
 
 class Multi(MethodSum):
@@ -17,7 +19,8 @@ class Multi(MethodSum):
         methods: settings of each method by its name, at least one; see
             [`MethodSum`][edgemin.training.method_sum.MethodSum].
         task_weight: weight of the task loss beside them.
-        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise.
     """
 
     def __init__(
@@ -25,8 +28,9 @@ class Multi(MethodSum):
         *,
         methods: Mapping[str, dict[str, Any]],
         task_weight: TaskWeight = "auto",
-        **settings: Unpack[DistillSettings],
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
         if not methods:
             raise UserError("methods: expected at least one method, given none")
-        super().__init__(methods=methods, task_weight=task_weight, settings=settings)
+        super().__init__(methods=methods, task_weight=task_weight, fit=fit, teaching=teaching)

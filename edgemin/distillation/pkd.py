@@ -16,21 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, Unpack
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgemin.config import NonNegative, Positive, Share
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.averages import arithmetic
-from edgemin.training.distillation import Asks, Distillation, DistillSettings
+from edgemin.training.distillation import Asks, Distillation
+from edgemin.training.fit import Fit
 from edgemin.training.layer_maps import matched_layers
-from edgemin.training.loss_weights import check_weight
-from edgemin.training.soft_targets import check_outputs, check_temperature, output_loss
+from edgemin.training.soft_targets import check_outputs, output_loss
 from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 
 Strategy = Literal["skip", "last"]
 
@@ -94,7 +96,8 @@ class PatientDistillation(Distillation):
         layer_map: which layers are matched: `skip` (evenly spaced) or `last` (the top ones), either for all student
             layers but the last ([`patient_layers`][edgemin.distillation.pkd.patient_layers]), or {student layer:
             teacher layer}, counted from 1.
-        settings: see [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise.
     """
 
     takes_corpus: ClassVar[bool] = False
@@ -102,23 +105,20 @@ class PatientDistillation(Distillation):
     def __init__(
         self,
         *,
-        temperature: float,
-        alpha: float,
-        beta: float,
+        temperature: Positive,
+        alpha: Share,
+        beta: NonNegative,
         layer_map: Strategy | dict[int, int] = "skip",
-        **settings: Unpack[DistillSettings],
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        check_temperature(temperature)
-        if not 0 <= alpha <= 1:
-            raise UserError(f"alpha: expected a share in [0, 1], given {alpha}")
-        check_weight("beta", beta)
         if alpha == beta == 0:
             raise UserError(
                 "alpha: expected alpha or beta above 0, for nothing else comes from the teacher, given both 0"
             )
         if not layer_map:
             raise UserError(f"layer_map: expected skip, last or at least one pair of layers, given {layer_map}")
-        super().__init__(task_weight=1 - alpha, settings=settings)
+        super().__init__(fit=fit, teaching=teaching, task_weight=1 - alpha)
         self.temperature, self.alpha, self.beta, self.layer_map = temperature, alpha, beta, layer_map
         self._pairs: dict[int, int] = {}
 

@@ -25,7 +25,6 @@ from edgemin.distillation.relation_blocks import Projected, blocked_relation_kl
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.training.averages import arithmetic, over_sequences
-from edgemin.training.loss_weights import check_weight
 
 PAIRS = tuple(rows + columns for rows in "qkv" for columns in "qkv")
 """The nine relations, query side first: `qk` has rows of queries and columns of keys, as attention has."""
@@ -159,7 +158,8 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for pair, weight in weights.items():
         if pair not in PAIRS:
             raise UserError(f"relations: expected names among {', '.join(PAIRS)}, given {pair!r}")
-        check_weight(f"relations.{pair}", weight)
+        if not 0 <= weight < math.inf:
+            raise UserError(f"relations.{pair}: expected a number of at least 0, given {weight}")
     if not any(weights.values()):
         raise UserError(f"relations: expected at least one relation of weight above 0, given {dict(weights)}")
 

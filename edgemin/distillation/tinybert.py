@@ -22,21 +22,23 @@ Shapes: B batch, T tokens, H hidden size, A attention heads, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Unpack, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from edgemin.config import NonNegative, Part, Positive
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.attention import attention_scores, check_rebuildable, matched_heads
 from edgemin.training.averages import arithmetic, over_sequences
-from edgemin.training.distillation import Asks, DistillSettings
+from edgemin.training.distillation import Asks
+from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
-from edgemin.training.loss_weights import check_term_weights
-from edgemin.training.soft_targets import check_outputs, check_temperature
+from edgemin.training.soft_targets import check_outputs
+from edgemin.training.teaching import Teaching
 from edgemin.training.two_fits import TwoFits
 
 
@@ -98,29 +100,32 @@ class TinyBERT(TwoFits):
         prediction_share: share of the steps that the second fit gets; see
             [`TwoFits`][edgemin.training.two_fits.TwoFits].
         prediction_learning_rate: learning rate of the second fit.
-        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation];
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation];
             `learning_rate` is that of the first fit.
+        teaching: likewise.
     """
 
     def __init__(
         self,
         *,
         layer_map: dict[int, int] | None = None,
-        embedding_weight: float = 1.0,
-        hidden_weight: float = 1.0,
-        attention_weight: float = 1.0,
+        embedding_weight: NonNegative = 1.0,
+        hidden_weight: NonNegative = 1.0,
+        attention_weight: NonNegative = 1.0,
         projection: Literal["learned", "none"] = "learned",
-        temperature: float = 1.0,
-        prediction_share: float = 0.2,
-        prediction_learning_rate: float = 3e-5,
-        **settings: Unpack[DistillSettings],
+        temperature: Positive = 1.0,
+        prediction_share: Part = 0.2,
+        prediction_learning_rate: Positive = 3e-5,
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
         super().__init__(
-            prediction_share=prediction_share, prediction_learning_rate=prediction_learning_rate, settings=settings
+            prediction_share=prediction_share,
+            prediction_learning_rate=prediction_learning_rate,
+            fit=fit,
+            teaching=teaching,
         )
-        check_temperature(temperature)
         self.weights = {"embedding": embedding_weight, "hidden": hidden_weight, "attention": attention_weight}
-        check_term_weights(self.weights)
         if self.settings.trains and not any(self.weights.values()):
             raise UserError("hidden_weight: expected it, embedding_weight or attention_weight above 0, given all 0")
         self.layer_map, self.projection, self.temperature = layer_map, projection, temperature

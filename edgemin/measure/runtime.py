@@ -6,14 +6,16 @@ processes take turns in rounds, because machines drift within minutes: only rati
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+
+from edgemin.config import Checked, Count, NonNegative, Positive, Whole
 from edgemin.errors import UserError
 from edgemin.measure.machine import WAIT_MINUTES, available_cores, machine_lock
 from edgemin.measure.process import WorkerProcess
@@ -26,7 +28,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(Checked):
     """How to measure; batch size 1 throughout.
 
     Args:
@@ -47,28 +49,20 @@ class Measure:
         UserError: A value out of range.
     """
 
-    length: int = 128
-    warmup: int = 10
+    length: Count = 128
+    warmup: Whole = 10
     runs: int = 100
-    rounds: int = 5
-    sentences: int = 100
-    threads: int | None = None
-    watts: float = 5.0
-    max_spread: float = 0.25
-    wait_minutes: float = WAIT_MINUTES
+    rounds: Annotated[int, Ge(2)] = 5  # a single one could not tell whether the machine is stable
+    sentences: Whole = 100
+    threads: Count | None = None
+    watts: Positive = 5.0
+    max_spread: Positive = 0.25
+    wait_minutes: NonNegative = WAIT_MINUTES
 
     def __post_init__(self) -> None:
-        _expect_whole("length", self.length, 1)
-        _expect_whole("warmup", self.warmup, 0)
-        _expect_whole("rounds", self.rounds, 2)  # a single one could not tell whether the machine is stable
-        _expect_whole("runs", self.runs, self.rounds)
-        _expect_whole("sentences", self.sentences, 0)
-        if self.threads is not None:
-            _expect_whole("threads", self.threads, 1)
-        _expect_positive("watts", self.watts)
-        _expect_positive("max_spread", self.max_spread)
-        if isinstance(self.wait_minutes, bool) or not 0 <= self.wait_minutes < math.inf:
-            raise UserError(f"wait_minutes: expected a number of at least 0, given {self.wait_minutes!r}")
+        super().__post_init__()
+        if self.runs < self.rounds:
+            raise UserError(f"runs: expected a whole number of at least {self.rounds}, as rounds, given {self.runs}")
 
     @property
     def content(self) -> dict[str, Any]:
@@ -173,13 +167,3 @@ def _results(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread
             "power_w": joules / sum(timing.seconds for timing in own["padded"]),
         }
     return results
-
-
-def _expect_whole(key: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{key}: expected a whole number of at least {least}, given {value!r}")
-
-
-def _expect_positive(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{key}: expected a number above 0, given {value!r}")

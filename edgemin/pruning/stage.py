@@ -6,12 +6,13 @@ import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Literal, Unpack, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from edgemin.config import Count, Part
 from edgemin.data.module import DataModule
 from edgemin.encoder import parts, slicing, taps
 from edgemin.encoder.outline import Outline
@@ -20,7 +21,7 @@ from edgemin.processes import ranks
 from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
 from edgemin.pruning.selection import removal_count, select_heads
 from edgemin.pruning.structures import HEADS
-from edgemin.training.fit import Fit, FitSettings
+from edgemin.training.fit import Fit
 from edgemin.training.stage import Effect, Place, Stage
 
 # Imported by name, so that a new criterion in the table changes no key; the chosen criterion's module is in its key.
@@ -44,31 +45,22 @@ class HeadPruning(Stage):
         calibration_examples: how many training examples rank the heads (`importance=calibration`).
         training_steps: optimizer steps of that brief fine-tuning (`importance=training`).
         rounds: prune-then-finetune rounds; the ratio is reached in equal steps.
-        settings: the fine-tuning after each round, see [`Fit`][edgemin.training.fit.Fit]; 0 epochs only prunes.
+        fit: the fine-tuning after each round; 0 epochs only prune.
     """
 
     def __init__(
         self,
         *,
         criterion: str = "gradient_norm",
-        ratio: float,
+        ratio: Part,
         scope: Literal["layer", "global"] = "layer",
         importance: Literal["calibration", "training"] = "calibration",
-        calibration_examples: int = 512,
-        training_steps: int = 100,
-        rounds: int = 1,
-        **settings: Unpack[FitSettings],
+        calibration_examples: Count = 512,
+        training_steps: Count = 100,
+        rounds: Count = 1,
+        fit: Fit,
     ) -> None:
         super().__init__()
-        if not 0 <= ratio < 1:
-            raise UserError(f"ratio: expected a number in [0, 1), given {ratio}")
-        for name, value in (
-            ("calibration_examples", calibration_examples),
-            ("training_steps", training_steps),
-            ("rounds", rounds),
-        ):
-            if value < 1:
-                raise UserError(f"{name}: expected a whole number of at least 1, given {value}")
         self.criterion = cast(Criterion, importlib.import_module(TABLE).find(criterion, HEADS.name))
         if importance == "training" and self.criterion.needs != "gradients":
             raise UserError(
@@ -78,7 +70,7 @@ class HeadPruning(Stage):
         self.ratio, self.scope = ratio, scope
         self.importance, self.rounds = importance, rounds
         self.calibration_examples = calibration_examples
-        self.recovery = Fit(**settings)
+        self.recovery = fit
         # Ranking during training uses the recovery's batch size and learning rate, but for so many steps.
         self.ranking = replace(self.recovery, epochs=None, steps=training_steps, patience=None)
         self.initial: list[int] = []

@@ -102,6 +102,10 @@ class Quantized(nn.Module):
             self.weight_scale = nn.Parameter(now)
         self.scales = scales
 
+    def learned_scales(self) -> list[nn.Parameter]:
+        """The scales that training moves."""
+        return [self.weight_scale] if isinstance(self.weight_scale, nn.Parameter) else []
+
     def packed(self) -> dict[str, Tensor]:
         """What a file holds of the weights: `weight_packed` [R, bytes] and `weight_scale`."""
         scale = self._scale(grouped(self.weight.detach(), self.spec)).detach()
@@ -221,6 +225,13 @@ class QuantizedLinear(Quantized, nn.Linear):
         elif scales == "learned":
             del self.input_scale
             self.input_scale = nn.Parameter(now)
+
+    def learned_scales(self) -> list[nn.Parameter]:
+        """Those of the weights, and of static inputs."""
+        found = super().learned_scales()
+        if self.spec.activations == "static" and isinstance(self.input_scale, nn.Parameter):
+            found.append(self.input_scale)
+        return found
 
     def slice(self, rows: Tensor | None, columns: Tensor | None) -> None:
         """Keep some outputs and inputs, with their bias; the input range stays and may have to be calibrated again."""

@@ -117,6 +117,10 @@ class Integers:
         rest = {name: tensor for name, tensor in tensors.items() if name not in own}
         layer.load_state_dict(rest, strict=False)  # the names were compared above
 
+    def scales(self, layers: Mapping[str, Quantized]) -> list[nn.Parameter]:
+        """Those of all layers."""
+        return [scale for layer in layers.values() for scale in layer.learned_scales()]
+
     def settle(self, layers: Mapping[str, Quantized]) -> None:
         """Fix the scales and put the weights on their grid, as a file would bring them back."""
         for layer in layers.values():

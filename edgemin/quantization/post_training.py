@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Unpack
 
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
 from edgemin.encoder.outline import Outline, QuantizedLayers
-from edgemin.quantization.settings import Quantization, QuantizationSettings, quantize_given
+from edgemin.quantization.settings import Quantization, quantize_given
 from edgemin.training.stage import Effect, Place, Stage
 
 
@@ -21,12 +20,12 @@ class PostTraining(Stage):
     anew.
 
     Args:
-        settings: all settings of [`Quantization`][edgemin.quantization.settings.Quantization].
+        quantization: which layers, and how.
     """
 
-    def __init__(self, **settings: Unpack[QuantizationSettings]) -> None:
+    def __init__(self, *, quantization: Quantization) -> None:
         super().__init__()
-        self.quantization = Quantization(**settings)
+        self.quantization = quantization
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """The task's sentences are read to calibrate static activations, and to find what each layer does."""

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, Literal, Unpack, get_args
+from dataclasses import replace
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
+from edgemin.encoder import quantized
 from edgemin.encoder.outline import Outline, QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
 from edgemin.quantization.layers import Scales
-from edgemin.quantization.settings import Quantization, QuantizationSettings, quantize_given
-from edgemin.training.distillation import DistillSettings, TaskWeight
+from edgemin.quantization.settings import Quantization, quantize_given
+from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
 from edgemin.training.stage import Effect, Place
-
-_OWN = tuple(field.name for field in fields(Quantization))
-
-
-class QATSettings(QuantizationSettings, DistillSettings, total=False):
-    """The settings of quantization and of training together."""
+from edgemin.training.teaching import Teaching
 
 
 class QuantizationAware(MethodSum):
@@ -42,9 +38,9 @@ class QuantizationAware(MethodSum):
             without).
         methods: distillation, as in [`MethodSum`][edgemin.training.method_sum.MethodSum]; none: labels alone.
         task_weight: weight of the task loss; `auto` is 1, or 0 where a method trains the head.
-        settings: those of [`Quantization`][edgemin.quantization.settings.Quantization] and
-            [`Distillation`][edgemin.training.distillation.Distillation]; `teacher` is `parent`, the model that is
-            quantized, in full precision, unless given.
+        quantization: which layers, and how.
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise; `teacher` is `parent`, the model that is quantized, in full precision, unless given.
     """
 
     def __init__(
@@ -55,25 +51,19 @@ class QuantizationAware(MethodSum):
         train_on: Literal["train", "calibration"] = "train",
         methods: Mapping[str, dict[str, Any]],
         task_weight: TaskWeight = "auto",
-        **settings: Unpack[QATSettings],
+        quantization: Quantization,
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        given: dict[str, Any] = dict(settings)
-        own: Any = {name: given.pop(name) for name in _OWN if name in given}
-        learning: Any = given | {"teacher": given.get("teacher") or "parent"}
-        choices: dict[str, tuple[str, tuple[str, ...]]]
-        choices = {"scales": (scales, get_args(Scales)), "train": (train, ("all", "scales"))}
-        choices["train_on"] = (train_on, ("train", "calibration"))
-        for name, (value, known) in choices.items():
-            if value not in known:
-                raise UserError(f"{name}: expected one of {', '.join(known)}, given {value!r}")
         if train == "scales" and scales != "learned":
             raise UserError(f"scales: expected learned, as nothing else is trained (train=scales), given {scales}")
-        if given.get("corpus") is not None and not methods:
+        if teaching.corpus is not None and not methods:
             raise UserError("methods: expected at least one with a corpus, which has no labels to learn, given none")
-        if given.get("corpus") is not None and train_on == "calibration":
+        if teaching.corpus is not None and train_on == "calibration":
             raise UserError("train_on: expected train with a corpus, which takes its place, given calibration")
-        super().__init__(methods=methods, task_weight=task_weight, settings=learning)
-        self.quantization = Quantization(**own)
+        teaching = replace(teaching, teacher=teaching.teacher or "parent")
+        super().__init__(methods=methods, task_weight=task_weight, fit=fit, teaching=teaching)
+        self.quantization = quantization
         self.teachers = self.teachers if self._parts else ()
         self.scales, self.train_what, self.train_on = scales, train, train_on
 
@@ -97,8 +87,9 @@ class QuantizationAware(MethodSum):
         quantize_given(self, self.quantization, data)
         quantization.follow(model, self.scales)
         if self.train_what == "scales":
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.endswith("_scale"))
+            model.requires_grad_(False)
+            for scale in quantized.scales(model):
+                scale.requires_grad_(True)
 
     def batches(self, fit: Fit) -> Batches:
         """All batches of a fit: of the calibration sentences with `train_on=calibration`."""

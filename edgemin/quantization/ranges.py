@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 
+from edgemin.config import Checked, Count
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization.affine import LEVELS, input_scale
 from edgemin.quantization.layers import QuantizedLinear
 
 ActivationRange = Literal["minmax", "moving_average", "percentile", "mse"]
+Percentile = Annotated[float, Gt(50), Le(100)]
 
 _BINS = 2048
 _MOMENTUM = 0.9
@@ -28,7 +31,7 @@ _SHARES = torch.linspace(1.0, 0.1, 46)  # of either end, that the error is tried
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Checked):
     """How the ranges of static activations are chosen; a quantized model keeps it, to be calibrated again.
 
     Attributes:
@@ -38,14 +41,8 @@ class Calibration:
     """
 
     activation_range: ActivationRange = "percentile"
-    percentile: float = 99.99
-    examples: int = 256
-
-    def __post_init__(self) -> None:
-        if not 50 < self.percentile <= 100:
-            raise UserError(f"percentile: expected a number above 50 and at most 100, given {self.percentile}")
-        if self.examples < 1:
-            raise UserError(f"calibration_examples: expected a whole number of at least 1, given {self.examples}")
+    percentile: Percentile = 99.99
+    examples: Count = 256
 
     def describe(self) -> dict[str, Any]:
         """The settings as JSON-able values, for structure.json."""

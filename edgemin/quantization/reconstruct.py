@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, Unpack, cast
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from edgemin.config import Share
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, parts, taps
@@ -21,18 +22,13 @@ from edgemin.encoder.outline import Outline, QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.progress import counted
 from edgemin.quantization import model as quantization
-from edgemin.quantization.settings import CALIBRATION_BATCH, Quantization, QuantizationSettings, quantize_given
-from edgemin.training.fit import Fit, FitSettings
+from edgemin.quantization.settings import CALIBRATION_BATCH, Quantization, quantize_given
+from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.stage import Effect, Place, Stage
 
 # At most so many calibration sentences tell how near each block came.
 SCORED = 256
-_OF_FIT = tuple(field.name for field in fields(Fit))
-
-
-class ReconstructionSettings(QuantizationSettings, FitSettings, total=False):
-    """The settings of quantization and of the fit of each block."""
 
 
 class Reconstruction(Stage):
@@ -56,22 +52,15 @@ class Reconstruction(Stage):
 
     Args:
         teacher_forcing: T_0, as a share of the steps of a block; 0: none.
-        settings: those of [`Quantization`][edgemin.quantization.settings.Quantization], and of
-            [`Fit`][edgemin.training.fit.Fit] for each block; an epoch is all calibration sentences.
+        quantization: which layers, and how.
+        fit: of each block; an epoch is all calibration sentences.
     """
 
-    def __init__(self, *, teacher_forcing: float = 0.5, **settings: Unpack[ReconstructionSettings]) -> None:
+    def __init__(self, *, teacher_forcing: Share = 0.5, quantization: Quantization, fit: Fit) -> None:
         super().__init__()
-        given: dict[str, Any] = dict(settings)
-        own: Any = {name: given[name] for name in given if name not in _OF_FIT}
-        self.settings = Fit(**{name: given[name] for name in given if name in _OF_FIT})
-        self.quantization = Quantization(**own)
-        if not 0 <= teacher_forcing <= 1:
-            raise UserError(f"teacher_forcing: expected a share in [0, 1], given {teacher_forcing}")
-        if self.settings.patience is not None:
-            raise UserError(
-                f"patience: expected null, as blocks are not scored on task.holdout, given {self.settings.patience}"
-            )
+        self.settings, self.quantization = fit, quantization
+        if fit.patience is not None:
+            raise UserError(f"patience: expected null, as blocks are not scored on task.holdout, given {fit.patience}")
         self.teacher_forcing = teacher_forcing
         self.forced = 1.0  # the part of the full-precision model's hidden states, at this step
         # a list, so that it is no submodule: neither trained nor checkpointed

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
+from edgemin.config import Checked, Count, Positive
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, quantized
 from edgemin.encoder.outline import Matrix, Outline
 from edgemin.errors import UserError
 from edgemin.progress import live_line
 from edgemin.quantization import model as quantization
-from edgemin.quantization.ranges import ActivationRange, Calibration
+from edgemin.quantization.ranges import ActivationRange, Calibration, Percentile
 from edgemin.quantization.sensitivity import assign, matrix_bytes, sensitivity
-from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
+from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightBits, WeightRange
 from edgemin.training.stage import Stage
 
 CALIBRATION_BATCH = 32
@@ -26,24 +27,6 @@ INPUT_BYTES = 8  # of a static Linear: scale and zero point of what it reads
 _MIB = 2**20
 # Names of places beside the paths of layers, in patterns.
 PLACES = ("embeddings", "first", "last", "head", "classifier")
-
-
-class QuantizationSettings(TypedDict, total=False):
-    """The settings of every quantization; see [`Quantization`][edgemin.quantization.settings.Quantization]."""
-
-    bits: int
-    embedding_bits: int | Literal["auto"]
-    granularity: Granularity
-    group_size: int
-    activations: Activations
-    weight_range: WeightRange
-    activation_range: ActivationRange
-    percentile: float
-    calibration_examples: int
-    exempt: list[str]
-    sensitivity: bool
-    candidates: list[int]
-    size_mib: float | None
 
 
 class Applied(NamedTuple):
@@ -54,7 +37,7 @@ class Applied(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(Checked):
     """Which layers are quantized, and how.
 
     Attributes:
@@ -81,46 +64,27 @@ class Quantization:
         size_mib: the size of the file's tensors in MiB; `None`: what uniform `bits` would take.
     """
 
-    bits: int = 8
-    embedding_bits: int | Literal["auto"] = "auto"
+    bits: Literal[WeightBits, 32] = 8
+    embedding_bits: Literal["auto", WeightBits, 32] = "auto"
     granularity: Granularity = "channel"
-    group_size: int = 64
+    group_size: Count = 64
     activations: Activations = "static"
     weight_range: WeightRange = "mse"
     activation_range: ActivationRange = "percentile"
-    percentile: float = 99.99
-    calibration_examples: int = 256
+    percentile: Percentile = 99.99
+    calibration_examples: Count = 256
     exempt: Sequence[str] = field(default=("classifier",))
     sensitivity: bool = False
-    candidates: Sequence[int] = field(default=(8, 4, 2))
-    size_mib: float | None = None
+    candidates: Sequence[WeightBits] = field(default=(8, 4, 2))
+    size_mib: Positive | None = None
 
     def __post_init__(self) -> None:
-        possible = f"{', '.join(map(str, BITS))}, or {FLOAT} for none"
-        for name in ("bits", "embedding_bits"):
-            given = getattr(self, name)
-            if given not in (*BITS, FLOAT) and (name, given) != ("embedding_bits", "auto"):
-                raise UserError(f"{name}: expected {possible}, given {given}")
-        choices = {
-            "granularity": Granularity,
-            "activations": Activations,
-            "weight_range": WeightRange,
-            "activation_range": ActivationRange,
-        }
-        for name, kind in choices.items():
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(f"{name}: expected one of {', '.join(get_args(kind))}, given {getattr(self, name)!r}")
-        if self.group_size < 1:
-            raise UserError(f"group_size: expected a whole number of at least 1, given {self.group_size}")
-        if not self.candidates or set(self.candidates) - set(BITS) or len(set(self.candidates)) < len(self.candidates):
+        super().__post_init__()
+        if not self.candidates or len(set(self.candidates)) < len(self.candidates):
             known = ", ".join(map(str, BITS))
             raise UserError(f"candidates: expected different bits out of {known}, given {list(self.candidates)}")
-        if self.size_mib is not None and not (self.sensitivity and 0 < self.size_mib < math.inf):
-            raise UserError(
-                f"size_mib: expected null, or a size above 0 with sensitivity=true, given {self.size_mib} with "
-                f"sensitivity={str(self.sensitivity).lower()}"
-            )
-        self.calibration  # noqa: B018 - it checks itself
+        if self.size_mib is not None and not self.sensitivity:
+            raise UserError(f"size_mib: expected null with sensitivity=false, given {self.size_mib}")
 
     @property
     def calibration(self) -> Calibration:
@@ -302,6 +266,3 @@ def _matches(pattern: str, path: str, place: str, last: int) -> bool:
         names = {"first": ("1",), "last": (str(last),), "head": ("head", "classifier")}
         return place in names.get(pattern, (pattern,))
     return fnmatchcase(path, pattern)
-
-
-assert {field.name for field in fields(Quantization)} == set(get_type_hints(QuantizationSettings))

@@ -83,6 +83,10 @@ class TorchDynamic:
             )
         layer.set_weight_bias(weight, tensors.get("bias"))
 
+    def scales(self, layers: Mapping[str, Any]) -> list[nn.Parameter]:
+        """None: such a layer cannot be trained."""
+        return []
+
     def settle(self, layers: Mapping[str, Any]) -> None:
         """Nothing to do: such a layer cannot be trained, so it is always settled."""
 

@@ -8,7 +8,7 @@ slice has left it shorter. Scales are `[R, G]`; one per row (`channel`) is G = 1
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ Granularity = Literal["tensor", "channel", "group"]
 Activations = Literal["static", "dynamic", "none"]
 WeightRange = Literal["minmax", "mse"]
 
-BITS = (2, 3, 4, 8)  # of a quantized weight
+WeightBits = Literal[2, 3, 4, 8]
+BITS = get_args(WeightBits)  # of a quantized weight
 FLOAT = 32  # bits of a weight that stays as it is
 _SHARES = torch.linspace(1.0, 0.2, 41)  # of the largest weight, that the error is tried at
 _CHUNK = 2**24

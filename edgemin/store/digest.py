@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PACKAGE = Path(__file__).parents[1]
-# What decides no result: how errors read, how progress is shown, how a run is stopped, and the store, which gives back
-# what was put into it or nothing.
+# What decides no result: how settings (which are in the key) are checked, how errors read, how progress is shown, how a
+# run is stopped, and the store, which gives back what was put into it or nothing.
 DECIDES_NOTHING = (
+    "edgemin.config",
     "edgemin.errors",
     "edgemin.plain_text",
     "edgemin.processes.stopping",

@@ -44,14 +44,15 @@ def read_study(settings: Mapping[str, Any]) -> Study:
     Raises:
         UserError: the first thing that cannot work.
     """
-    for key, annotation in (("seed", int), ("stages", list[str] | None), ("study", str), ("order", dict[str, Any])):
+    for key, annotation in (
+        ("seed", config.Whole),
+        ("stages", list[str] | None),
+        ("study", str),
+        ("order", dict[str, Any]),
+    ):
         config.check_type(settings.get(key), annotation, key)
-    if not 0 <= settings["seed"] < 2**63:
-        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {settings['seed']}")
     max_drop = settings["evaluate"]["max_drop"]
-    config.check_type(max_drop, float | None, "evaluate.max_drop")
-    if max_drop is not None and not 0 <= max_drop <= 1:
-        raise UserError(f"evaluate.max_drop: expected null or a fraction in [0, 1] (0.01 is a point), given {max_drop}")
+    config.check_type(max_drop, config.Share | None, "evaluate.max_drop")
     task = config.construct(settings.get("task"), "task", Task)
     trainer = config.construct(settings.get("trainer"), "trainer", Trainer)
     roots = {name: config.construct(settings.get(name), name, Root) for name in _models(settings)}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from transformers import PretrainedConfig, PreTrainedModel
 
-from edgemin.encoder import building, config_file, families, parts, shapes, slicing, truncation
+from edgemin.config import Checked, Whole
+from edgemin.encoder import building, config_file, parts, shapes, slicing, truncation
+from edgemin.encoder.families import LARGEST
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 
@@ -19,7 +22,7 @@ Layers = int | list[int] | None
 
 
 @dataclass(frozen=True)
-class Root:
+class Root(Checked):
     """A model as its yaml names it (`teacher=`, `student=`). Layers count from 1.
 
     Attributes:
@@ -54,24 +57,19 @@ class Root:
     inherit: Literal["all", "embeddings"] = "all"
     layers: Layers = None
     layer_choice: Literal["even", "first", "last"] = "even"
-    hidden: int | None = None
-    heads: int | None = None
-    intermediate: int | None = None
-    vocabulary: int | None = None
+    hidden: Annotated[int, Ge(1), Le(LARGEST["hidden"])] | None = None
+    heads: Annotated[int, Ge(1), Le(LARGEST["heads"])] | None = None
+    intermediate: Annotated[int, Ge(1), Le(LARGEST["intermediate"])] | None = None
+    vocabulary: Annotated[int, Ge(1), Le(LARGEST["vocabulary"])] | None = None
     truncate: truncation.Truncation | None = None
     tokenizer: str | None = None
     stages: Sequence[str] = ()
-    seed: int = 42
+    seed: Whole = 42
 
     def __post_init__(self) -> None:
-        for key in ("hidden", "heads", "intermediate", "vocabulary"):
-            value = getattr(self, key)
-            if value is not None and not 1 <= value <= families.LARGEST[key]:
-                raise UserError(f"{key}: expected a whole number from 1 to {families.LARGEST[key]}, given {value}")
-        if isinstance(self.layers, int) and self.layers > families.LARGEST["layers"]:
-            raise UserError(f"layers: expected a whole number up to {families.LARGEST['layers']}, given {self.layers}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, given {self.seed}")
+        super().__post_init__()
+        if isinstance(self.layers, int) and self.layers > LARGEST["layers"]:
+            raise UserError(f"layers: expected a whole number up to {LARGEST['layers']}, given {self.layers}")
         if self.source is None:
             self._check_random()
         else:

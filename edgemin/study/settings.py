@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -143,10 +144,21 @@ def _set_by(choices: Mapping[str, str | None]) -> dict[str, str]:
     found: dict[str, str] = {}
     for group in ("order", "experiment"):
         if (choice := choices.get(group)) is not None:
-            file = loader.repository.load_config(f"{group}/{choice}")
-            if file is not None:
-                found |= dict.fromkeys(_keys(OmegaConf.to_container(file.config)), f"{group}={choice}")
+            found |= dict.fromkeys(_written(loader.repository, f"{group}/{choice}"), f"{group}={choice}")
     return found
+
+
+def _written(repository: Any, name: str) -> Iterator[str]:
+    """The full keys of what a file sets, with what it includes to be set (`/prune/_random@random_prune`)."""
+    file = repository.load_config(name)
+    if file is None:
+        return
+    yield from _keys(OmegaConf.to_container(file.config))
+    for entry in file.defaults_list or ():
+        if isinstance(entry, ConfigDefault) and entry.path not in (None, "_self_"):
+            path = entry.path if entry.path.startswith("/") else f"{name.rpartition('/')[0]}/{entry.path}"
+            below = f"{entry.package}." if entry.package not in (None, "_here_") else ""
+            yield from (f"{below}{key}" for key in _written(repository, path.lstrip("/")))
 
 
 def _keys(node: Any, above: str = "") -> Iterator[str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from edgemin.config import NonNegative
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, taps
@@ -20,16 +19,12 @@ from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.processes import ranks
-from edgemin.training.fit import Fit, FitSettings
+from edgemin.training.fit import Fit
 from edgemin.training.stage import Effect, Place, Stage
 from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
+from edgemin.training.teaching import CORPUS_READER, Teaching, corpus_reader
 
-if TYPE_CHECKING:
-    from edgemin.data.corpus import Corpus
-
-TaskWeight = float | Literal["auto"]
-# What reads a corpus. Found by its name, so that only the keys of what is trained on a corpus have it.
-CORPUS_READER = "edgemin.data.packing"
+TaskWeight = Literal["auto"] | NonNegative
 
 
 class Asks(NamedTuple):
@@ -46,18 +41,6 @@ class Asks(NamedTuple):
     logits: bool = False
 
 
-class DistillSettings(FitSettings, total=False):
-    """Settings of every distillation; see [`Distillation`][edgemin.training.distillation.Distillation]."""
-
-    teacher: str | list[str] | None
-    teacher_cache: bool
-    corpus: str | None
-    corpus_subset: str | None
-    corpus_split: str
-    corpus_column: str
-    corpus_length: int
-
-
 class Distillation(Stage):
     """A student learns from one or more teachers.
 
@@ -68,16 +51,8 @@ class Distillation(Stage):
     Args:
         task_weight: weight of the task loss beside the method's own terms; `auto` is 1 where a head that was trained
             earlier would otherwise go stale (a fine-tuning before and none after), else 0.
-        settings: those of [`Fit`][edgemin.training.fit.Fit], and
-
-            - `teacher`: `teacher`, another model of the study, or `<model>.source` for its weights as they came;
-              a list where the method takes several. `None` is `teacher`, with a corpus `teacher.source`.
-            - `teacher_cache`: compute what is read of the teachers once, before training, and read it from disk
-              (memory-mapped, shared by every job on the same data). Worth it where the training set is passed over
-              several times, or by several jobs.
-            - `corpus`: unlabelled text instead of the task's sentences: a Hub id or a local directory of text or
-              parquet; with `corpus_subset`, `corpus_split`, `corpus_column` and `corpus_length` (tokens of a
-              packed sequence). The result then does not depend on the task.
+        fit: budget and optimizer.
+        teaching: teachers and corpus.
     """
 
     # Whether it can learn from more than one teacher.
@@ -86,50 +61,38 @@ class Distillation(Stage):
     takes_corpus: ClassVar[bool] = True
     same_tokens: ClassVar[bool] = True
 
-    def __init__(self, *, task_weight: TaskWeight = 0.0, settings: DistillSettings) -> None:
+    def __init__(self, *, fit: Fit, teaching: Teaching, task_weight: TaskWeight = 0.0) -> None:
         super().__init__()
-        given: dict[str, Any] = dict(settings)
-        if task_weight != "auto" and not 0 <= task_weight < math.inf:
-            raise UserError(f"task_weight: expected auto or a number of at least 0, given {task_weight}")
-        self.settings = Fit(**{field.name: given[field.name] for field in fields(Fit) if field.name in given})
+        self.settings, self.teacher_cache = fit, teaching.teacher_cache
         self.task_weight = self._asked_task_weight = task_weight
-        self.teacher_cache = bool(given.get("teacher_cache", False))
-        self.corpus = self._corpus(given, task_weight)
-        self.teachers = self._teachers_of(given.get("teacher"))
+        self._check_corpus(teaching)
+        self.corpus, self.teachers = teaching.read_corpus(), teaching.teachers
+        if len(self.teachers) > 1 and not self.several_teachers:
+            raise UserError(f"teacher: expected one model, as layers are matched with one, given {list(self.teachers)}")
         # a list, so that the teachers are no submodules: neither trained nor checkpointed
         self._teachers: list[PreTrainedModel] = []
         self._outputs: list[TeacherOutputs] = []
         self.special_ids: tuple[int, ...] = ()
         self.mask_id: int | None = None
 
-    def _corpus(self, given: Mapping[str, Any], task_weight: TaskWeight) -> Corpus | None:
-        if given.get("corpus") is None:
-            return None
+    def _check_corpus(self, teaching: Teaching) -> None:
+        if teaching.corpus is None:
+            return
+        fit, weight = self.settings, self.task_weight
         refused = {
-            "corpus": (self.takes_corpus, "null, as this method needs the task's labels"),
-            "epochs": (self.settings.epochs is None, "null and steps instead, as a corpus is streamed"),
-            "patience": (self.settings.patience is None, "null, as no task is looked at with a corpus"),
-            "task_weight": (task_weight in ("auto", 0), "0, as a corpus has no labels"),
-            "teacher_cache": (not self.teacher_cache, "false with a corpus, which is too large to keep outputs of"),
+            "corpus": (self.takes_corpus, "null, as this method needs the task's labels", teaching.corpus),
+            "epochs": (fit.epochs is None, "null and steps instead, as a corpus is streamed", fit.epochs),
+            "patience": (fit.patience is None, "null, as no task is looked at with a corpus", fit.patience),
+            "task_weight": (weight in ("auto", 0), "0, as a corpus has no labels", weight),
+            "teacher_cache": (
+                not teaching.teacher_cache,
+                "false with a corpus, which is too large to keep outputs of",
+                teaching.teacher_cache,
+            ),
         }
-        for key, (holds, expected) in refused.items():
+        for key, (holds, expected, given) in refused.items():
             if not holds:
-                raise UserError(f"{key}: expected {expected}, given {given.get(key, task_weight)}")
-        names = {"corpus": "path", "corpus_subset": "subset", "corpus_split": "split", "corpus_column": "column"}
-        names["corpus_length"] = "length"
-        asked = {name: given[key] for key, name in names.items() if key in given}
-        found: Corpus = _corpus_reader().Corpus(**asked)
-        return found
-
-    def _teachers_of(self, asked: str | list[str] | None) -> tuple[str, ...]:
-        if asked is None:
-            return ("teacher.source" if self.corpus is not None else "teacher",)
-        names = (asked,) if isinstance(asked, str) else tuple(asked)
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"teacher: expected distinct models, at least one, given {list(names)}")
-        if len(names) > 1 and not self.several_teachers:
-            raise UserError(f"teacher: expected one model, as layers are matched with one, given {list(names)}")
-        return names
+                raise UserError(f"{key}: expected {expected}, given {given}")
 
     # -- what a method says ------------------------------------------------------------------------
 
@@ -260,7 +223,7 @@ class Distillation(Stage):
         """The batches of the corpus if there is one, else of the task."""
         if self.corpus is None:
             return super().batches(fit)
-        found: Batches = _corpus_reader().CorpusBatches(
+        found: Batches = corpus_reader().CorpusBatches(
             self.corpus,
             self.data.tokenizer,
             fit.batch_size,
@@ -312,10 +275,6 @@ class Distillation(Stage):
     def _tokens_of(self, teacher: int) -> DataModule:
         """The task's data in the tokens of a teacher."""
         return self.data.of_teachers[teacher] if self.data.of_teachers else self.data
-
-
-def _corpus_reader() -> Any:
-    return importlib.import_module(CORPUS_READER)
 
 
 def _read(model: PreTrainedModel, batch: Mapping[str, Tensor], asks: Asks) -> Reading:

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, TypedDict, get_type_hints
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+from edgemin.config import Checked, Count, NonNegative, Positive, Share, Whole
 from edgemin.errors import UserError
 
 Decay = Literal["linear", "cosine", "constant"]
 
 
-class FitSettings(TypedDict, total=False):
-    """The settings of every training stage; see [`Fit`][edgemin.training.fit.Fit]."""
-
-    epochs: float | None
-    steps: int | None
-    batch_size: int
-    accumulate: int
-    learning_rate: float
-    warmup: float
-    decay: Decay
-    weight_decay: float
-    gradient_clip: float
-    patience: int | None
-
-
 @dataclass(frozen=True)
-class Fit:
+class Fit(Checked):
     """One training run of a stage.
 
     Attributes:
@@ -46,39 +32,23 @@ class Fit:
 
     learning_rate_key: ClassVar[str] = "learning_rate"  # of the stage's settings, for messages
 
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 16
-    accumulate: int = 1
-    learning_rate: float = 3e-5
-    warmup: float = 0.1
+    epochs: NonNegative | None = None
+    steps: Whole | None = None
+    batch_size: Count = 16
+    accumulate: Count = 1
+    learning_rate: Positive = 3e-5
+    warmup: Share = 0.1
     decay: Decay = "linear"
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    patience: int | None = None
+    weight_decay: NonNegative = 0.01
+    gradient_clip: NonNegative = 1.0
+    patience: Count | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.epochs is None) == (self.steps is None):
             raise UserError(
                 f"epochs: expected either epochs or steps, given epochs={self.epochs} and steps={self.steps}"
             )
-        rules: dict[str, tuple[bool, str]] = {
-            "epochs": (
-                self.epochs is None or (math.isfinite(self.epochs) and self.epochs >= 0),
-                "a number of at least 0",
-            ),
-            "steps": (self.steps is None or self.steps >= 0, "a whole number of at least 0"),
-            "batch_size": (self.batch_size >= 1, "a whole number of at least 1"),
-            "accumulate": (self.accumulate >= 1, "a whole number of at least 1"),
-            "learning_rate": (math.isfinite(self.learning_rate) and self.learning_rate > 0, "a number above 0"),
-            "warmup": (0 <= self.warmup <= 1, "a share in [0, 1]"),
-            "weight_decay": (self.weight_decay >= 0, "a number of at least 0"),
-            "gradient_clip": (self.gradient_clip >= 0, "a number of at least 0"),
-            "patience": (self.patience is None or self.patience >= 1, "null or a whole number of at least 1"),
-        }
-        for name, (holds, expected) in rules.items():
-            if not holds:
-                raise UserError(f"{name}: expected {expected}, given {getattr(self, name)!r}")
 
     @property
     def trains(self) -> bool:
@@ -96,6 +66,3 @@ class Fit:
     def optimizer_steps(self, examples: int) -> int:
         """Optimizer steps of the whole fit; a last incomplete accumulation counts as one."""
         return math.ceil(self.batches(examples) / self.accumulate)
-
-
-assert {field.name for field in fields(Fit)} == set(get_type_hints(FitSettings))

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge, Le
 from pytorch_lightning.plugins.environments import (  # type: ignore[attr-defined]
     LightningEnvironment,
     TorchElasticEnvironment,
@@ -30,6 +31,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from edgemin.config import Checked, NonNegative
 from edgemin.data.batches import TrainBatches
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, quantized
@@ -45,7 +47,7 @@ _MOST_THREADS = 1024  # torch starts as many as it is told, whatever the machine
 
 
 @dataclass(frozen=True)
-class Trainer:
+class Trainer(Checked):
     """Where and how stages are trained (`trainer=`).
 
     Attributes:
@@ -59,20 +61,17 @@ class Trainer:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "bf16", 32, 16] = "auto"
-    threads: int | None = None
-    checkpoint_seconds: float = 60.0
+    threads: Annotated[int, Ge(1), Le(_MOST_THREADS)] | None = None
+    checkpoint_seconds: NonNegative = 60.0
     processes: int | None = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("accelerator: expected cpu or auto on a machine without a GPU, given gpu")
         self._check_processes()
         if self.precision == 16 and self.device == "cpu":
             raise UserError("precision: expected auto, 32 or bf16 on a CPU, given 16")
-        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
-            raise UserError(f"threads: expected null or a whole number from 1 to {_MOST_THREADS}, given {self.threads}")
-        if self.checkpoint_seconds < 0:
-            raise UserError(f"checkpoint_seconds: expected a number of at least 0, given {self.checkpoint_seconds}")
 
     def _check_processes(self) -> None:
         started, here = ranks.world(), launch.place().local_world

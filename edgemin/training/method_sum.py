@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,20 +15,23 @@ from edgemin.data.module import DataModule
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
-from edgemin.training.distillation import Asks, Distillation, DistillSettings, TaskWeight
+from edgemin.training.distillation import Asks, Distillation, TaskWeight
+from edgemin.training.fit import Fit
 from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 
 
 class MethodSum(Distillation):
     """What stages that learn by a weighted sum of methods have in common.
 
     Args:
-        methods: by a name of its own, each method's node as its yaml has it, with a `weight` beside; budget, teacher
-            and corpus are those of the whole. A method of several fits (TinyBERT's predictions, MobileBERT layer by
+        methods: by a name of its own, each method's node as its yaml has it, with a `weight` beside; `fit` and
+            `teaching` are those of the whole. A method of several fits (TinyBERT's predictions, MobileBERT layer by
             layer) takes part with one of them.
         task_weight: weight of the task loss, added to what the methods themselves give it (`logits`: weight x (1 -
             alpha)); `auto` adds nothing where a method has it.
-        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
+        teaching: likewise.
     """
 
     several_teachers: ClassVar[bool] = True  # a method that takes one refuses a list itself
@@ -39,11 +41,12 @@ class MethodSum(Distillation):
         *,
         methods: Mapping[str, dict[str, Any]],
         task_weight: TaskWeight,
-        settings: DistillSettings,
+        fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        super().__init__(task_weight=task_weight, settings=settings)
+        super().__init__(fit=fit, teaching=teaching, task_weight=task_weight)
         self._weights = {name: _weight(name, node) for name, node in methods.items()}
-        parts = {name: _part(name, node, settings) for name, node in methods.items()}
+        parts = {name: _part(name, node, fit, teaching) for name, node in methods.items()}
         # submodules, so that what a method learns besides the student is trained and checkpointed
         self.parts = nn.ModuleList(parts.values())
         self._parts = parts
@@ -137,22 +140,20 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _weight(name: str, node: Mapping[str, Any]) -> float:
-    weight = node.get("weight")
-    config.check_type(weight, float, f"methods.{name}.weight")
-    assert isinstance(weight, int | float)
-    if not 0 < weight < math.inf:
-        raise UserError(f"methods.{name}.weight: expected a number above 0, given {weight}")
+    weight: Any = node.get("weight")
+    config.check_type(weight, config.Positive, f"methods.{name}.weight")
     return float(weight)
 
 
-def _part(name: str, node: Mapping[str, Any], settings: DistillSettings) -> Distillation:
+def _part(name: str, node: Mapping[str, Any], fit: Fit, teaching: Teaching) -> Distillation:
     """A method with the budget, the teacher and the corpus of the whole."""
     key = f"methods.{name}"
     own = {setting: value for setting, value in node.items() if setting != "weight"}
-    shared = sorted(set(own) & set(settings))
+    shared = sorted(own.keys() & (config.accepted(Fit).keys() | config.accepted(Teaching).keys()))
     if shared:
         raise UserError(f"{key}.{shared[0]}: expected beside methods, as it is that of the whole, given {own}")
-    part = config.construct({**settings, "patience": None, **own}, key, Distillation)  # to be patient is for the whole
+    fit = replace(fit, patience=None)  # to be patient is for the whole
+    part = config.construct(own, key, Distillation, fit=fit, teaching=teaching)
     if isinstance(part, MethodSum):
         raise UserError(f"{key}._target_: expected a distillation method, given {node.get('_target_')}")
     if len(part.fits()) != 1:

@@ -5,7 +5,6 @@ Shapes: B batch, C outputs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -33,16 +32,6 @@ def output_loss(kind: Kind, teachers: Sequence[Tensor], student: Tensor, tempera
     """
     assert teachers, "nobody to learn from"
     return torch.stack([kind.soft_loss(teacher, student, temperature) for teacher in teachers]).mean()
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that softens nothing.
-
-    Raises:
-        UserError: it is not above 0, or not finite.
-    """
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature: expected a number above 0, given {temperature}")
 
 
 def check_outputs(student: Outline, teachers: Sequence[Outline]) -> None:

@@ -241,9 +241,10 @@ class Stage(pl.LightningModule):
         fit = self.fits()[self.phase]
         groups: list[dict[str, Any]]
         groups = [{"params": [], "weight_decay": fit.weight_decay}, {"params": [], "weight_decay": 0.0}]
-        for name, parameter in self.named_parameters():
+        scales = {id(scale) for scale in quantized.scales(self)}
+        for parameter in self.parameters():
             if parameter.requires_grad:
-                groups[parameter.ndim < 2 or name.endswith("_scale")]["params"].append(parameter)
+                groups[parameter.ndim < 2 or id(parameter) in scales]["params"].append(parameter)
         # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)

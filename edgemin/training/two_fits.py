@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import ClassVar
 
+from edgemin.config import Part, Positive
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
-from edgemin.training.distillation import Distillation, DistillSettings
+from edgemin.training.distillation import Distillation
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 
 
 class _PredictionFit(Fit):
@@ -26,26 +28,21 @@ class TwoFits(Distillation):
             the first.
         prediction_learning_rate: peak learning rate of the second fit. All else is as in the first, except `patience`,
             which applies to the second alone: before it there is nothing to score.
-        settings: all other settings of [`Distillation`][edgemin.training.distillation.Distillation].
+        fit: the whole budget, and the optimizer of the first fit.
+        teaching: as for any [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
-    def __init__(self, *, prediction_share: float, prediction_learning_rate: float, settings: DistillSettings) -> None:
-        super().__init__(settings=settings)
-        if not 0 <= prediction_share < 1:
-            raise UserError(f"prediction_share: expected a share in [0, 1), given {prediction_share}")
+    def __init__(
+        self, *, prediction_share: Part, prediction_learning_rate: Positive, fit: Fit, teaching: Teaching
+    ) -> None:
+        super().__init__(fit=fit, teaching=teaching)
         share = prediction_share if self.corpus is None else 0.0
         inside, answers = _divided(self.settings, share)
-        self._prediction = self._second_fit(answers, prediction_learning_rate)
+        if answers.patience is not None and not answers.trains:
+            raise UserError(f"patience: expected null without a fit of the predictions, given {answers.patience}")
+        second = _PredictionFit(**asdict(answers) | {"learning_rate": prediction_learning_rate})
+        self._prediction = second if second.trains else None
         self.settings = replace(inside, patience=None)
-
-    def _second_fit(self, budget: Fit, learning_rate: float) -> Fit | None:
-        try:
-            fit = _PredictionFit(**{**asdict(budget), "learning_rate": learning_rate})
-        except UserError as error:
-            raise UserError(f"prediction_{error}") from error
-        if fit.patience is not None and not fit.trains:
-            raise UserError(f"patience: expected null without a fit of the predictions, given {fit.patience}")
-        return fit if fit.trains else None
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """The head is trained, and the teacher's is read, where the teacher's answers are learnt."""

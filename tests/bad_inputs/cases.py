@@ -426,12 +426,12 @@ NUMBERS = [
     setting(
         "finetune.steps=1000000000000000000000000000000", "finetune.steps: expected a whole number of at most 64 bits"
     ),
-    setting("seed=-1", "seed: expected a whole number from 0 to 2^63 - 1, given -1"),
-    setting("teacher.seed=-5", "teacher.seed: expected a whole number from 0 to 2^63 - 1, given -5"),
-    setting("student.seed=-5", "student.seed: expected a whole number from 0 to 2^63 - 1, given -5"),
+    setting("seed=-1", "seed: expected a whole number of at least 0, given -1"),
+    setting("teacher.seed=-5", "teacher.seed: expected a whole number of at least 0, given -5"),
+    setting("student.seed=-5", "student.seed: expected a whole number of at least 0, given -5"),
     setting("task.seed=-5", "task.seed: expected a whole number of at least 0, given -5"),
     setting("student.layers=100000", "student.layers: expected a whole number up to 1000, given 100000"),
-    setting("student.hidden=1000000000", "student.hidden: expected a whole number from 1 to 65536, given 1000000000"),
+    setting("student.hidden=1000000000", "student.hidden: expected a whole number from 1 to 65536 or null, given "),
     setting(
         "student.hidden=65536",
         "student.hidden: expected weights that fit into this machine's memory of ",
@@ -439,7 +439,7 @@ NUMBERS = [
         "student.intermediate=262144",
     ),
     setting("student.vocabulary=1000000000", "student.vocabulary: expected a whole number from 1 to "),
-    setting("trainer.threads=100000", "trainer.threads: expected null or a whole number from 1 to 1024, given 100000"),
+    setting("trainer.threads=100000", "trainer.threads: expected a whole number from 1 to 1024 or null, given 100000"),
     setting("task.max_train_examples=1000000000", "task.max_train_examples: expected at most 200000 examples"),
     setting("task.max_length=100000", "task.max_length: expected at most 128, what the teacher takes, given 100000"),
 ]

@@ -197,7 +197,7 @@ def test_the_head_is_that_of_hugging_faces_bert() -> None:
 
 def distillation(**settings: Any) -> DistilbertDistillation:
     given: dict[str, Any] = {"temperature": 2.0, "cosine_weight": 1.0, "hard_weight": 2.0, "steps": 2, "batch_size": 8}
-    return DistilbertDistillation(**(given | settings))
+    return tiny.stage(DistilbertDistillation, **(given | settings))
 
 
 @pytest.fixture

@@ -97,9 +97,11 @@ def test_outputs_are_computed_once_for_all_jobs_and_again_for_another_teacher(
 def test_a_student_learns_the_same_from_kept_outputs(method: str, tmp_path: Path) -> None:
     def trained(cache: bool) -> Any:
         stage: Stage = (
-            LogitsDistillation(temperature=2.0, alpha=0.5, teacher_cache=cache, **FIT)
+            tiny.stage(LogitsDistillation, temperature=2.0, alpha=0.5, teacher_cache=cache, **FIT)
             if method == "logits"
-            else MiniLMv2(relations=RELATIONS, relation_heads=4, task_weight=1.0, teacher_cache=cache, **FIT)
+            else tiny.stage(
+                MiniLMv2, relations=RELATIONS, relation_heads=4, task_weight=1.0, teacher_cache=cache, **FIT
+            )
         )
         teacher, work = tiny.model(layers=4, seed=5), tmp_path / str(cache)
         return tiny.fit(stage, tiny.model(), tiny.data(tmp_path / "data"), [teacher], work=work).model
@@ -125,7 +127,7 @@ def test_a_teacher_of_answers_may_read_tokens_of_its_own(tmp_path: Path, data: D
     theirs = DataModule(data.splits, toy.tokenizer().from_pretrained(folder), Cache(tmp_path / "theirs"))
     both = DataModule(data.splits, data.tokenizer, data.cache, [theirs])
     teacher = tiny.model(seed=5)
-    stage = prepared(LogitsDistillation(alpha=1.0, temperature=1.0, **FIT), both, teacher)
+    stage = prepared(tiny.stage(LogitsDistillation, alpha=1.0, temperature=1.0, **FIT), both, teacher)
     rows = torch.arange(12)
     batch = {**data.train.batch(rows.numpy()), "index": rows}
     (reading,) = [stage._taught(0, batch)]
@@ -138,10 +140,10 @@ def test_a_teacher_of_answers_may_read_tokens_of_its_own(tmp_path: Path, data: D
 
 
 def test_a_sum_of_methods_is_the_weighted_sum_of_their_losses(data: DataModule) -> None:
-    whole = prepared(Multi(methods=METHODS, task_weight=0.0, **FIT), data)
+    whole = prepared(tiny.stage(Multi, methods=METHODS, task_weight=0.0, **FIT), data)
     parts = [
-        prepared(MiniLMv2(relations=RELATIONS, relation_heads=4, task_weight=0.0, **FIT), data),
-        prepared(LogitsDistillation(temperature=2.0, alpha=0.75, **FIT), data),
+        prepared(tiny.stage(MiniLMv2, relations=RELATIONS, relation_heads=4, task_weight=0.0, **FIT), data),
+        prepared(tiny.stage(LogitsDistillation, temperature=2.0, alpha=0.75, **FIT), data),
     ]
     batch = next(iter(whole.batches(Fit(**FIT))))
     losses = [part.loss(batch).item() for part in parts]
@@ -165,7 +167,7 @@ def test_a_sum_adds_no_task_loss_of_its_own_where_a_method_brings_one() -> None:
 
 def test_methods_of_a_sum_may_have_any_name_and_the_patience_is_of_the_whole() -> None:
     inside = {"_target_": "edgemin.distillation.tinybert.TinyBERT", "weight": 1.0, "prediction_share": 0.0}
-    stage = Multi(methods={"values": inside, "a.b": METHODS["answers"]}, task_weight=0.0, patience=2, **FIT)
+    stage = tiny.stage(Multi, methods={"values": inside, "a.b": METHODS["answers"]}, task_weight=0.0, patience=2, **FIT)
     assert tiny.effect(stage).reads_holdout and not any(
         tiny.effect(part).reads_holdout for part in stage._parts.values()
     )
@@ -173,7 +175,7 @@ def test_methods_of_a_sum_may_have_any_name_and_the_patience_is_of_the_whole() -
 
 def test_what_methods_learn_beside_the_student_is_trained_and_dropped(data: DataModule, tmp_path: Path) -> None:
     methods = {"tiny": {"_target_": "edgemin.distillation.tinybert.TinyBERT", "weight": 1.0, "prediction_share": 0.0}}
-    stage = Multi(methods=methods, task_weight=0.0, **FIT)
+    stage = tiny.stage(Multi, methods=methods, task_weight=0.0, **FIT)
     start = tiny.model()
     names = set(start.state_dict())
     fitted = tiny.fit(stage, start, data, [tiny.model(layers=3, hidden=64, seed=5)], work=tmp_path / "work")
@@ -223,18 +225,18 @@ def test_a_sum_that_cannot_be_is_refused_in_one_line(changes: dict[str, Any], li
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=rf"^{line}[^\n]* given [^\n]*$"):
-        MiniLMv2(**({"relations": RELATIONS, **FIT} | settings))
+        tiny.stage(MiniLMv2, **({"relations": RELATIONS, **FIT} | settings))
 
 
 def test_answers_are_not_learnt_from_text_without_labels() -> None:
     with pytest.raises(UserError, match=r"^corpus: expected null, as this method needs the task's labels"):
-        LogitsDistillation(temperature=2.0, alpha=0.5, corpus="text", **FIT)
+        tiny.stage(LogitsDistillation, temperature=2.0, alpha=0.5, corpus="text", **FIT)
 
 
 def test_the_teacher_is_the_trained_one_on_a_task_and_its_weights_as_they_came_with_a_corpus() -> None:
-    assert MiniLMv2(relations=RELATIONS, **FIT).teachers == ("teacher",)
-    assert MiniLMv2(relations=RELATIONS, corpus="text", **FIT).teachers == ("teacher.source",)
-    several = LogitsDistillation(temperature=2.0, alpha=0.5, teacher=["teacher", "other"], **FIT)
+    assert tiny.stage(MiniLMv2, relations=RELATIONS, **FIT).teachers == ("teacher",)
+    assert tiny.stage(MiniLMv2, relations=RELATIONS, corpus="text", **FIT).teachers == ("teacher.source",)
+    several = tiny.stage(LogitsDistillation, temperature=2.0, alpha=0.5, teacher=["teacher", "other"], **FIT)
     assert several.teachers == ("teacher", "other")
 
 
@@ -319,7 +321,7 @@ def corpus(tmp_path: Path) -> Path:
 def on_corpus(corpus: Path, **settings: Any) -> MiniLMv2:
     given = {"relations": RELATIONS, "relation_heads": 4, "corpus": str(corpus), "corpus_length": 16, "steps": 7}
     given["task_weight"] = 0.0
-    return MiniLMv2(**(given | {"batch_size": 4, "learning_rate": 1e-3} | settings))
+    return tiny.stage(MiniLMv2, **(given | {"batch_size": 4, "learning_rate": 1e-3} | settings))
 
 
 def test_a_run_on_a_corpus_killed_and_resumed_ends_with_the_same_weights(corpus: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_padding_changes_nothing(
 
 def distillation(**settings: Any) -> MiniLM:
     given: dict[str, Any] = {"steps": 2, "batch_size": 8, "task_weight": 0.0, "learning_rate": 1e-3}
-    return MiniLM(**(given | settings))
+    return tiny.stage(MiniLM, **(given | settings))
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_the_arithmetic_is_float32_for_16_bit_tensors_and_under_autocast(dtype: 
 
 def distillation(**settings: Any) -> MLKD:
     given: dict[str, Any] = {"steps": 5, "prediction_share": 0.4, "batch_size": 8, "learning_rate": 1e-3}
-    return MLKD(**(given | settings))
+    return tiny.stage(MLKD, **(given | settings))
 
 
 def inside(of: PreTrainedModel, batch: dict[str, Tensor]) -> taps.Reading:

@@ -186,7 +186,7 @@ def test_a_loaded_checkpoint_has_its_padding_silenced_and_training_leaves_it_so(
         words.weight[source.config.pad_token_id] = 1.0
     source.save_pretrained(tmp_path / "source")
     loaded = checkpoint.load_checkpoint(checkpoint.read_facts(str(tmp_path / "source"), "teacher.source"), 0)
-    stage = Finetune(steps=3, batch_size=8, learning_rate=1e-2)
+    stage = tiny.stage(Finetune, steps=3, batch_size=8, learning_rate=1e-2)
     fitted = tiny.fit(stage, loaded, tiny.data(tmp_path), work=tmp_path / "work")
     row, before = fitted.model.get_input_embeddings().weight, words.weight
     assert not row[source.config.pad_token_id].any() and not torch.equal(row[1:], before[1:])
@@ -219,9 +219,9 @@ def test_what_cannot_be_cut_is_refused_with_the_reason_and_changes_nothing(surge
 
 def test_heads_can_be_pruned_down_to_one_of_each_layer() -> None:
     shape = tiny.outline("mobilebert", 3, 512, 4)
-    tiny.effect(HeadPruning(ratio=0.5, scope="global", epochs=1), shape)
+    tiny.effect(tiny.stage(HeadPruning, ratio=0.5, scope="global", epochs=1), shape)
     with pytest.raises(UserError, match=r"^ratio: expected one that leaves a head in all 3 layers"):
-        tiny.effect(HeadPruning(ratio=0.9, scope="global", epochs=1), shape)
+        tiny.effect(tiny.stage(HeadPruning, ratio=0.9, scope="global", epochs=1), shape)
 
 
 # A shape alone

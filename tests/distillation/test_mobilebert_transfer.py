@@ -117,7 +117,9 @@ def test_a_loss_is_in_float32_under_autocast_and_gives_the_teacher_no_gradient(l
 def transfer(**settings: Any) -> MobileBERT:
     given: dict[str, Any] = {"steps": 6, "batch_size": 8, "task_weight": 0.0, "learning_rate": 1e-3, "warmup": 0.0}
     given |= settings
-    return MobileBERT(**(given if "epochs" not in settings else {k: v for k, v in given.items() if k != "steps"}))
+    return tiny.stage(
+        MobileBERT, **(given if "epochs" not in settings else {k: v for k, v in given.items() if k != "steps"})
+    )
 
 
 def student_of(family: str = "bert", **shape: Any) -> PreTrainedModel:

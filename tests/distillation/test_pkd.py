@@ -126,7 +126,7 @@ def test_a_student_without_a_layer_to_match_or_deeper_than_its_teacher_is_refuse
 
 def distillation(**settings: Any) -> PatientDistillation:
     given: dict[str, Any] = {"temperature": 10.0, "alpha": 0.7, "beta": 0.65, "steps": 2, "batch_size": 8}
-    return PatientDistillation(**(given | settings))
+    return tiny.stage(PatientDistillation, **(given | settings))
 
 
 def states(of: Any, batch: dict[str, Tensor], layers: list[int]) -> Tensor:

@@ -193,7 +193,7 @@ def test_layers_that_do_not_exist_are_refused(asked: dict[int, int], given: str)
 
 def distillation(**settings: Any) -> TinyBERT:
     given: dict[str, Any] = {"steps": 5, "prediction_share": 0.4, "batch_size": 8, "learning_rate": 1e-3}
-    return TinyBERT(**(given | settings))
+    return tiny.stage(TinyBERT, **(given | settings))
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_the_step_is_finished_and_kept_before_the_run_is_left(
     number: signal.Signals, batch: int, kept: int, tmp_path: Path
 ) -> None:
     def run(work: Path, callbacks: Sequence[pl.Callback] = ()) -> fitting.Fitted:
-        stage = Finetune(steps=4, accumulate=2, batch_size=8, learning_rate=1e-3)
+        stage = tiny.stage(Finetune, steps=4, accumulate=2, batch_size=8, learning_rate=1e-3)
         return tiny.fit(stage, tiny.model(dropout=0.1), tiny.data(tmp_path), work=work, callbacks=callbacks)
 
     whole = run(tmp_path / "whole")

@@ -48,7 +48,9 @@ def pruning(**settings: Any) -> HeadPruning:
     given: dict[str, Any] = {"ratio": 0.5, "epochs": 0, "calibration_examples": 48, "batch_size": 8}
     given |= {"learning_rate": 1e-3}
     given |= settings
-    return HeadPruning(**{key: value for key, value in given.items() if key != "epochs" or "steps" not in settings})
+    return tiny.stage(
+        HeadPruning, **{key: value for key, value in given.items() if key != "epochs" or "steps" not in settings}
+    )
 
 
 def cut(start: PreTrainedModel, data: DataModule | None, work: Path, **settings: Any) -> tuple[HeadPruning, Any]:
@@ -145,10 +147,10 @@ def test_the_ratio_is_of_the_heads_at_the_start_of_the_stage(data: DataModule, t
 
 
 def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
-    stage = HeadPruning(ratio=0.99, scope="global", steps=1)
+    stage = tiny.stage(HeadPruning, ratio=0.99, scope="global", steps=1)
     with pytest.raises(UserError, match=r"^ratio: expected [^\n]* 12 layers, given 0\.99 of 144[^\n]*$"):
         tiny.effect(stage, tiny.outline("bert", 12, 384, 12))
-    tiny.effect(HeadPruning(ratio=0.9, scope="global", steps=1), tiny.outline("bert", 12, 384, 12))
+    tiny.effect(tiny.stage(HeadPruning, ratio=0.9, scope="global", steps=1), tiny.outline("bert", 12, 384, 12))
 
 
 @pytest.mark.parametrize(

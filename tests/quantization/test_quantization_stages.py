@@ -13,6 +13,7 @@ import studies
 import tiny
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from edgemin import artifact, checkpoint
 from edgemin.data.module import DataModule
@@ -52,7 +53,7 @@ RELATIONS = {
 
 def quantized(family: str, data: DataModule, work: Path, **settings: Any) -> Any:
     given = {"calibration_examples": 16} | settings
-    stage = PostTraining(**given)
+    stage = tiny.stage(PostTraining, **given)
     stage.planned = Effect(tiny.SMALL, (), quantizes="integers")  # groups that planning would refuse are tried too
     return tiny.fit(stage, tiny.model(family), data, work=work).model
 
@@ -141,9 +142,9 @@ def test_what_comes_later_leaves_a_quantized_model_with_ranges_of_its_own(
     ranges = {path: float(layer.input_scale) for path, layer in quantization.static_layers(start).items()}
     fit: dict[str, Any] = {**BUDGET, "learning_rate": 3e-2}
     stages = {
-        "finetune": Finetune(**fit),
-        "prune": HeadPruning(ratio=0.25, calibration_examples=8, **fit),
-        "distill": LogitsDistillation(temperature=1.0, alpha=1.0, **fit),
+        "finetune": tiny.stage(Finetune, **fit),
+        "prune": tiny.stage(HeadPruning, ratio=0.25, calibration_examples=8, **fit),
+        "distill": tiny.stage(LogitsDistillation, temperature=1.0, alpha=1.0, **fit),
     }
     done = tiny.fit(
         stages[later], start, data, [tiny.model(seed=7)] if later == "distill" else [], work=tmp_path / "then"
@@ -161,7 +162,7 @@ def test_a_later_stage_that_changes_nothing_leaves_the_logits_as_they_are(
 ) -> None:
     start = quantized("bert", data, tmp_path / "first")
     before = tiny.logits(start, batch)
-    done = tiny.fit(HeadPruning(ratio=0.0, epochs=0), start, data, work=tmp_path / "then")
+    done = tiny.fit(tiny.stage(HeadPruning, ratio=0.0, epochs=0), start, data, work=tmp_path / "then")
     assert torch.equal(tiny.logits(done.model, batch), before)
 
 
@@ -200,7 +201,7 @@ def test_no_steps_are_post_training_quantization(data: DataModule, batch: Any, t
     settings: dict[str, Any] = {"bits": 4, "calibration_examples": 16}
     plain = quantized("bert", data, tmp_path / "plain", **settings)
     trained = tiny.fit(
-        QuantizationAware(methods={}, steps=0, **settings), tiny.model(), data, work=tmp_path / "qat"
+        tiny.stage(QuantizationAware, methods={}, steps=0, **settings), tiny.model(), data, work=tmp_path / "qat"
     ).model
     assert torch.equal(tiny.logits(plain, batch), tiny.logits(trained, batch))
 
@@ -211,7 +212,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
 ) -> None:
     def stage() -> QuantizationAware:
         fit: dict[str, Any] = {**BUDGET, "steps": 6, "calibration_examples": 16, "task_weight": 1.0}
-        return QuantizationAware(methods={}, scales=scales, granularity="group", group_size=16, bits=3, **fit)
+        return tiny.stage(
+            QuantizationAware, methods={}, scales=scales, granularity="group", group_size=16, bits=3, **fit
+        )
 
     whole = tiny.fit(stage(), tiny.model(), data, work=tmp_path / "whole").model
     with pytest.raises(tiny.KilledError):
@@ -227,7 +230,7 @@ def test_training_of_scales_moves_nothing_else(data: DataModule, tmp_path: Path)
     start = tiny.model()
     biases = {name: tensor.clone() for name, tensor in start.state_dict().items() if name.endswith("bias")}
     trained = tiny.fit(
-        QuantizationAware(methods={}, train="scales", **settings), start, data, work=tmp_path / "qat"
+        tiny.stage(QuantizationAware, methods={}, train="scales", **settings), start, data, work=tmp_path / "qat"
     ).model
     plain = quantized("bert", data, tmp_path / "plain")
     for name, tensor in biases.items():
@@ -240,8 +243,14 @@ def test_training_of_scales_moves_nothing_else(data: DataModule, tmp_path: Path)
 
 
 def test_training_on_the_calibration_sentences_sees_no_other(data: DataModule, tmp_path: Path) -> None:
-    stage = QuantizationAware(
-        methods={}, train_on="calibration", calibration_examples=5, task_weight=1.0, epochs=3, batch_size=2
+    stage = tiny.stage(
+        QuantizationAware,
+        methods={},
+        train_on="calibration",
+        calibration_examples=5,
+        task_weight=1.0,
+        epochs=3,
+        batch_size=2,
     )
     stage.seed = 4
     tiny.plan(stage, tiny.model())
@@ -255,6 +264,7 @@ def test_scales_do_not_decay(data: DataModule, tmp_path: Path) -> None:
 
     class Look(QuantizationAware):
         def configure_optimizers(self) -> Any:
+            self.other_scale = nn.Parameter(torch.ones(2, 2))  # the name makes no scale
             made = super().configure_optimizers()
             names = {id(parameter): name for name, parameter in self.named_parameters()}
             for group in made["optimizer"].param_groups:
@@ -262,8 +272,9 @@ def test_scales_do_not_decay(data: DataModule, tmp_path: Path) -> None:
             return made
 
     fit: dict[str, Any] = {**BUDGET, "weight_decay": 0.1, "task_weight": 1.0, "calibration_examples": 8}
-    tiny.fit(Look(methods={}, granularity="group", group_size=8, **fit), tiny.model(), data, work=tmp_path)
+    tiny.fit(tiny.stage(Look, methods={}, granularity="group", group_size=8, **fit), tiny.model(), data, work=tmp_path)
     scales = {name: decay for name, decay in decays.items() if name.endswith("_scale")}
+    assert scales.pop("other_scale") == 0.1
     assert len(scales) == 22 + 19 and set(scales.values()) == {0.0}
     assert decays["model.bert.encoder.layer.0.output.dense.weight"] == 0.1
 
@@ -273,8 +284,12 @@ def test_distillation_brings_the_quantized_model_nearer_to_its_teacher(
     methods: Any, data: DataModule, batch: Any, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"bits": 2, "calibration_examples": 16, "activations": "none", "granularity": "tensor"}
-    stage = QuantizationAware(
-        methods=methods, task_weight=0.0, **{**BUDGET, "steps": 40, "learning_rate": 3e-4}, **settings
+    stage = tiny.stage(
+        QuantizationAware,
+        methods=methods,
+        task_weight=0.0,
+        **{**BUDGET, "steps": 40, "learning_rate": 3e-4},
+        **settings,
     )
     assert stage.teachers == ("parent",)
     teacher = tiny.model(dropout=0.0)
@@ -336,8 +351,8 @@ def test_a_quantized_artifact_is_a_source_that_is_cut_and_trained(data: DataModu
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["quantize.bits=5"], r"^quantize\.bits: expected 2, 3, 4, 8, or 32 for none, given 5$"),
-        (["quantize.embedding_bits=1"], r"^quantize\.embedding_bits: expected 2, 3, 4, 8, or 32 for none, given 1$"),
+        (["quantize.bits=5"], r"^quantize\.bits: expected 2, 3, 4, 8 or 32, given 5$"),
+        (["quantize.embedding_bits=1"], r"^quantize\.embedding_bits: expected auto, 2, 3, 4, 8 or 32, given 1$"),
         (["quantize.granularity=row"], r"^quantize\.granularity: expected .*tensor.*channel.*group.*, given 'row'$"),
         (
             ["quantize.granularity=group", "quantize.group_size=7"],
@@ -355,16 +370,17 @@ def test_a_quantized_artifact_is_a_source_that_is_cut_and_trained(data: DataModu
             ["quantize=qat", "quantize.corpus=texts", "quantize.epochs=null", "quantize.steps=2"],
             r"^quantize\.methods: expected at least one with a corpus, which has no labels to learn, given none$",
         ),
-        (["evaluate.max_drop=2"], r"^evaluate\.max_drop: expected null or a fraction in \[0, 1\]"),
-        (["quantize.percentile=10"], r"^quantize\.percentile: expected a number above 50"),
+        (["evaluate.max_drop=2"], r"^evaluate\.max_drop: expected a share in \[0, 1\] or null, given 2$"),
+        (["quantize.percentile=10"], r"^quantize\.percentile: expected a number in \(50, 100\], given 10$"),
         (
             ["quantize.size_mib=3"],
-            r"^quantize\.size_mib: expected null, or a size above 0 with sensitivity=true, given 3",
+            r"^quantize\.size_mib: expected null with sensitivity=false, given 3$",
         ),
         (
             ["quantize.candidates=[6]"],
-            r"^quantize\.candidates: expected different bits out of 2, 3, 4, 8, given \[6\]$",
+            r"^quantize\.candidates: expected a list, each entry 2, 3, 4 or 8, given \[6\]$",
         ),
+        (["quantize.candidates=[4,4]"], r"^quantize\.candidates: expected different bits out of 2, 3, 4, 8, given"),
         (["quantize=qat", "quantize.train=scales", "quantize.scales=fixed"], r"^quantize\.scales: expected learned"),
         (["quantize=reconstruct", "quantize.patience=2"], r"^quantize\.patience: expected null"),
         (["quantize=reconstruct", "quantize.teacher_forcing=2"], r"^quantize\.teacher_forcing: expected a share"),
@@ -405,5 +421,8 @@ def test_activations_that_are_not_finite_name_the_layer(data: DataModule, tmp_pa
     line = r"^calibration: expected finite activations, given .* in what bert\.encoder\.layer\.1\.output\.dense reads$"
     with pytest.raises(UserError, match=line):
         tiny.fit(
-            PostTraining(bits=8, weight_range="minmax", exempt=["*layer.1.intermediate*"]), model, data, work=tmp_path
+            tiny.stage(PostTraining, bits=8, weight_range="minmax", exempt=["*layer.1.intermediate*"]),
+            model,
+            data,
+            work=tmp_path,
         )

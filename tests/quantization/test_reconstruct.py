@@ -25,8 +25,8 @@ def test_answers_come_nearer_to_the_full_precision_models_than_by_rounding(
     family: str, data: DataModule, batch: Any, tmp_path: Path
 ) -> None:
     wanted = tiny.logits(tiny.model(family), batch)
-    rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(family), data, work=tmp_path / "rounded").model
-    fitted = tiny.fit(Reconstruction(**SETTINGS, **FIT), tiny.model(family), data, work=tmp_path / "learnt")
+    rounded = tiny.fit(tiny.stage(PostTraining, **SETTINGS), tiny.model(family), data, work=tmp_path / "rounded").model
+    fitted = tiny.fit(tiny.stage(Reconstruction, **SETTINGS, **FIT), tiny.model(family), data, work=tmp_path / "learnt")
     learnt = fitted.model
     before, after = (float((tiny.logits(model, batch) - wanted).square().mean()) for model in (rounded, learnt))
     assert after < 0.5 * before
@@ -39,13 +39,19 @@ def test_answers_come_nearer_to_the_full_precision_models_than_by_rounding(
 
 
 def test_no_steps_are_post_training_quantization(data: DataModule, batch: Any, tmp_path: Path) -> None:
-    rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
-    same = tiny.fit(Reconstruction(**SETTINGS, **FIT | {"steps": 0}), tiny.model(), data, work=tmp_path / "same").model
+    rounded = tiny.fit(tiny.stage(PostTraining, **SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
+    same = tiny.fit(
+        tiny.stage(Reconstruction, **SETTINGS, **FIT | {"steps": 0}), tiny.model(), data, work=tmp_path / "same"
+    ).model
     assert torch.equal(tiny.logits(rounded, batch), tiny.logits(same, batch))
 
 
 def test_weights_begin_where_they_were_and_are_rounded_to_the_same_integers(data: DataModule, batch: Any) -> None:
-    start, rounded, stage = tiny.model(), PostTraining(**SETTINGS), Reconstruction(**SETTINGS, **FIT)
+    start, rounded, stage = (
+        tiny.model(),
+        tiny.stage(PostTraining, **SETTINGS),
+        tiny.stage(Reconstruction, **SETTINGS, **FIT),
+    )
     for one in (rounded, stage):
         tiny.plan(one, start)
         one.prepare(tiny.model(), data)
@@ -69,16 +75,16 @@ def test_one_block_learns_at_a_time_and_embeddings_never(data: DataModule, tmp_p
             moved.append({".".join(name.split(".")[:4]) if "layer." in name else "rest" for name in changed})
             assert not any("embeddings" in name for name in changed)
 
-    tiny.fit(Look(**SETTINGS, **FIT | {"steps": 2}), tiny.model(), data, work=tmp_path)
+    tiny.fit(tiny.stage(Look, **SETTINGS, **FIT | {"steps": 2}), tiny.model(), data, work=tmp_path)
     assert moved == [{f"bert.encoder.layer.{index}"} for index in range(3)] + [{"rest"}]
 
 
 def test_what_it_found_is_the_error_of_each_block_on_the_calibration_sentences(
     data: DataModule, tmp_path: Path
 ) -> None:
-    stage = Reconstruction(**SETTINGS, **FIT)
+    stage = tiny.stage(Reconstruction, **SETTINGS, **FIT)
     fitted = tiny.fit(stage, tiny.model(), data, work=tmp_path)
-    rounded = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
+    rounded = tiny.fit(tiny.stage(PostTraining, **SETTINGS), tiny.model(), data, work=tmp_path / "rounded").model
     drawn = data.drawn(24, seed=1)
     assert sorted(drawn) == sorted(stage.batches(stage.settings).rows)  # type: ignore[attr-defined]
     errors: dict[str, list[list[float]]] = {"before": [], "after": []}
@@ -100,7 +106,7 @@ def test_a_small_train_split_is_warned_of_and_not_at_every_step(
     data: DataModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = SETTINGS | {"calibration_examples": 1000}
-    tiny.fit(Reconstruction(**settings, **FIT), tiny.model(), data, work=tmp_path)
+    tiny.fit(tiny.stage(Reconstruction, **settings, **FIT), tiny.model(), data, work=tmp_path)
     assert 1 <= caplog.text.count("1000 examples asked for") <= 3
 
 
@@ -108,7 +114,7 @@ def test_a_small_train_split_is_warned_of_and_not_at_every_step(
 def test_the_input_of_a_block_is_mixed_as_the_equation_says(
     forced: float, data: DataModule, batch: Any, tmp_path: Path
 ) -> None:
-    stage = Reconstruction(**SETTINGS, **FIT)
+    stage = tiny.stage(Reconstruction, **SETTINGS, **FIT)
     tiny.plan(stage, tiny.model())
     stage.prepare(tiny.model(dropout=0.5), data)
     stage.phase, stage.forced = 1, forced
@@ -138,7 +144,7 @@ def test_forcing_is_annealed_to_nothing_over_its_share_of_the_steps(data: DataMo
             seen.append(self.forced)
             return super().loss(batch)
 
-    tiny.fit(Look(**SETTINGS, **FIT | {"steps": 8}, teacher_forcing=0.5), tiny.model(), data, work=tmp_path)
+    tiny.fit(tiny.stage(Look, **SETTINGS, **FIT | {"steps": 8}, teacher_forcing=0.5), tiny.model(), data, work=tmp_path)
     assert seen[:8] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0] and len(seen) == 4 * 8
 
 
@@ -148,11 +154,11 @@ def test_a_killed_reconstruction_goes_on_as_if_nothing_had_been(
 ) -> None:
     fit = FIT | {"steps": 5, "accumulate": 2}
     settings: dict[str, Any] = SETTINGS | {"activations": "static"}
-    whole = tiny.fit(Reconstruction(**settings, **fit), tiny.model(), data, work=tmp_path / "whole")
+    whole = tiny.fit(tiny.stage(Reconstruction, **settings, **fit), tiny.model(), data, work=tmp_path / "whole")
     with pytest.raises(tiny.KilledError):
-        dying = Reconstruction(**settings, **fit)
+        dying = tiny.stage(Reconstruction, **settings, **fit)
         kill = tiny.Kill(death[0], phase=death[1])
         tiny.fit(dying, tiny.model(), data, work=tmp_path / "cut", seconds=0, callbacks=[kill])
-    gone_on = tiny.fit(Reconstruction(**settings, **fit), tiny.model(), data, work=tmp_path / "cut")
+    gone_on = tiny.fit(tiny.stage(Reconstruction, **settings, **fit), tiny.model(), data, work=tmp_path / "cut")
     assert tiny.same_weights(whole.model, gone_on.model) and whole.findings == gone_on.findings
     assert whole.steps == gone_on.steps == 4 * 5

@@ -92,8 +92,10 @@ def test_the_bytes_of_a_matrix_are_those_of_its_tensors(spec: Spec) -> None:
 def test_mixed_bits_take_no_more_than_uniform_ones_and_do_less_damage(
     data: DataModule, batch: Any, tmp_path: Path
 ) -> None:
-    done = tiny.fit(PostTraining(**SETTINGS), tiny.model(), data, work=tmp_path / "mixed")
-    plain = tiny.fit(PostTraining(**SETTINGS | {"sensitivity": False}), tiny.model(), data, work=tmp_path / "plain")
+    done = tiny.fit(tiny.stage(PostTraining, **SETTINGS), tiny.model(), data, work=tmp_path / "mixed")
+    plain = tiny.fit(
+        tiny.stage(PostTraining, **SETTINGS | {"sensitivity": False}), tiny.model(), data, work=tmp_path / "plain"
+    )
     found = done.findings["sensitivity"]
     bits = {layer["name"]: layer["bits"] for layer in found["layers"]}
     assert bits == done.findings["quantization"]["bits"] and set(bits.values()) <= {8, 4, 2}
@@ -109,21 +111,21 @@ def test_mixed_bits_take_no_more_than_uniform_ones_and_do_less_damage(
         assert torch.equal(tiny.logits(artifact.load(folder)[0], batch), tiny.logits(model, batch))
     assert found["size_mib"] * 2**20 == pytest.approx(sizes["mixed"], abs=64)
     assert sizes["mixed"] <= sizes["plain"]
-    smaller = PostTraining(**SETTINGS, size_mib=found["size_mib"] * 0.8)
+    smaller = tiny.stage(PostTraining, **SETTINGS, size_mib=found["size_mib"] * 0.8)
     assert tiny.fit(smaller, tiny.model(), data, work=tmp_path / "s").findings["sensitivity"]["size_mib"] <= (
         0.8 * found["size_mib"]
     )
 
 
 def test_tables_with_bits_of_their_own_keep_them(data: DataModule, tmp_path: Path) -> None:
-    done = tiny.fit(PostTraining(**SETTINGS, embedding_bits=3), tiny.model(), data, work=tmp_path)
+    done = tiny.fit(tiny.stage(PostTraining, **SETTINGS, embedding_bits=3), tiny.model(), data, work=tmp_path)
     bits = done.findings["quantization"]["bits"]
     assert {bits[name] for name in bits if "embeddings" in name} == {3}
     assert not any("embeddings" in layer["name"] for layer in done.findings["sensitivity"]["layers"])
 
 
 def test_a_size_that_cannot_be_reached_is_refused(data: DataModule, tmp_path: Path) -> None:
-    stage, start = PostTraining(**SETTINGS, size_mib=0.001), tiny.model()
+    stage, start = tiny.stage(PostTraining, **SETTINGS, size_mib=0.001), tiny.model()
     tiny.effect(stage, building.outline(start).with_heads([None] * 3))  # widths are not known in planning
     with pytest.raises(
         UserError, match=r"^size_mib: expected room for .* MiB, what the matrices take at the fewest bits"
@@ -207,7 +209,9 @@ def test_the_size_said_is_that_of_the_file(activations: Any, again: bool, data: 
 
 
 def test_static_mixed_bits_come_back_from_disk(data: DataModule, batch: Any, tmp_path: Path) -> None:
-    done = tiny.fit(PostTraining(**SETTINGS | {"activations": "static"}), tiny.model(), data, work=tmp_path / "work")
+    done = tiny.fit(
+        tiny.stage(PostTraining, **SETTINGS | {"activations": "static"}), tiny.model(), data, work=tmp_path / "work"
+    )
     assert len(set(done.findings["quantization"]["bits"].values())) > 1
     (tmp_path / "saved").mkdir()
     artifact.save(tmp_path / "saved", done.model, None, {})

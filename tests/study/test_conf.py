@@ -115,6 +115,26 @@ def test_controls_follow_the_budget_of_what_they_control(order: str) -> None:
         assert (control["ratio"], control["epochs"], control["rounds"], control["criterion"]) == (0.4, 9, 2, "random")
 
 
+def test_what_follows_another_stage_can_be_set_by_itself() -> None:
+    own = ("no_teacher.epochs=1", "no_teacher.steps=null", "random_prune.ratio=0.3")
+    settings = studies.settings(
+        "order=distill_prune_quantize", "distill.warmup=0.4", "prune.rounds=2", *own, tiny=False
+    )
+    control, drawn = settings["no_teacher"], settings["random_prune"]
+    assert (control["epochs"], control["steps"], control["warmup"]) == (1, None, 0.4)
+    assert (drawn["ratio"], drawn["rounds"], settings["prune"]["ratio"]) == (0.3, 2, 0.2)
+
+
+@pytest.mark.parametrize(("order", "teacher"), [("methods", "assistant"), ("assistant", None)])
+def test_all_distillations_of_an_order_have_one_budget_and_corpus(order: str, teacher: str | None) -> None:
+    changed = ("distill.teacher=assistant", "distill.teacher_cache=true", "distill.corpus_length=99", "distill.steps=7")
+    settings = studies.settings(f"order={order}", *changed, tiny=False)
+    beside = [node for name, node in nodes(settings).items() if name != "distill" and "corpus" in node]
+    assert len(beside) == (9 if order == "methods" else 2)
+    for node in beside:
+        assert (node["teacher"], node["teacher_cache"], node["corpus_length"], node["steps"]) == (teacher, True, 99, 7)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_has_rows_and_sweeps_over_keys_that_exist(experiment: str) -> None:
     cfg = studies.compose(f"experiment={experiment}")

@@ -28,8 +28,10 @@ DATA = {"data.batches", "data.encoding", "data.module"}
 TRAINING = {f"training.{name}" for name in ("callbacks", "fit", "fitting", "stage")}
 # What every training stage depends on.
 STAGE = {"artifact", "evaluate", "processes.launch", "processes.ranks"} | ENCODER | TASK | DATA | TRAINING
-DISTILLATION = {f"training.{name}" for name in ("distillation", "teacher_outputs", "averages", "layer_maps")}
-DISTILLATION |= {"training.loss_weights"} | {f"distillation.{name}" for name in ("relation", "relation_blocks")}
+DISTILLATION = {
+    f"training.{name}" for name in ("distillation", "teacher_outputs", "teaching", "averages", "layer_maps")
+}
+DISTILLATION |= {f"distillation.{name}" for name in ("relation", "relation_blocks")}
 LAYERS = {f"quantization.{name}" for name in ("affine", "layers", "model", "packing", "ranges", "weights")}
 # What runs beside a computation and tells of it (a log, curves), and examples, whose content is in the key.
 BESIDE = {"edgemin.study.job", "edgemin.tracking", "edgemin.data.examples"}

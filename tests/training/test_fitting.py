@@ -23,26 +23,35 @@ from edgemin.evaluate import Evaluation
 from edgemin.finetune import Finetune
 from edgemin.pruning.stage import HeadPruning
 from edgemin.training import callbacks, fitting
+from edgemin.training.fit import Fit
 from edgemin.training.stage import Stage
 
 FIT: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "warmup": 0.3}
 QKV = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
 STAGES: dict[str, Callable[[], Stage]] = {
-    "finetune": lambda: Finetune(steps=5, **FIT),
-    "finetune, two epochs": lambda: Finetune(epochs=2, **FIT | {"batch_size": 16}),
-    "finetune, accumulated": lambda: Finetune(steps=4, accumulate=3, **FIT),
-    "finetune, last accumulation incomplete": lambda: Finetune(epochs=1, accumulate=4, **FIT),
-    "distill with the task": lambda: MiniLMv2(
-        steps=5, relations=QKV, task_weight=0.5, layer_map="layer_to_layer", **FIT
+    "finetune": lambda: tiny.stage(Finetune, steps=5, **FIT),
+    "finetune, two epochs": lambda: tiny.stage(Finetune, epochs=2, **FIT | {"batch_size": 16}),
+    "finetune, accumulated": lambda: tiny.stage(Finetune, steps=4, accumulate=3, **FIT),
+    "finetune, last accumulation incomplete": lambda: tiny.stage(Finetune, epochs=1, accumulate=4, **FIT),
+    "distill with the task": lambda: tiny.stage(
+        MiniLMv2, steps=5, relations=QKV, task_weight=0.5, layer_map="layer_to_layer", **FIT
     ),
-    "prune on calibration": lambda: HeadPruning(
-        ratio=0.5, scope="global", rounds=2, calibration_examples=16, steps=3, **FIT
+    "prune on calibration": lambda: tiny.stage(
+        HeadPruning, ratio=0.5, scope="global", rounds=2, calibration_examples=16, steps=3, **FIT
     ),
-    "prune during training": lambda: HeadPruning(
-        ratio=0.5, scope="global", rounds=2, importance="training", training_steps=3, steps=3, **FIT
+    "prune during training": lambda: tiny.stage(
+        HeadPruning, ratio=0.5, scope="global", rounds=2, importance="training", training_steps=3, steps=3, **FIT
     ),
-    "prune by Michel's criterion, accumulated": lambda: HeadPruning(
-        criterion="taylor", ratio=0.5, rounds=2, importance="training", training_steps=2, steps=2, accumulate=2, **FIT
+    "prune by Michel's criterion, accumulated": lambda: tiny.stage(
+        HeadPruning,
+        criterion="taylor",
+        ratio=0.5,
+        rounds=2,
+        importance="training",
+        training_steps=2,
+        steps=2,
+        accumulate=2,
+        **FIT,
     ),
 }
 # (stage, phase, batch after which the process dies, where it goes on)
@@ -173,7 +182,7 @@ def test_a_stage_that_was_trained_but_not_committed_trains_no_further(
 def test_the_same_seed_gives_the_same_weights_and_another_other_ones(tmp_path: Path) -> None:
     data = tiny.data(tmp_path)
     runs = [
-        tiny.fit(Finetune(steps=2, **FIT), tiny.model(), data, work=tmp_path / str(n), seed=seed).model
+        tiny.fit(tiny.stage(Finetune, steps=2, **FIT), tiny.model(), data, work=tmp_path / str(n), seed=seed).model
         for n, seed in enumerate((3, 3, 4))
     ]
     assert tiny.same_weights(runs[0], runs[1]) and not tiny.same_weights(runs[0], runs[2])
@@ -184,8 +193,14 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     data = tiny.data(tmp_path)
     done = [
         tiny.fit(
-            Finetune(
-                steps=1, batch_size=48 // parts, accumulate=parts, learning_rate=1e-3, warmup=0.0, gradient_clip=0.0
+            tiny.stage(
+                Finetune,
+                steps=1,
+                batch_size=48 // parts,
+                accumulate=parts,
+                learning_rate=1e-3,
+                warmup=0.0,
+                gradient_clip=0.0,
             ),
             tiny.model(dropout=0.0),
             data,
@@ -260,14 +275,16 @@ def test_a_loss_that_is_not_finite_ends_the_fit_in_one_line(tmp_path: Path) -> N
         UserError,
         match=r"^finetune\.learning_rate: the loss of student/finetune became nan at step 1, batch 1; [^\n]*$",
     ):
-        tiny.fit(Finetune(steps=1, **FIT), start, tiny.data(tmp_path), work=tmp_path, name="student/finetune")
+        tiny.fit(
+            tiny.stage(Finetune, steps=1, **FIT), start, tiny.data(tmp_path), work=tmp_path, name="student/finetune"
+        )
 
 
 class Breaks(Finetune):
     """Fine-tuning whose loss is not finite in some batches, counted from 1; its weights stay as they are."""
 
     def __init__(self, batches: Sequence[int], value: float = torch.nan, **settings: Any) -> None:
-        super().__init__(**FIT | settings)
+        super().__init__(fit=Fit(**FIT | settings))
         self.wrong, self.value, self.batch = batches, value, 0
 
     def loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -332,7 +349,7 @@ def test_losses_are_looked_at_where_the_fit_waits_anyway(tmp_path: Path, monkeyp
 
     check = callbacks.check_losses
     monkeypatch.setattr(callbacks, "check_losses", look)
-    tiny.fit(Finetune(steps=25, **FIT), tiny.model(), tiny.data(tmp_path), work=tmp_path)
+    tiny.fit(tiny.stage(Finetune, steps=25, **FIT), tiny.model(), tiny.data(tmp_path), work=tmp_path)
     assert looked == [[0], [*range(1, 10)], [*range(10, 20)], [*range(20, 25)]]
 
 
@@ -351,7 +368,7 @@ def test_several_processes_vote_every_few_steps_and_one_looks_at_every_step(
     checkpoint = callbacks.Checkpoint(tmp_path / "last.ckpt", 1e9, range(24), callbacks.Spent(0.0), [])  # type: ignore[arg-type]
     trainer = SimpleNamespace(accumulate_grad_batches=2)
     for batch in range(24):
-        checkpoint.on_train_batch_end(trainer, Finetune(steps=1), None, None, batch)  # type: ignore[arg-type]
+        checkpoint.on_train_batch_end(trainer, tiny.stage(Finetune, steps=1), None, None, batch)  # type: ignore[arg-type]
     assert len(asked) == votes
     assert asked[-1] == (22 if world == 1 else 2 * 2 * callbacks.VOTE_STEPS)
 
@@ -387,7 +404,7 @@ class Scores:
 
 
 def stopping(epochs: int = 10, patience: int = 2) -> Finetune:
-    return Finetune(epochs=epochs, patience=patience, **FIT | {"batch_size": 16})  # 3 batches an epoch
+    return tiny.stage(Finetune, epochs=epochs, patience=patience, **FIT | {"batch_size": 16})  # 3 batches an epoch
 
 
 def test_early_stopping_keeps_the_best_weights_and_looks_at_the_hold_out_alone(
@@ -526,7 +543,7 @@ class Norms(tiny.pl.Callback):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_curves_have_rate_and_gradient_norm_before_clipping_once_a_step(accumulate: int, tmp_path: Path) -> None:
     norms, sent = Norms(), list[Any]()
-    stage = tiny.planned(Finetune(steps=20, accumulate=accumulate, learning_rate=1e-3, gradient_clip=1e-3))
+    stage = tiny.planned(tiny.stage(Finetune, steps=20, accumulate=accumulate, learning_rate=1e-3, gradient_clip=1e-3))
     trainer = fitting.Trainer(accelerator="cpu", precision=32)
     fitted = fitting.run(
         stage,
@@ -555,7 +572,7 @@ def test_the_holdout_is_scored_every_epoch_and_changes_no_weight(
     def run(name: str) -> fitting.Fitted:
         data = tiny.data(tmp_path, holdout=0.25)
         (tmp_path / name).mkdir()
-        return tiny.fit(Finetune(epochs=2, learning_rate=1e-3), tiny.model(), data, work=tmp_path / name)
+        return tiny.fit(tiny.stage(Finetune, epochs=2, learning_rate=1e-3), tiny.model(), data, work=tmp_path / name)
 
     fitted = run("scored")
     assert fitted.steps % 2 == 0

@@ -142,7 +142,7 @@ def test_weight_decay_leaves_biases_and_layernorms_alone_and_the_rate_warms_up_a
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
             groups[:] = trainer.optimizers[0].param_groups
 
-    stage = Finetune(steps=4, batch_size=4, warmup=0.5, weight_decay=0.3, learning_rate=1e-3)
+    stage = tiny.stage(Finetune, steps=4, batch_size=4, warmup=0.5, weight_decay=0.3, learning_rate=1e-3)
     tiny.fit(stage, tiny.model(), tiny.data(tmp_path), work=tmp_path, callbacks=[Watch()])
     assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4])
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
@@ -156,17 +156,17 @@ def test_a_head_of_the_tasks_labels_is_kept_and_another_is_replaced(tmp_path: Pa
     data = tiny.data(tmp_path)
     kept = tiny.model()
     before = kept.get_submodule("classifier").weight.clone()
-    stage = Finetune(steps=0)
+    stage = tiny.stage(Finetune, steps=0)
     tiny.plan(stage, kept)
     stage.prepare(kept, data)
     assert torch.equal(kept.get_submodule("classifier").weight, before)
     other = tiny.model()
     building.attach_head(other, ["a", "b", "c"])
-    tiny.fit(Finetune(steps=0), other, data, work=tmp_path)
+    tiny.fit(tiny.stage(Finetune, steps=0), other, data, work=tmp_path)
     assert label_names(other) == data.labels
     again = tiny.model()
     building.attach_head(again, ["a", "b", "c"])
-    tiny.fit(Finetune(steps=0), again, data, work=tmp_path / "again")
+    tiny.fit(tiny.stage(Finetune, steps=0), again, data, work=tmp_path / "again")
     assert torch.equal(again.get_submodule("classifier").weight, other.get_submodule("classifier").weight)
 
 
@@ -218,6 +218,6 @@ def test_what_is_dynamically_quantized_comes_last_and_needs_no_data() -> None:
     stage = DynamicQuantization()
     effect = tiny.effect(stage)
     assert not is_trainable(effect.outline.provider) and not effect.reads_task and not effect.trains_head
-    assert is_trainable(tiny.effect(Finetune(steps=1)).outline.provider)
+    assert is_trainable(tiny.effect(tiny.stage(Finetune, steps=1)).outline.provider)
     with pytest.raises(NotImplementedError):
         stage.loss({})

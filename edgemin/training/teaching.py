@@ -1,0 +1,74 @@
+"""Whom a student learns from, and on what text: the settings of every distillation beside its budget."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgemin.config import Checked
+from edgemin.errors import UserError
+
+if TYPE_CHECKING:
+    from edgemin.data.corpus import Corpus
+
+# What reads a corpus. Found by its name, so that only the keys of what is trained on a corpus have it.
+CORPUS_READER = "edgemin.data.packing"
+
+
+def corpus_reader() -> Any:
+    """The module that reads a corpus."""
+    return importlib.import_module(CORPUS_READER)
+
+
+@dataclass(frozen=True)
+class Teaching(Checked):
+    """Whom a student learns from, and on what.
+
+    Attributes:
+        teacher: `teacher`, another model of the study, or `<model>.source` for its weights as they came; a list where
+            the method takes several. `None` is `teacher`, with a corpus `teacher.source`.
+        teacher_cache: compute what is read of the teachers once, before training, and read it from disk (memory-mapped,
+            shared by every job on the same data). Worth it where the training set is passed over several times, or by
+            several jobs.
+        corpus: unlabelled text instead of the task's sentences: a Hub id or a local directory of text or parquet. The
+            result then does not depend on the task.
+        corpus_subset: the configuration inside a Hub data set.
+        corpus_split: the split that is read.
+        corpus_column: the column of the texts.
+        corpus_length: tokens of a packed sequence.
+    """
+
+    teacher: str | list[str] | None = None
+    teacher_cache: bool = False
+    corpus: str | None = None
+    corpus_subset: str | None = None
+    corpus_split: str = "train"
+    corpus_column: str = "text"
+    corpus_length: int = 512
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The models that are learnt from.
+
+        Raises:
+            UserError: none, or one twice.
+        """
+        if self.teacher is None:
+            return ("teacher.source" if self.corpus is not None else "teacher",)
+        names = (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"teacher: expected distinct models, at least one, given {list(names)}")
+        return names
+
+    def read_corpus(self) -> Corpus | None:
+        """The corpus, not opened yet.
+
+        Raises:
+            UserError: its settings cannot be.
+        """
+        if self.corpus is None:
+            return None
+        where = {"subset": self.corpus_subset, "split": self.corpus_split, "column": self.corpus_column}
+        found: Corpus = corpus_reader().Corpus(self.corpus, **where, length=self.corpus_length)
+        return found
