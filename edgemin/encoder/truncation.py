@@ -1,8 +1,8 @@
 """Narrower encoders out of wide ones, by their weights alone: no data is seen, nothing is trained.
 
-What stays of a width is the `first` so many units, the most important ones by `magnitude`, or, of the hidden size
+What stays of a width is the `first` so many units, the most important ones by `weight_product`, or, of the hidden size
 alone, the leading principal directions (`pca`, see [`rotation`][edgemin.encoder.rotation]; heads and FFN units go by
-magnitude there).
+weight_product there).
 
 The importance of a part is how much it writes times how much it reads, in squared norms, biases included. So a dead
 part has none, and parts are ranked the same in a model that computes the same with other scales inside:
@@ -39,7 +39,7 @@ from edgemin.encoder.rotation import rotate_hidden
 from edgemin.encoder.slicing import slice_ffn, slice_head_size, slice_heads, slice_hidden, slice_weight
 from edgemin.encoder.stream import plain, stream
 
-Truncation = Literal["first", "magnitude", "pca"]
+Truncation = Literal["first", "weight_product", "pca"]
 
 
 def truncate(
@@ -59,7 +59,7 @@ def truncate(
 
     Args:
         model: Changed in place.
-        how: `first`, `magnitude` or `pca`.
+        how: `first`, `weight_product` or `pca`.
         heads: A.
         head_size: D.
         ffn: FFN units.
@@ -159,7 +159,7 @@ def with_fresh_layers(model: PreTrainedModel, *, layers: int, heads: int, ffn: i
 
 def _cut_hidden(model: PreTrainedModel, how: Truncation, keep: int) -> None:
     kept: Sequence[int] = range(keep)
-    if how == "magnitude":
+    if how == "weight_product":
         kept = leading(hidden_importance(model), keep)
     elif how == "pca":
         rotate_hidden(model, keep)

@@ -41,9 +41,9 @@ class Root(Checked):
         intermediate: FFN units per layer.
         vocabulary: rows of the word embedding; only for a random start, `None` is the tokenizer's.
         truncate: how `hidden`, `heads` and `intermediate` may cut the source's weights: `first` (the first units are
-            kept), `magnitude` (those of the largest weights), `pca` (of the hidden size the principal directions of the
-            word embeddings, the rest by magnitude); see [`truncation`][edgemin.encoder.truncation]. `None` cuts no
-            width.
+            kept), `weight_product` (those that write and read most, as the pruning criterion of that name has it), `pca`
+            (of the hidden size the principal directions of the word embeddings, the rest by weight_product); see
+            [`truncation`][edgemin.encoder.truncation]. `None` cuts no width.
         tokenizer: Hub id, local directory or `toy`; `None` is the source's, or for a student without a source the
             teacher's.
         stages: only for a teacher, the path from the weights to the model that teaches: `[finetune]`, or `[]` for a
@@ -229,7 +229,7 @@ def _is_cut(key: str, widths: list[int], root: Root) -> bool:
         raise UserError(f"{key}: expected at most the {min(widths)} of {root.source}, given {asked}")
     if root.truncate is None:
         raise UserError(
-            f"{key}: expected the {max(widths)} of {root.source}, or truncate=first, magnitude or pca to cut it, "
+            f"{key}: expected the {max(widths)} of {root.source}, or truncate=first, weight_product or pca to cut it, "
             f"given {asked}"
         )
     return True

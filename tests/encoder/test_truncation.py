@@ -29,7 +29,7 @@ from edgemin.errors import UserError
 from edgemin.quantization import torch_layers
 
 FAMILIES = [*tiny.CUTTABLE, "electra"]
-HOW: list[truncation.Truncation] = ["first", "magnitude", "pca"]
+HOW: list[truncation.Truncation] = ["first", "weight_product", "pca"]
 
 
 @pytest.fixture
@@ -169,16 +169,16 @@ def test_between_equals_the_lower_index_stays_and_what_is_kept_keeps_its_order()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_magnitude_keeps_the_most_important_units_through_the_slices(family: str) -> None:
+def test_weight_product_keeps_the_most_important_units_through_the_slices(family: str) -> None:
     model, expected = tiny.model(family, layers=2), tiny.model(family, layers=2)
-    truncate(model, "magnitude", heads=3, ffn=20)
+    truncate(model, "weight_product", heads=3, ffn=20)
     for index in range(2):
         slicing.slice_heads(expected, index, leading(head_importance(layers(expected)[index]), 3))
         slicing.slice_ffn(expected, index, leading(ffn_importance(layers(expected)[index]), 20))
     assert tiny.same_weights(model, expected)
     words = stream(model).tables[0].weight.clone()
     kept = leading(hidden_importance(model), 24)
-    truncate(model, "magnitude", hidden=24)
+    truncate(model, "weight_product", hidden=24)
     assert torch.equal(stream(model).tables[0].weight, words[:, kept])
     assert kept != list(range(24))
 
@@ -222,7 +222,7 @@ def test_a_model_among_dead_units_is_found_again_to_the_last_bit(family: str, ba
         120: [*ffn, *(60 + unit for unit in ffn)],
     }
     planted(small, large, places)
-    truncate(large, "magnitude", heads=4, ffn=48, hidden=32)
+    truncate(large, "weight_product", heads=4, ffn=48, hidden=32)
     assert tiny.same_weights(large, small)
     assert torch.equal(tiny.logits(large, batch), tiny.logits(small, batch))
 
@@ -236,7 +236,7 @@ def test_dead_heads_and_ffn_units_change_nothing_when_they_are_cut(family: str, 
             layer.output.weight[:, 8:16] = 0
             layer.part(layer.family.ffn_out).weight[:, [0, 5, 47]] = 0
     before = tiny.logits(model, batch)
-    truncate(model, "magnitude", heads=3, ffn=45)
+    truncate(model, "weight_product", heads=3, ffn=45)
     torch.testing.assert_close(tiny.logits(model, batch), before, atol=1e-6, rtol=1e-5)
 
 
@@ -256,7 +256,7 @@ def test_dead_dimensions_of_heads_are_found_in_each_head_and_in_scores_and_value
                 parameter.zero_()
             value.weight[written], value.bias[written] = own_value.weight, own_value.bias
             mine.output.weight[:, written] = theirs.output.weight
-    truncate(large, "magnitude", head_size=4)
+    truncate(large, "weight_product", head_size=4)
     assert tiny.same_weights(large, small)
 
 
@@ -267,7 +267,7 @@ def test_units_of_pooler_and_classifier_are_chosen_apart_from_the_stream(batch: 
     order = torch.randperm(40, generator=torch.Generator().manual_seed(7))
     slicing.slice_weight(large.get_submodule("bert.pooler.dense"), order, None)
     slicing.slice_weight(large.get_submodule("classifier"), None, order)
-    truncate(large, "magnitude", hidden=32)
+    truncate(large, "weight_product", hidden=32)
     torch.testing.assert_close(tiny.logits(large, batch), tiny.logits(small, batch), atol=1e-6, rtol=1e-5)
 
 
@@ -299,7 +299,7 @@ def test_shapes_are_known_without_weights(family: str, how: truncation.Truncatio
     assert torch.isfinite(tiny.logits(model, batch)).all()
 
 
-@pytest.mark.parametrize("how", ["magnitude", "pca"])
+@pytest.mark.parametrize("how", ["weight_product", "pca"])
 def test_what_cannot_be_weighed_is_refused_in_one_line(how: truncation.Truncation) -> None:
     with pytest.raises(UserError, match=r"^hidden: cannot be cut for mobilebert, [^\n]*$"):
         truncate(tiny.model("mobilebert"), how, hidden=16)
@@ -374,7 +374,7 @@ def test_principal_directions_hold_more_of_the_words_than_the_first_units(family
         model = tiny.model(family, layers=1)
         truncate(model, how, hidden=hidden)
         kept[how] = energy(stream(model).tables[0].weight)
-    assert kept["pca"] > max(kept["first"], kept["magnitude"])
+    assert kept["pca"] > max(kept["first"], kept["weight_product"])
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "projected electra"])

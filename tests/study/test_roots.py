@@ -157,7 +157,7 @@ def test_a_shape_the_weights_cannot_be_cut_to_is_refused_in_one_line(settings: A
         roots.reshape(loaded(folder), Root("s", source=str(folder), **settings))
 
 
-@pytest.mark.parametrize("how", ["first", "magnitude", "pca"])
+@pytest.mark.parametrize("how", ["first", "weight_product", "pca"])
 def test_widths_are_cut_as_the_encoder_cuts_them(how: Any, tmp_path: Path) -> None:
     folder = written(tmp_path / "source", layers=3)
     widths: dict[str, Any] = {"hidden": 24, "heads": 4, "intermediate": 21}
@@ -179,7 +179,7 @@ def uneven(folder: Path) -> Path:
 
 def test_layers_of_different_widths_are_cut_to_one_that_all_have(tmp_path: Path) -> None:
     folder = uneven(tmp_path / "artifact")
-    student = roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="magnitude", intermediate=40))
+    student = roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="weight_product", intermediate=40))
     assert [layer.ffn for layer in building.outline(student).layers] == [40, 40, 40]
     assert heads(student) == [4, 2, 4]
     student = roots.reshape(loaded(folder), Root("s", source=str(folder), truncate="pca", hidden=16, heads=2))
@@ -206,7 +206,7 @@ def test_layers_of_different_widths_are_refused_what_one_of_them_lacks(
 @pytest.mark.parametrize("settings", [{"hidden": 16, "heads": 2}, {"intermediate": 20}])
 def test_a_family_that_cannot_be_cut_is_refused_before_there_are_weights(settings: Any, tmp_path: Path) -> None:
     config = tiny.model("mobilebert").config
-    for how in ("first", "magnitude", "pca"):
+    for how in ("first", "weight_product", "pca"):
         with pytest.raises(UserError, match=r"^truncate: [^\n]* cannot be cut for mobilebert, [^\n]*$|^heads: [^\n]*$"):
             roots.outline(config, None, Root("s", source="x", truncate=how, **settings))
 
@@ -251,7 +251,7 @@ def test_a_student_may_take_its_embeddings_from_its_source_and_nothing_else(
 
 def test_embeddings_are_cut_to_a_smaller_hidden_size_and_layers_may_be_wider_than_the_sources(tmp_path: Path) -> None:
     folder = written(tmp_path / "source", layers=2)
-    ways: list[truncation.Truncation] = ["first", "magnitude", "pca"]
+    ways: list[truncation.Truncation] = ["first", "weight_product", "pca"]
     made = {how: drawn(folder, layers=3, hidden=20, heads=10, intermediate=100, truncate=how) for how in ways}
     for how, model in made.items():
         found = building.outline(model)
@@ -267,7 +267,7 @@ def test_what_a_root_inherits_and_how_it_is_cut_are_in_its_key() -> None:
     def described(**settings: Any) -> dict[str, Any]:
         return roots.describe(Root("s", source="x", hidden=16, **settings))
 
-    ways = [described(truncate=how) for how in ("first", "magnitude", "pca")]
+    ways = [described(truncate=how) for how in ("first", "weight_product", "pca")]
     assert len({way["truncate"] for way in ways}) == 3 and all("seed" not in way for way in ways)
     assert described(seed=1) == described(seed=2)
     assert described(inherit="embeddings", seed=1) != described(inherit="embeddings", seed=2)
@@ -285,7 +285,7 @@ def test_what_a_root_inherits_and_how_it_is_cut_are_in_its_key() -> None:
         {"layers": [2, 3]},
         {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 20, "truncate": "first"},
         {"hidden": 24, "heads": 3, "layers": [3], "truncate": "first"},
-        {"hidden": 24, "heads": 3, "intermediate": 21, "truncate": "magnitude"},
+        {"hidden": 24, "heads": 3, "intermediate": 21, "truncate": "weight_product"},
         {"hidden": 24, "heads": 3, "intermediate": 21, "layers": 2, "truncate": "pca"},
         {"hidden": 24, "heads": 6, "layers": 5, "intermediate": 99, "truncate": "pca", "inherit": "embeddings"},
         {"inherit": "embeddings"},
