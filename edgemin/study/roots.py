@@ -41,7 +41,7 @@ class Root(Checked):
         intermediate: FFN units per layer.
         vocabulary: rows of the word embedding; only for a random start, `None` is the tokenizer's.
         truncate: how `hidden`, `heads` and `intermediate` may cut the source's weights: `first` (the first units are
-            kept), `weight_product` (those that write and read most, as the pruning criterion of that name has it), `pca`
+            kept), `weight_product` (those that write and read most, as for the pruning criterion of that name), `pca`
             (of the hidden size the principal directions of the word embeddings, the rest by weight_product); see
             [`truncation`][edgemin.encoder.truncation]. `None` cuts no width.
         tokenizer: Hub id, local directory or `toy`; `None` is the source's, or for a student without a source the
