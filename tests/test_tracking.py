@@ -132,7 +132,7 @@ def test_every_logger_file_builds_a_tracker(name: str) -> None:
 
 
 def test_an_unknown_mode_is_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"^logger\.mode: expected auto or online .* given 'cloud'$"):
+    with pytest.raises(UserError, match=r"^logger\.mode: expected auto, online, .* given 'cloud'$"):
         construct({"_target_": "edgemin.weights_and_biases.WandbTracker", "mode": "cloud"}, "logger")
 
 

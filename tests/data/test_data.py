@@ -13,9 +13,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+import tiny
 
+from edgemin import config
 from edgemin.data import loading
 from edgemin.data.examples import Examples
 from edgemin.data.splits import load
@@ -500,14 +500,13 @@ def test_the_fingerprint_tells_apart_what_differs() -> None:
 CONF = Path(__file__).parents[2] / "conf" / "task"
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_task_file_is_a_task_under_its_name(path: Path) -> None:
-    task = instantiate(OmegaConf.load(path))
-    assert isinstance(task, Task) and task.name == path.stem
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("[!_]*.yaml")))
+def test_every_task_file_is_a_task_under_its_name(name: str) -> None:
+    assert config.construct(tiny.node("task", name), "task", Task).name == name
 
 
 def test_the_toy_task_reports_on_the_same_reviews_whatever_the_size_of_train() -> None:
-    task = instantiate(OmegaConf.load(CONF / "toy.yaml"))
+    task = config.construct(tiny.node("task", "toy"), "task", Task)
     small = load(dataclasses.replace(task, max_train_examples=200, max_evaluation_examples=50))
     large = load(dataclasses.replace(task, max_train_examples=300, max_evaluation_examples=50))
     assert (len(small.train), len(large.train)) == (200, 300)

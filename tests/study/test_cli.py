@@ -55,9 +55,9 @@ def shell(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
         (["tsak=sst2"], r"tsak: unknown key"),
         (["prune.ratoi=0.1"], r"prune\.ratoi: unknown key"),
         (["+prune.ratoi=0.1"], r"prune\.ratoi: unknown key, did you mean 'ratio'\?"),
-        (["prune.ratio=1.0"], r"prune\.ratio: expected a number in \[0, 1\), given 1\.0"),
-        (["prune.ratio=-0.1"], r"prune\.ratio: expected a number in \[0, 1\), given -0\.1"),
-        (["prune.ratio=abc"], r"prune\.ratio: expected a number, given 'abc'"),
+        (["prune.ratio=1.0"], r"prune\.ratio: expected a share in \[0, 1\), given 1\.0"),
+        (["prune.ratio=-0.1"], r"prune\.ratio: expected a share in \[0, 1\), given -0\.1"),
+        (["prune.ratio=abc"], r"prune\.ratio: expected a share in \[0, 1\), given 'abc'"),
         (["distill.relation_heads=7"], r"distill\.relation_heads: expected a divisor of .* given 7"),
         (["distill.teacher_layer=99"], r"distill\.teacher_layer: expected a teacher layer from 1 to 2, given 99"),
         (
