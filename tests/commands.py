@@ -16,7 +16,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from edgemin import train
+from edgemin import progress, train
 from edgemin.report import write
 from edgemin.study import tree
 
@@ -50,6 +50,8 @@ def in_process(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(write, "figures", lambda study: ([], []))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", directory / "datasets")
+    # a process of its own would begin now to count; this one may have been silent for long, and would say something
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 1e6)
 
     def call(*overrides: str, flags: tuple[str, ...] = ()) -> Outcome:
         GlobalHydra.instance().clear()
