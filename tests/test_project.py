@@ -38,6 +38,7 @@ LAYERS = (
     ("evaluate", "tracking", "weights_and_biases"),
     ("training",),
     ("distillation", "finetune", "pruning", "quantization"),
+    ("deploy",),
     ("measure",),
     ("study",),
     ("study.collapse", "study.failures", "study.gate", "study.order", "study.own_process", "study.roots"),
@@ -46,7 +47,7 @@ LAYERS = (
     ("study.checks", "study.jobs", "study.pipeline", "study.scoring", "study.timing"),
     ("study.plan", "study.results", "study.tree"),
     ("study.job",),
-    ("train",),
+    ("export", "train"),
 )
 # The report reads finished runs and needs none of the code that made them.
 ALONE, ALONE_MAY_IMPORT = "report", ("cli", "errors", "plain_text", "report")
@@ -58,6 +59,7 @@ MAY_IMPORT_LATE = {
     "edgemin": None,
     "study.own_process": {"edgemin"},
     "train": None,
+    "export": None,
     "report.__main__": None,
     "study.jobs": {"edgemin"},
     "weights_and_biases": {"wandb"},

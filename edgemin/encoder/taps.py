@@ -40,6 +40,13 @@ class _Stop(Exception):
     """Ends a forward when nothing that comes later is needed."""
 
 
+def inputs(model: PreTrainedModel) -> list[str]:
+    """The tensors [B, T] that a model takes; token types only where it tells them apart."""
+    token_types = table(model).token_types
+    tells = token_types is not None and cast(int, model.get_submodule(token_types).num_embeddings) > 1
+    return ["input_ids", "attention_mask", *(["token_type_ids"] if tells else [])]
+
+
 def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """Run the model on a batch, with those of its tensors that the model takes.
 
@@ -193,8 +200,4 @@ def _first(inside: Any) -> Tensor:
 
 
 def _logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    names = ["input_ids", "attention_mask"]
-    token_types = table(model).token_types
-    if token_types is not None and cast(int, model.get_submodule(token_types).num_embeddings) > 1:
-        names.append("token_type_ids")
-    return cast(Tensor, model(**{name: batch[name] for name in names if name in batch}).logits)
+    return cast(Tensor, model(**{name: batch[name] for name in inputs(model) if name in batch}).logits)

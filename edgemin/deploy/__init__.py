@@ -1,0 +1,1 @@
+"""Models where they are served: exported to the formats of stock runtimes, and run in those."""

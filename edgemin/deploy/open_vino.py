@@ -1,0 +1,57 @@
+"""OpenVINO on the CPU, and its file format (IR), which is made from the ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemin.deploy.extras import extra
+from edgemin.deploy.runtime import Batch, taken
+from edgemin.errors import UserError, first_line
+
+FILES = ("model.xml", "model.bin")
+
+
+class OpenVINO:
+    """See [`Runtime`][edgemin.deploy.runtime.Runtime]."""
+
+    def __init__(self, path: Path, compiled: Any, version: str) -> None:
+        self.path, self.version = path, version
+        self.request = compiled.create_infer_request()
+        self.names = [given.any_name for given in compiled.inputs]
+
+    def answers(self, batch: Batch) -> NDArray[np.float32]:
+        """The logits [B, C]."""
+        return np.array(self.request.infer(taken(batch, self.names))[0])
+
+    def files(self) -> list[Path]:
+        """Graph and weights."""
+        return [self.path / name for name in FILES]
+
+    def release(self) -> None:
+        """Give back its memory and threads."""
+        del self.request
+
+
+def write(onnx_file: Path, directory: Path) -> None:
+    """Convert an ONNX file to IR; weights keep their types, so fp32 stays fp32."""
+    openvino = extra("openvino", "openvino")
+    openvino.save_model(openvino.convert_model(str(onnx_file)), str(directory / FILES[0]), compress_to_fp16=False)
+
+
+def open(path: Path, threads: int) -> OpenVINO:
+    """Compile a model for latency.
+
+    What is not integer is computed in fp32 (`INFERENCE_PRECISION_HINT`): left alone, OpenVINO takes bf16 on some CPUs,
+    and an fp32 row would not be one.
+    """
+    openvino = extra("openvino", "openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    try:
+        compiled = openvino.Core().compile_model(str(path / FILES[0]), "CPU", settings)
+    except Exception as error:  # its classes are of many kinds
+        raise UserError(f"{path / FILES[0]}: OpenVINO cannot open it ({first_line(error)})") from error
+    return OpenVINO(path, compiled, openvino.__version__)

@@ -1,0 +1,82 @@
+"""The runtimes that a model is served in, behind one small interface."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemin.errors import UserError
+
+# `input_ids`, `attention_mask` and `token_type_ids`, each [B, T].
+Batch = Mapping[str, NDArray[np.int64]]
+
+
+class Runtime(Protocol):
+    """A model that has been opened in a runtime."""
+
+    version: str
+    """Of the runtime, and what else decides its speed."""
+
+    def answers(self, batch: Batch) -> NDArray[np.float32]:
+        """The logits [B, C] of a batch of arrays [B, T]; what the model does not take of it is left out."""
+
+    def files(self) -> list[Path]:
+        """What the runtime loads the model from: its size, tokenizer apart."""
+
+    def release(self) -> None:
+        """Give back its memory and threads."""
+
+
+class Known(NamedTuple):
+    """What is known of a runtime before it is imported.
+
+    Attributes:
+        module: has `open(path, threads)`.
+        form: what it opens: an `artifact`, or a file that [`export`][edgemin.deploy] writes: `onnx`, `openvino`.
+    """
+
+    module: str
+    form: str
+
+
+RUNTIMES: dict[str, Known] = {
+    "torch": Known("edgemin.deploy.torch_eager", "artifact"),
+    "onnxruntime": Known("edgemin.deploy.onnx_runtime", "onnx"),
+    "openvino": Known("edgemin.deploy.open_vino", "openvino"),
+}
+
+
+def check_names(names: Sequence[str], key: str) -> None:
+    """Refuse names of no runtime.
+
+    Raises:
+        UserError: names the key.
+    """
+    for name in names:
+        if name not in RUNTIMES:
+            raise UserError(f"{key}: expected {', '.join(RUNTIMES)}, given {name!r}")
+
+
+def open_model(name: str, path: Path, threads: int) -> Runtime:
+    """Open a model in a runtime.
+
+    Args:
+        name: one of [`RUNTIMES`][edgemin.deploy.runtime.RUNTIMES].
+        path: the directory that holds the artifact or the exported files.
+        threads: of one inference.
+
+    Raises:
+        UserError: the runtime is not installed, or the file is missing or damaged.
+    """
+    found: Runtime = importlib.import_module(RUNTIMES[name].module).open(path, threads)
+    return found
+
+
+def taken(batch: Batch, names: Sequence[str]) -> dict[str, Any]:
+    """Those inputs of a batch that a model takes."""
+    return {name: batch[name] for name in names}

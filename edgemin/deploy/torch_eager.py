@@ -1,0 +1,42 @@
+"""Eager torch as a runtime: the artifact as `edgemin.load` gives it, quantized layers computing with rounded floats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from edgemin import artifact
+from edgemin.deploy.runtime import Batch
+from edgemin.encoder import taps
+
+
+class TorchEager:
+    """See [`Runtime`][edgemin.deploy.runtime.Runtime]."""
+
+    def __init__(self, path: Path, model: PreTrainedModel) -> None:
+        self.path, self.model = path, model
+        self.version = torch.__version__
+
+    def answers(self, batch: Batch) -> NDArray[np.float32]:
+        """The logits [B, C]."""
+        with torch.inference_mode():
+            found = taps.logits(self.model, {name: torch.from_numpy(values) for name, values in batch.items()})
+        return np.asarray(found.float().numpy())
+
+    def files(self) -> list[Path]:
+        """Weights, configuration and structure."""
+        return [self.path / name for name in artifact.MODEL_FILES]
+
+    def release(self) -> None:
+        """Give back its memory."""
+        del self.model
+
+
+def open(path: Path, threads: int) -> TorchEager:
+    """Load an artifact, and set the threads of this process's torch."""
+    torch.set_num_threads(threads)
+    return TorchEager(path, artifact.load(path)[0])
