@@ -187,6 +187,7 @@ class Pipeline:
         return DataModule(self.study.splits, tokenizer, own.cache, theirs)
 
     def _provenance(self, node: Node, fitted: fitting.Fitted) -> dict[str, Any]:
+        task = self.study.task
         return {
             "path": node.path,
             "key": node.key,
@@ -194,6 +195,7 @@ class Pipeline:
             "parent": node.parent.key if node.parent else None,
             "teachers": [teacher.key for teacher in node.teachers],
             "source": node.start.root.source,
+            "task": {name: getattr(task, name) for name in ("name", "text_columns", "max_length")},
             "head_trained": node.head_trained,
             "notes": fitted.notes,
             "findings": fitted.findings,
