@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgemin.artifact import load
+    from edgemin.deploy.pipeline import pipeline
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "pipeline"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from edgemin.artifact import load
 
         return load
+    if name == "pipeline":  # loads torch for an artifact alone, which a bundle does without
+        from edgemin.deploy.pipeline import pipeline
+
+        return pipeline
     raise AttributeError(f"module 'edgemin' has no attribute {name!r}")

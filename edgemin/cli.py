@@ -122,7 +122,7 @@ def _values(model: type[BaseModel], words: Sequence[str]) -> dict[str, Any]:
         UserError: a line for each word or key that cannot be.
     """
     fields, pairs = model.model_fields, [word.partition("=") for word in words]
-    given = {name: [text.strip("'\"") for key, equals, text in pairs if equals and key == name] for name in fields}
+    given = {name: [_unquoted(text) for key, equals, text in pairs if equals and key == name] for name in fields}
     known = " or ".join(_forms(model).values())
     mistakes = [f"expected {known}, given {''.join(pair)}" for pair in pairs if not (pair[1] and pair[0] in fields)]
     wrong = [name for name, texts in given.items() if len(texts) > 1 or texts == [""]]
@@ -136,6 +136,11 @@ def _values(model: type[BaseModel], words: Sequence[str]) -> dict[str, Any]:
         count = "one" if len(texts) > 1 else "an" if title[0] in "aeiou" else "a"
         mistakes.append(f"{name}: expected {count} {title}, given {' and '.join(texts) or 'nothing'}")
     raise UserError(*(f"{line} (see --help)" for line in mistakes))
+
+
+def _unquoted(text: str) -> str:
+    """A value without the quotes around it; those inside, and one at an end alone, are the user's own."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _help(program: str, command: Command, model: type[BaseModel]) -> str:

@@ -52,8 +52,10 @@ def nothing_asked() -> None:
 def test_words_become_arguments_of_the_types_that_the_command_asks_for() -> None:
     assert cli.run("x", pack, ["share=2.5e-1", "model='a=b c'", "rounding=down", "bits=4"]) == 0
     assert cli.run("x", pack, ["model=7"]) == 0
+    assert cli.run("x", unpack, ["archive=it's 'this'"]) == 0
     given = {"model": Path("a=b c"), "bits": 4, "rounding": "down", "share": 0.25}
-    assert asked == [given, {"model": Path("7"), "bits": 8, "rounding": "up", "share": None}]
+    assert asked[:2] == [given, {"model": Path("7"), "bits": 8, "rounding": "up", "share": None}]
+    assert asked[2:] == [{"archive": "it's 'this'"}]
 
 
 FORMS = "model=<directory> or bits=<number above 0> or rounding=<up or down> or share=<fraction>"

@@ -47,7 +47,7 @@ LAYERS = (
     ("study.checks", "study.jobs", "study.pipeline", "study.scoring", "study.timing"),
     ("study.plan", "study.results", "study.tree"),
     ("study.job",),
-    ("export", "train"),
+    ("export", "predict", "train"),
 )
 # The report reads finished runs and needs none of the code that made them.
 ALONE, ALONE_MAY_IMPORT = "report", ("cli", "errors", "plain_text", "report")
@@ -175,7 +175,9 @@ def test_imports_stand_at_the_top_of_the_file(name: str) -> None:
         assert not late.keys() - allowed, f"{name}: {late}"
 
 
-@pytest.mark.parametrize("entry", [name for name in ("edgemin", "train", "report.__main__") if name in MODULES])
+@pytest.mark.parametrize(
+    "entry", [name for name in ("edgemin", "train", "predict", "report.__main__") if name in MODULES]
+)
 def test_an_entry_point_starts_without_what_is_slow_to_load(entry: str) -> None:
     reached, waiting = set[str](), [entry]
     while waiting:

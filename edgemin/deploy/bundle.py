@@ -48,10 +48,12 @@ def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -
     tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
     provenance = artifact.read_provenance(source)
     task = provenance.get("task") or {}
+    columns = list(task.get("text_columns", []))
     own = {
         "artifact": provenance.get("key", source.name),
         "runtime": runtime,
-        "texts": len(task.get("text_columns", [""])),
+        "texts": len(columns) or 1,
+        "text_columns": columns,
         "max_length": min(length or longest, task.get("max_length", longest)),
         "length": length,
     }

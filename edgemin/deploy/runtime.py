@@ -68,7 +68,7 @@ def open_model(name: str, path: Path, threads: int) -> Runtime:
     Args:
         name: one of [`RUNTIMES`][edgemin.deploy.runtime.RUNTIMES].
         path: the directory that holds the artifact or the exported files.
-        threads: of one inference.
+        threads: of one inference; 0: as many as the runtime chooses.
 
     Raises:
         UserError: the runtime is not installed, or the file is missing or damaged.

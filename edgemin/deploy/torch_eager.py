@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from edgemin import artifact
 from edgemin.deploy.runtime import Batch
-from edgemin.encoder import taps
+from edgemin.encoder import quantized, taps
 
 
 class TorchEager:
@@ -31,12 +31,19 @@ class TorchEager:
         """Weights, configuration and structure."""
         return [self.path / name for name in artifact.MODEL_FILES]
 
+    def longest(self) -> int:
+        """Tokens of the longest input."""
+        longest = quantized.outline(self.model).max_tokens
+        assert longest is not None, "known of every model that there is"
+        return longest
+
     def release(self) -> None:
         """Give back its memory."""
         del self.model
 
 
 def open(path: Path, threads: int) -> TorchEager:
-    """Load an artifact, and set the threads of this process's torch."""
-    torch.set_num_threads(threads)
+    """Load an artifact, and set the threads of this process's torch (0: they stay as they are)."""
+    if threads:
+        torch.set_num_threads(threads)
     return TorchEager(path, artifact.load(path)[0])

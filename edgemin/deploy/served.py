@@ -1,0 +1,111 @@
+"""What an artifact or a bundle says of itself, read without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from edgemin.deploy.runtime import RUNTIMES
+from edgemin.errors import UserError, first_line
+from edgemin.store.json_file import read_object
+
+# The names are repeated here because `artifact.py` and `bundle.py` load torch.
+CONFIG, STRUCTURE, PROVENANCE, TOKENIZER = "config.json", "structure.json", "provenance.json", "tokenizer.json"
+
+
+class _Task(BaseModel):
+    text_columns: tuple[str, ...] = ()
+    max_length: PositiveInt | None = None
+
+
+class _Provenance(BaseModel):
+    head_trained: bool = True
+    path: str = "a model"
+    task: _Task = _Task()
+
+
+class _Bundle(BaseModel):
+    runtime: str
+    texts: PositiveInt
+    max_length: PositiveInt
+    length: PositiveInt | None = None
+    text_columns: tuple[str, ...] = ()
+
+
+class _Config(BaseModel):
+    id2label: dict[int, str] = Field(default_factory=dict)
+    problem_type: str | None = None
+    pad_token_id: NonNegativeInt | None = None
+    edgemin: _Bundle | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an artifact or a bundle says of itself.
+
+    Attributes:
+        path: the directory.
+        runtime: that opens it.
+        labels: of its outputs, by index.
+        problem_type: what transformers calls its kind of task.
+        pad_id: the token that fills a batch up.
+        text_columns: the columns that it was trained on; empty where that is not recorded.
+        texts: of an example, one or two; `None` where that is not recorded.
+        max_length: longest input in tokens; `None` until the model is open, where only the model tells.
+        length: the length of every input, where the model has a fixed one.
+    """
+
+    path: Path
+    runtime: str
+    labels: Mapping[int, str]
+    problem_type: str | None
+    pad_id: int
+    text_columns: tuple[str, ...]
+    texts: int | None
+    max_length: int | None
+    length: int | None = None
+
+
+def described(path: Path) -> Served:
+    """What an artifact or a bundle says of itself; nothing of it is opened yet.
+
+    Raises:
+        UserError: it is neither, or damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"model: expected the directory of an artifact or a bundle, given {path}, which is none")
+    config = _read(path, CONFIG, _Config) if (path / CONFIG).is_file() else None
+    own = config.edgemin if config is not None else None
+    if config is None or (own is None and not (path / STRUCTURE).is_file()):
+        missing = CONFIG if config is None else f"{STRUCTURE} (an artifact) and no runtime in {CONFIG} (a bundle)"
+        raise UserError(f"model: expected an artifact or a bundle of EdgeMIN, given {path} without {missing}")
+    if own is None:
+        return _artifact(path, config)
+    if own.runtime not in RUNTIMES or own.runtime == "torch":
+        known = " or ".join(name for name in RUNTIMES if name != "torch")
+        raise UserError(f"model: expected an artifact, or a bundle for {known}, given {path}, made for {own.runtime}")
+    said = config.id2label, config.problem_type, config.pad_token_id or 0
+    return Served(path, own.runtime, *said, own.text_columns, own.texts, own.max_length, own.length)
+
+
+def _artifact(path: Path, config: _Config) -> Served:
+    provenance = _read(path, PROVENANCE, _Provenance)
+    if not provenance.head_trained:
+        raise UserError(f"model: expected one whose head was trained, given {path} ({provenance.path}), whose was not")
+    said, columns = (config.id2label, config.problem_type, config.pad_token_id or 0), provenance.task.text_columns
+    return Served(path, "torch", *said, columns, len(columns) or None, provenance.task.max_length)
+
+
+def _read(path: Path, name: str, form: type[Any]) -> Any:
+    try:
+        return form.model_validate(read_object(path / name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"model: {path / name} is damaged ({where}: {first['msg']})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: {path / name} cannot be read ({first_line(error)})") from error
