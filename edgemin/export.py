@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,8 @@ from edgemin.errors import UserError
 def export(
     artifact: Annotated[Path, Field(title="directory", description="the artifact: outputs/store/<key>")],
     deploy: Annotated[
-        Literal["onnxruntime", "openvino"], Field(title="onnxruntime or openvino", description="what will serve it")
+        Literal["onnxruntime", "openvino", "transformers"],
+        Field(title="format (onnxruntime, openvino or transformers)", description="what will serve it"),
     ],
     out: Annotated[Path, Field(title="directory", description="where the bundle goes: new, or empty")],
     length: Annotated[
@@ -25,14 +27,27 @@ def export(
 ) -> None:
     """Write a model as a bundle: model, tokenizer, labels, a card, predict.py and bench.py, which need no torch.
 
-    What the bundle answers is compared with torch before the command ends.
+    With deploy=transformers it is a checkpoint that transformers loads by itself, in float. What was written is
+    compared with torch before the command ends.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: expected a new or empty directory, given {out}, which is a file")
+    if out.exists() and any(out.iterdir()):
         raise UserError(f"out: expected a new or empty directory, given {out}, which is not empty")
-    from edgemin.deploy import bundle
+    if deploy == "transformers" and length is not None:
+        raise UserError(f"length: expected none with deploy=transformers, which takes any length, given {length}")
+    from edgemin.deploy import bundle, interchange
 
-    out.mkdir(parents=True, exist_ok=True)
-    found = bundle.write(artifact, deploy, out, length=length)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Moved to its place when it is whole, so that a failure leaves nothing behind.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
+        written = Path(beside) / "bundle"
+        written.mkdir()
+        if deploy == "transformers":
+            found = interchange.write(artifact, written)
+        else:
+            found = bundle.write(artifact, deploy, written, length=length)
+        written.replace(out)
     size = sum(file.stat().st_size for file in out.glob("model.*")) / 2**20
     print(
         f"{out}: {size:.1f} MiB, compared with torch on {found['examples']} inputs: logits differ by at most "

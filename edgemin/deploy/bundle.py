@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from edgemin import artifact
 from edgemin.deploy import onnx_file, onnx_runtime, open_vino
-from edgemin.deploy.runtime import RUNTIMES, Batch, open_model
+from edgemin.deploy.extras import extra
+from edgemin.deploy.runtime import RUNTIMES, Batch, Runtime, open_model
 from edgemin.encoder import parts, quantized
 from edgemin.errors import UserError
 
@@ -38,18 +39,40 @@ def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -
     Raises:
         UserError: no tokenizer, a layer that cannot be exported, a length that the model does not take.
     """
+    extra(runtime, runtime)
     model, tokenizer = artifact.load(source)
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise UserError(f"artifact: expected one with a fast tokenizer (tokenizer.json), given {source} without")
     longest = _longest(model)
     if length is not None and not 2 <= length <= longest:
         raise UserError(f"length: expected a whole number from 2 to {longest}, what the model takes, given {length}")
+    facts, provenance = own(source, model, runtime, length)
     write_model(model, runtime, out, length=length)
     tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
-    provenance = artifact.read_provenance(source)
+    config = model.config.to_diff_dict() | {
+        "id2label": {str(index): label for index, label in enumerate(parts.label_names(model))},
+        "problem_type": model.config.problem_type,
+        "pad_token_id": model.config.pad_token_id,
+        "vocab_size": quantized.outline(model).vocabulary,
+        "edgemin": facts,
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
+    start = (FILES / f"predict_{runtime}.py.txt").read_text()
+    (out / "predict.py").write_text(start + (FILES / "predict_main.py.txt").read_text())
+    (out / "bench.py").write_text((FILES / "bench.py.txt").read_text())
+    found = compare(source, out, runtime, tried(model, length))
+    (out / CARD).write_text(_card(model, facts, provenance, found))
+    return found
+
+
+def own(
+    source: Path, model: PreTrainedModel, runtime: str, length: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an export says of itself, and the provenance of its artifact."""
+    provenance, longest = artifact.read_provenance(source), _longest(model)
     task = provenance.get("task") or {}
     columns = list(task.get("text_columns", []))
-    own = {
+    found = {
         "artifact": provenance.get("key", source.name),
         "runtime": runtime,
         "texts": len(columns) or 1,
@@ -57,20 +80,7 @@ def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -
         "max_length": min(length or longest, task.get("max_length", longest)),
         "length": length,
     }
-    config = model.config.to_diff_dict() | {
-        "id2label": {str(index): label for index, label in enumerate(parts.label_names(model))},
-        "problem_type": model.config.problem_type,
-        "pad_token_id": model.config.pad_token_id,
-        "vocab_size": quantized.outline(model).vocabulary,
-        "edgemin": own,
-    }
-    (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
-    start = (FILES / f"predict_{runtime}.py.txt").read_text()
-    (out / "predict.py").write_text(start + (FILES / "predict_main.py.txt").read_text())
-    (out / "bench.py").write_text((FILES / "bench.py.txt").read_text())
-    found = compare(source, out, runtime, tried(model, length))
-    (out / CARD).write_text(_card(model, own, provenance, task, found))
-    return found
+    return found, provenance
 
 
 def write_model(model: PreTrainedModel, runtime: str, out: Path, *, length: int | None = None) -> None:
@@ -105,15 +115,19 @@ def tried(model: PreTrainedModel, length: int | None) -> list[Batch]:
 
 
 def compare(source: Path, exported: Path, runtime: str, batches: list[Batch]) -> dict[str, Any]:
-    """What an export answers beside what torch answers on the same inputs.
+    """What an export answers beside what torch answers on the same inputs."""
+    return differences(open_model("torch", source, 1), open_model(runtime, exported, 1), batches)
+
+
+def differences(one: Runtime, other: Runtime, batches: list[Batch]) -> dict[str, Any]:
+    """How far apart two opened models answer; both are released.
 
     Returns:
         `examples`, `largest_difference` of two logits, and `agreement`, the share of examples whose largest logit is
         the same one.
     """
-    torch_model, other = open_model("torch", source, 1), open_model(runtime, exported, 1)
-    pairs = [(torch_model.answers(batch), other.answers(batch)) for batch in batches]
-    for opened in (torch_model, other):
+    pairs = [(one.answers(batch), other.answers(batch)) for batch in batches]
+    for opened in (one, other):
         opened.release()
     mine, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return {
@@ -124,46 +138,55 @@ def compare(source: Path, exported: Path, runtime: str, batches: list[Batch]) ->
 
 
 def _card(
-    model: PreTrainedModel,
-    own: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    task: Mapping[str, Any],
-    found: Mapping[str, Any],
+    model: PreTrainedModel, facts: Mapping[str, Any], provenance: Mapping[str, Any], found: Mapping[str, Any]
 ) -> str:
-    labels = ", ".join(parts.label_names(model))
-    outline = quantized.outline(model)
-    summary = quantized.summary(model)
-    rows = {
-        "task": task.get("name", "not recorded"),
-        "labels": labels,
-        "inputs": f"{own['texts']} text(s), cut to {own['max_length']} tokens"
-        + (f", padded to {own['length']}" if own["length"] else ""),
-        "made by": provenance.get("path", "not recorded"),
-        "architecture": f"{outline.family}, {len(outline.layers)} layers, hidden size {outline.hidden}, heads "
-        + ", ".join(str(layer.heads) for layer in outline.layers),
-        "weights": "fp32" if summary is None else f"quantized: {_bits(summary)}",
-        "compared with torch": f"on {found['examples']} inputs of random tokens: logits differ by at most "
-        f"{found['largest_difference']:.2g}, {100 * found['agreement']:.1f} % equal predictions",
-        "artifact": own["artifact"],
-        "seed": provenance.get("seed", "not recorded"),
-        "git": provenance.get("git") or "not recorded",
-        "versions": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"""# {task.get("name", "A text classifier")}, exported by EdgeMIN for {own["runtime"]}
+    return f"""# {title(provenance)}, exported by EdgeMIN for {facts["runtime"]}
 
 ```
-pip install {_NEEDS[own["runtime"]]}
+pip install {_NEEDS[facts["runtime"]]}
 python predict.py "a gripping story"
 python bench.py threads=2          # latency on this device, into device.json
 ```
 
-| | |
-|---|---|
-{table}
+{markdown(card_rows(model, facts, provenance, found))}
 """
 
 
-def _bits(summary: Mapping[str, Any]) -> str:
+def title(provenance: Mapping[str, Any]) -> str:
+    """What a card calls the model."""
+    return str((provenance.get("task") or {}).get("name", "A text classifier"))
+
+
+def card_rows(
+    model: PreTrainedModel, facts: Mapping[str, Any], provenance: Mapping[str, Any], found: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a card tells of a model, how it was made and how it was compared with torch."""
+    outline = quantized.outline(model)
+    summary = quantized.summary(model)
+    return {
+        "task": (provenance.get("task") or {}).get("name", "not recorded"),
+        "labels": ", ".join(parts.label_names(model)),
+        "inputs": f"{facts['texts']} text(s), cut to {facts['max_length']} tokens"
+        + (f", padded to {facts['length']}" if facts["length"] else ""),
+        "made by": provenance.get("path", "not recorded"),
+        "architecture": f"{outline.family}, {len(outline.layers)} layers, hidden size {outline.hidden}, heads "
+        + ", ".join(str(layer.heads) for layer in outline.layers),
+        "weights": "fp32" if summary is None else f"quantized: {bits(summary)}",
+        "compared with torch": f"on {found['examples']} inputs of random tokens: logits differ by at most "
+        f"{found['largest_difference']:.2g}, {100 * found['agreement']:.1f} % equal predictions",
+        "artifact": facts["artifact"],
+        "seed": provenance.get("seed", "not recorded"),
+        "git": provenance.get("git") or "not recorded",
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
+    }
+
+
+def markdown(rows: Mapping[str, str]) -> str:
+    """The table of a card."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def bits(summary: Mapping[str, Any]) -> str:
+    """How a model is quantized, in words."""
     found = sorted({int(bits) for bits in summary["bits"].values()}, reverse=True)
     return f"{' and '.join(map(str, found))} bits, activations {summary['activations']}"

@@ -19,7 +19,7 @@ class TorchEager:
 
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
         self.path, self.model = path, model
-        self.version = torch.__version__
+        self.version = str(torch.__version__)
 
     def answers(self, batch: Batch) -> NDArray[np.float32]:
         """The logits [B, C]."""

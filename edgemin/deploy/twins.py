@@ -34,18 +34,28 @@ def with_twins(model: Model) -> Model:
     Raises:
         UserError: layers of torch's dynamic INT8, whose kernels are torch's own.
     """
+    check(model)
     twin = copy.deepcopy(model).eval()
     for path, layer in list(twin.named_modules()):
         if isinstance(layer, QuantizedLinear):
             twin.set_submodule(path, LinearTwin(layer))
         elif isinstance(layer, QuantizedEmbedding):
             twin.set_submodule(path, EmbeddingTwin(layer))
-        elif type(layer).__module__.startswith("torch.ao.nn.quantized"):
+    return twin
+
+
+def check(model: nn.Module) -> None:
+    """Refuse what no other format can hold.
+
+    Raises:
+        UserError: layers of torch's dynamic INT8, whose kernels are torch's own.
+    """
+    for path, layer in model.named_modules():
+        if type(layer).__module__.startswith("torch.ao.nn.quantized"):
             raise UserError(
                 "artifact: expected weights in float or quantized by quantize=static, weight_only, reconstruct or qat, "
                 f"given torch's dynamic INT8 ({path}), which runs in torch alone"
             )
-    return twin
 
 
 def stored_bits(bits: int) -> int:
