@@ -54,10 +54,10 @@ def _card(source: Path, model: PreTrainedModel, found: dict[str, Any], notes: li
     rows["filled up with zeros"] = "; ".join(notes) or "nothing"
     summary = quantized.summary(model)
     if summary is not None:
-        rows["weights"] = f"fp32, the values of quantized weights: {bundle.bits(summary)}"
+        rows["weights"] = f"fp32, the values of the quantized model's weights ({bundle.bits(summary)})"
         if summary["activations"] != "none":
             rows["weights"] += (
-                " in the quantized model; they are not rounded here, so that logits differ from its own by up to "
+                ". Activations are not rounded here, so that logits differ from that model's by up to "
                 f"{found['largest_difference']:.2g}"
             )
     return f"""---
