@@ -44,6 +44,7 @@ LAYERS = (
     ("study.collapse", "study.failures", "study.gate", "study.order", "study.own_process", "study.roots"),
     ("study.settings", "study.starts"),
     ("study.ahead", "study.nodes"),
+    ("study.runtimes",),
     ("study.checks", "study.jobs", "study.pipeline", "study.scoring", "study.timing"),
     ("study.plan", "study.results", "study.tree"),
     ("study.job",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -74,12 +75,15 @@ def _quiet() -> Iterator[None]:
     """The exporter prints its steps, and warns of packages and versions that do not matter here."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
+    export = torch.onnx.export
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    torch.onnx.export = functools.partial(export, verbose=False)  # transformers does not say it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.onnx.export = export
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

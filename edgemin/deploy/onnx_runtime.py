@@ -36,6 +36,11 @@ class OnnxRuntime:
         del self.session
 
 
+def start(threads: int) -> None:
+    """Load the library; its threads are those of each session."""
+    extra("onnxruntime", "onnxruntime")
+
+
 def open(path: Path, threads: int) -> OnnxRuntime:
     """Start a session with all of ONNX Runtime's optimizations.
 

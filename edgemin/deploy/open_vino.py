@@ -42,6 +42,11 @@ def write(onnx_file: Path, directory: Path) -> None:
     openvino.save_model(openvino.convert_model(str(onnx_file)), str(directory / FILES[0]), compress_to_fp16=False)
 
 
+def start(threads: int) -> None:
+    """Load the library and its CPU plugin; the threads are those of each model."""
+    extra("openvino", "openvino").Core().get_property("CPU", "FULL_DEVICE_NAME")
+
+
 def open(path: Path, threads: int) -> OpenVINO:
     """Compile a model for latency.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -38,16 +39,19 @@ class Known(NamedTuple):
     Attributes:
         module: has `open(path, threads)`.
         form: what it opens: an `artifact`, or a file that [`export`][edgemin.deploy] writes: `onnx`, `openvino`.
+        packages: whose versions decide what it answers and how fast. An extra of the runtime's name brings them.
     """
 
     module: str
     form: str
+    packages: tuple[str, ...]
 
 
+_EXPORTER = ("onnx-ir", "onnxscript", "torch", "transformers")
 RUNTIMES: dict[str, Known] = {
-    "torch": Known("edgemin.deploy.torch_eager", "artifact"),
-    "onnxruntime": Known("edgemin.deploy.onnx_runtime", "onnx"),
-    "openvino": Known("edgemin.deploy.open_vino", "openvino"),
+    "torch": Known("edgemin.deploy.torch_eager", "artifact", ("torch",)),
+    "onnxruntime": Known("edgemin.deploy.onnx_runtime", "onnx", ("onnxruntime", *_EXPORTER)),
+    "openvino": Known("edgemin.deploy.open_vino", "openvino", ("openvino", *_EXPORTER)),
 }
 
 
@@ -60,6 +64,36 @@ def check_names(names: Sequence[str], key: str) -> None:
     for name in names:
         if name not in RUNTIMES:
             raise UserError(f"{key}: expected {', '.join(RUNTIMES)}, given {name!r}")
+
+
+def check_installed(names: Sequence[str], key: str) -> None:
+    """Refuse runtimes that are not installed, or whose files could not be written.
+
+    Raises:
+        UserError: names the key, what is missing and the extra that brings it.
+    """
+    for name in names:
+        for package in RUNTIMES[name].packages:
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError as error:
+                raise UserError(
+                    f"{key}: expected {package} to be installed for {name} (pip install 'edgemin[{name}]'), given none"
+                ) from error
+
+
+def versions(name: str) -> dict[str, str]:
+    """The versions of what decides a runtime's answers and speed, for a key."""
+    return {package: importlib.metadata.version(package) for package in RUNTIMES[name].packages}
+
+
+def start(name: str, threads: int) -> None:
+    """Load a runtime into this process without a model: what memory it takes by itself.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    importlib.import_module(RUNTIMES[name].module).start(threads)
 
 
 def open_model(name: str, path: Path, threads: int) -> Runtime:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin import artifact
 from edgemin.deploy.runtime import Batch
@@ -17,8 +17,9 @@ from edgemin.encoder import quantized, taps
 class TorchEager:
     """See [`Runtime`][edgemin.deploy.runtime.Runtime]."""
 
-    def __init__(self, path: Path, model: PreTrainedModel) -> None:
+    def __init__(self, path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.path, self.model = path, model
+        self.tokenizer = tokenizer  # in memory, as in that of whoever serves the model
         self.version = str(torch.__version__)
 
     def answers(self, batch: Batch) -> NDArray[np.float32]:
@@ -39,11 +40,18 @@ class TorchEager:
 
     def release(self) -> None:
         """Give back its memory."""
-        del self.model
+        del self.model, self.tokenizer
+
+
+def start(threads: int) -> None:
+    """Set the threads, and load what torch needs for its first product: thread pool and kernels."""
+    torch.set_num_threads(threads)
+    some = torch.ones(256, 256)
+    some @ some
 
 
 def open(path: Path, threads: int) -> TorchEager:
     """Load an artifact, and set the threads of this process's torch (0: they stay as they are)."""
     if threads:
         torch.set_num_threads(threads)
-    return TorchEager(path, artifact.load(path)[0])
+    return TorchEager(path, *artifact.load(path))

@@ -1,7 +1,8 @@
-"""Latency, memory and energy of several artifacts, measured side by side.
+"""Latency, memory and energy of several models in their runtimes, measured side by side.
 
-Every artifact is measured in a process of its own, because whatever else a process holds changes the numbers. The
-processes take turns in rounds, because machines drift within minutes: only ratios of interleaved times can be trusted.
+Every variant, a model in a runtime, is measured in a process of its own, because whatever else a process holds changes
+the numbers. The processes take turns in rounds, because machines drift within minutes: only ratios of interleaved times
+can be trusted.
 """
 
 from __future__ import annotations
@@ -11,20 +12,37 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 
 from edgemin.config import Checked, Count, NonNegative, Positive, Whole
+from edgemin.deploy.runtime import check_installed, check_names
 from edgemin.errors import UserError
 from edgemin.measure.machine import WAIT_MINUTES, available_cores, machine_lock
 from edgemin.measure.process import WorkerProcess
 from edgemin.measure.rounds import Timing, evenly_spaced, schedule, spread, summary
 
-LOADER = "edgemin.artifact.load"
+OPENER = "edgemin.deploy.runtime.open_model"
 BESIDE = "measured_beside_other_work"  # in a result: its times and energy are not those of a quiet machine
 
 Progress = Callable[[int, int, str], None]
+
+
+class Variant(NamedTuple):
+    """A model in the runtime that it is measured in.
+
+    Attributes:
+        runtime: its name.
+        path: the directory that the runtime opens.
+        vocabulary: how many tokens the model knows.
+        tokenizer: a file to be held in memory beside it; `None` where the runtime loads its own, or there is none.
+    """
+
+    runtime: str
+    path: Path
+    vocabulary: int
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +50,8 @@ class Measure(Checked):
     """How to measure; batch size 1 throughout.
 
     Args:
+        runtimes: Where models are measured and, beside torch, also scored: names of
+            [`RUNTIMES`][edgemin.deploy.runtime.RUNTIMES].
         length: Tokens of the padded input, and of the sentence whose operations are counted.
         warmup: Untimed inferences of each process on each form of input, before anything is timed.
         runs: Timed inferences of each variant on the padded input, over all rounds.
@@ -46,9 +66,10 @@ class Measure(Checked):
             that still counts as stable: the median over five rounds that lie within 0.25 is good to about 5 %.
 
     Raises:
-        UserError: A value out of range.
+        UserError: A value out of range, a runtime that is not known or not installed.
     """
 
+    runtimes: Sequence[str] = ("torch",)
     length: Count = 128
     warmup: Whole = 10
     runs: int = 100
@@ -61,6 +82,10 @@ class Measure(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_names(self.runtimes, "runtimes")
+        if not self.runtimes or len(set(self.runtimes)) < len(self.runtimes):
+            raise UserError(f"runtimes: expected at least one runtime and each once, given {list(self.runtimes)}")
+        check_installed(self.runtimes, "runtimes")
         if self.runs < self.rounds:
             raise UserError(f"runs: expected a whole number of at least {self.rounds}, as rounds, given {self.runs}")
 
@@ -71,42 +96,42 @@ class Measure(Checked):
 
 
 def measure(
-    artifacts: Mapping[str, Path],
+    variants: Mapping[str, Variant],
     sentences: Sequence[Sequence[int]],
     settings: Measure,
     *,
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
-    loader: str = LOADER,
+    opener: str = OPENER,
     lock_directory: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measures artifacts against one another, alone on the machine if possible; it takes the machine's lock itself.
+    """Measures variants against one another, alone on the machine if possible; it takes the machine's lock itself.
 
     Args:
-        artifacts: Directories by the names their results are returned under.
+        variants: What is measured, by the names that results are returned under.
         sentences: Token ids of the task's sentences, the same for all; none if there is no task.
         settings: How often, on which inputs and with how many threads.
         progress: Called after each turn with (turns done, turns in all, name of the variant).
         waiting: Called once with a line if something else uses the machine.
-        loader: "module.function" that turns a directory into (model, tokenizer).
+        opener: "module.function" that opens a variant, given the name of its runtime, its path and the threads.
         lock_directory: Of the machine's lock, if not the usual one.
 
     Returns:
-        For each name what `cost.runtimes.torch` in run.json has beside the size: `latency_ms` and `throughput_per_s`,
+        For each name what `cost.runtimes.<runtime>` in run.json has of the clock: `latency_ms` and `throughput_per_s`,
         each with `padded` and, if there are sentences, `task` (whose `length` is their mean); `peak_memory_bytes`,
-        `runtime_memory_bytes`, `model_memory_bytes` (the steady resident set less what it was before the artifact was
-        loaded); `energy_mj` per padded inference, `power_w` and `energy_source`; `threads`; and, where other work ran
-        beside the measurement, `BESIDE`: true.
+        `runtime_memory_bytes`, `model_memory_bytes` (the steady resident set less what the runtime alone holds);
+        `energy_mj` per padded inference, `power_w` and `energy_source`; `threads`; and, where other work ran beside the
+        measurement, `BESIDE`: true.
 
     Raises:
         UserError: A process ended before it had answered; one line with its last words.
     """
-    if not artifacts:
+    if not variants:
         return {}
     threads = settings.threads or available_cores()
     chosen = evenly_spaced(sentences, settings.sentences)
     setup = {
-        "loader": loader,
+        "opener": opener,
         "threads": threads,
         "warmup": settings.warmup,
         "length": settings.length,
@@ -115,9 +140,9 @@ def measure(
     }
     lock = machine_lock("measuring", waiting, lock_directory, settings.wait_minutes)
     with lock as is_alone, ExitStack() as processes:
-        workers = {name: processes.enter_context(WorkerProcess(name, threads)) for name in artifacts}
-        for worker in workers.values():
-            worker.send({"artifact": str(artifacts[worker.name]), **setup})  # they load side by side
+        workers = {name: processes.enter_context(WorkerProcess(name, threads)) for name in variants}
+        for name, worker in workers.items():
+            worker.send({**_told(variants[name]), **setup})  # they load side by side
         ready = {name: worker.answer() for name, worker in workers.items()}
         timings, alone = _take_turns(workers, [len(sentence) for sentence in chosen], settings, progress, is_alone)
         memory = {name: worker.ask({"form": None}) for name, worker in workers.items()}
@@ -126,7 +151,13 @@ def measure(
         lengths["task"] = statistics.fmean(map(len, chosen))
     timed = _results(timings, lengths, settings.max_spread)
     flag = {} if alone else {BESIDE: True}
-    return {name: timed[name] | memory[name] | ready[name] | flag for name in artifacts}
+    return {name: timed[name] | memory[name] | ready[name] | flag for name in variants}
+
+
+def _told(variant: Variant) -> dict[str, Any]:
+    """What a worker is told of its variant, as JSON has it."""
+    paths = {"path": str(variant.path), "tokenizer": None if variant.tokenizer is None else str(variant.tokenizer)}
+    return {**variant._asdict(), **paths}
 
 
 def _take_turns(

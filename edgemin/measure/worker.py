@@ -1,10 +1,12 @@
 """The process in which one variant is measured: `python -m edgemin.measure.worker`, started by `runtime`.
 
 It speaks JSON, one object per line, over its standard input and output. The first line it reads is the set-up, whose
-keys are the arguments of [`Variant`][edgemin.measure.worker.Variant]; it loads the artifact, warms up and answers
-`{"threads": n, "energy_source": "estimate"}`. Each further line asks for timed inferences, `{"form": "padded", "items":
-[0, 0]}`, answered with `latency_ms` of each and with the `joules` and `seconds` of all, until `{"form": null}` asks for
-the memory it took and ends it. End of input ends it too, so that it never outlives the process that asked.
+keys are the arguments of [`Opened`][edgemin.measure.worker.Opened]; it opens the model in its runtime, warms up and
+answers `{"threads": n, "energy_source": "estimate"}`. Each further line asks for timed inferences, `{"form": "padded",
+"items": [0, 0]}`, answered with `latency_ms` of each and with the `joules` and `seconds` of all, until `{"form": null}`
+asks for the memory it took and ends it. End of input ends it too, so that it never outlives the process that asked.
+
+Nothing is imported here but what the runtime needs: a process that serves with ONNX Runtime holds no torch.
 """
 
 from __future__ import annotations
@@ -15,15 +17,16 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-from torch import Tensor
+import numpy as np
+from tokenizers import Tokenizer
 
-from edgemin.encoder import building, taps
+from edgemin.deploy import runtime as runtimes
+from edgemin.deploy.runtime import Batch, Runtime
 from edgemin.measure.energy import EnergyMeter
 from edgemin.measure.memory import peak_bytes, resident_bytes
 
@@ -32,13 +35,16 @@ _REWARM = 2
 _QUIET_S, _QUIET_AT_MOST_S = 0.02, 1.0
 
 
-class Variant:
-    """One loaded artifact and the inputs it is timed on.
+class Opened:
+    """One model, open in its runtime, and the inputs it is timed on.
 
     Args:
-        artifact: What the loader is given.
-        loader: "module.function" that returns (model, tokenizer).
-        threads: Threads of torch's parallel operations.
+        path: What the runtime opens.
+        runtime: Its name.
+        opener: "module.function" that is given name, path and threads, and returns the open model.
+        tokenizer: A file that is kept in memory beside the model, as whoever serves it does; `None`: the runtime's own.
+        vocabulary: How many tokens the model knows.
+        threads: Of each inference.
         warmup: Untimed inferences on each form of input.
         length: Tokens of the padded input.
         sentences: Token ids of the task's sentences; may be empty.
@@ -47,36 +53,33 @@ class Variant:
 
     def __init__(
         self,
-        artifact: str,
-        loader: str,
+        path: str,
+        runtime: str,
+        opener: str,
+        tokenizer: str | None,
+        vocabulary: int,
         threads: int,
         warmup: int,
         length: int,
         sentences: Sequence[Sequence[int]],
         watts: float,
     ) -> None:
-        torch.set_num_threads(threads)
-        torch.set_num_interop_threads(1)
-        load = _function(loader)
-        some = torch.ones(256, 256)
-        some @ some  # the thread pool and the kernels are the runtime's, not the model's
+        runtimes.start(runtime, threads)
+        open_model = _function(opener)
         self.before_bytes = resident_bytes()
-        # The tokenizer stays alive: whoever serves the model holds it as well.
-        self.model, self.tokenizer = load(Path(artifact))
-        self.model.eval()
+        self.model = open_model(runtime, Path(path), threads)
+        self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
         self.meter = EnergyMeter(watts)
-        vocabulary = building.outline(self.model).vocabulary
-        self.inputs = {"padded": [padded_input(vocabulary, length)]}
+        self.inputs: dict[str, list[Batch]] = {"padded": [padded_input(vocabulary, length)]}
         if sentences:
             self.inputs["task"] = [sentence_input(vocabulary, sentence) for sentence in sentences]
         for inputs in self.inputs.values():
             for run in range(warmup):
                 self.infer(inputs[run % len(inputs)])
 
-    def infer(self, batch: Mapping[str, Tensor]) -> None:
+    def infer(self, batch: Batch) -> None:
         """Runs the model once on one input and discards the logits."""
-        with torch.inference_mode():
-            taps.logits(self.model, batch)
+        self.model.answers(batch)
 
     def timed(self, form: str, items: Sequence[int]) -> dict[str, Any]:
         """Times one inference per item, then waits until this process has come to rest."""
@@ -106,7 +109,7 @@ class Variant:
         }
 
 
-def padded_input(vocabulary: int, length: int) -> dict[str, Tensor]:
+def padded_input(vocabulary: int, length: int) -> Batch:
     """A sentence of which half is padding: without any, the attention would be spared its mask.
 
     Args:
@@ -122,24 +125,24 @@ def padded_input(vocabulary: int, length: int) -> dict[str, Tensor]:
     return batch
 
 
-def sentence_input(vocabulary: int, sentence: Sequence[int]) -> dict[str, Tensor]:
+def sentence_input(vocabulary: int, sentence: Sequence[int]) -> Batch:
     """One unpadded sentence, [1, T].
 
     Every variant is timed on the same ids; a variant with a smaller vocabulary takes them modulo its own, as
     time depends on how many there are and not on which.
     """
-    ids = torch.tensor([sentence], dtype=torch.int64) % vocabulary
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    ids = np.asarray([sentence], dtype=np.int64) % vocabulary
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def _function(dotted: str) -> Callable[[Path], tuple[Any, Any]]:
+def _function(dotted: str) -> Callable[[str, Path, int], Runtime]:
     module, _, name = dotted.rpartition(".")
-    function: Callable[[Path], tuple[Any, Any]] = getattr(import_module(module), name)
+    function: Callable[[str, Path, int], Runtime] = getattr(import_module(module), name)
     return function
 
 
 def _come_to_rest() -> None:
-    """Waits until OpenMP's threads, which spin for a while after their work, have gone to sleep."""
+    """Waits until the runtime's threads, which spin for a while after their work, have gone to sleep."""
     deadline = time.monotonic() + _QUIET_AT_MOST_S
     while time.monotonic() < deadline:
         used = time.process_time()
@@ -163,8 +166,9 @@ def main() -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    variant = Variant(**json.loads(sys.stdin.readline()))
-    answer({"threads": torch.get_num_threads(), "energy_source": variant.meter.source})
+    setup = json.loads(sys.stdin.readline())
+    variant = Opened(**setup)
+    answer({"threads": setup["threads"], "energy_source": variant.meter.source})
     for line in sys.stdin:
         request = json.loads(line)
         if request["form"] is None:

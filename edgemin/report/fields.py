@@ -37,6 +37,7 @@ _Positive = _refuse_unless(lambda value: not value < 1e-12, "a number above 1e-1
 Number = Annotated[_Bounded | None, AfterValidator(_finite)]
 Cost = Annotated[Annotated[_Bounded, _NotTiny] | None, AfterValidator(_finite)]
 Time = Annotated[Annotated[_Bounded, _Positive] | None, AfterValidator(_finite)]
+Metrics = dict[str, dict[str, dict[str, Number]]]  # by task, split and name
 Bits = Annotated[str, _refuse_unless(lambda value: re.fullmatch("[0-9]{1,2}", value) is not None, "bits as names")]
 
 
@@ -143,6 +144,9 @@ class Runtime(_Fields):
     energy_source: Text = None
     measured_beside_other_work: bool = False
     threads: Cost = None
+    metrics: Metrics = {}
+    agreement: Number = None
+    largest_difference: Number = None
 
 
 class Costs(_Fields):
@@ -246,7 +250,7 @@ class Row(_Fields):
     control: bool = False
     artifact: Text = None
     made_from: Text = None
-    metrics: dict[str, dict[str, dict[str, Number]]] = {}
+    metrics: Metrics = {}
     transfer: list[str] = []
     cost: Costs = Costs()
     delta: Delta = Delta()
@@ -255,9 +259,12 @@ class Row(_Fields):
     collapsed: dict[str, dict[str, dict[str, Any]]] = {}
     findings: Findings = Findings()
 
-    def score(self, task: str | None, split: str | None, metric: str | None) -> float | None:
-        """A metric; None where it is not known."""
-        return self.metrics.get(task or "", {}).get(split or "", {}).get(metric or "")
+    def score(
+        self, task: str | None, split: str | None, metric: str | None, runtime: str | None = None
+    ) -> float | None:
+        """A metric, that of torch's answers or of a runtime's; None where it is not known."""
+        metrics = self.metrics if runtime is None else self.cost.runtimes.get(runtime, Runtime()).metrics
+        return metrics.get(task or "", {}).get(split or "", {}).get(metric or "")
 
 
 class Content(_Fields):

@@ -13,7 +13,7 @@ from edgemin.report.schema import Run
 
 MIB = 2.0**-20
 TORCH = "torch"
-"""The only runtime that models are measured in yet."""
+"""The runtime of all tables but that of runtimes."""
 FORMS = {"padded": "padded", "task": "own length"}
 """What is timed, and how titles call it: sentences padded to one length, or the task's own as they are."""
 REFERENCES = ("teacher", "student")
@@ -86,15 +86,15 @@ class Measure:
 
     @property
     def is_measured(self) -> bool:
-        """Whether a model had to run for it: it then differs from one machine to the next."""
-        return self.runtime is not None and not self.column.exact
+        """Whether a clock or a meter was read for it: it then differs from one machine to the next."""
+        return self.runtime is not None and not self.column.exact and not self.is_metric
 
     def read(self, run: Run, row: Row) -> float | None:
         """The number in one row; None where it is missing."""
         if self.transfer is not None and (self.task in row.transfer) != self.transfer:
             return None
         if self.is_metric:
-            return row.score(self.task or run.task.name, self.split or run.first_split, self.name)
+            return row.score(self.task or run.task.name, self.split or run.first_split, self.name, self.runtime)
         place: Any = getattr(row, self.part)
         if self.reference is not None:
             place = getattr(place, self.reference)
@@ -257,6 +257,17 @@ def difference(reference: str, level: int) -> Measure:
     """The primary metric less the reference's."""
     key, title = f"metric_less_{reference}_fraction", f"Metric minus {reference}"
     return Measure("delta", "metric", Column(key, title, "pp", 100.0, 2, level=level), reference=reference)
+
+
+_AGREEMENT = Column("agreement_with_torch_fraction", "Same answers as torch", "%", 100.0, 2, level=CORE, exact=True)
+AGREEMENT = Measure("cost", "agreement", _AGREEMENT, TORCH)
+_DIFFERENCE = Column("largest_logit_difference", "Largest logit difference", "", 1.0, 4, level=MAIN, exact=True)
+LARGEST_DIFFERENCE = Measure("cost", "largest_difference", _DIFFERENCE, TORCH)
+
+
+def in_runtime(measure: Measure, runtime: str) -> Measure:
+    """The same measure in another runtime; torch's metrics are the row's own."""
+    return replace(measure, runtime=None if measure.is_metric and runtime == TORCH else runtime)
 
 
 def for_task(measure: Measure, task: str, several: bool) -> Measure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgemin.report import interaction, sensitivity
+from edgemin.report import interaction, runtimes, sensitivity
 from edgemin.report import measures as m
 from edgemin.report.entries import Entry, entries, side_by_side
 from edgemin.report.fold import Study
@@ -17,13 +17,14 @@ from edgemin.report.measures import Measure
 
 
 def tables(study: Study) -> list[Table]:
-    """All tables that the study has numbers for: the stage table first, Tables I to IV, then what an ablation found."""
+    """All tables that the study has numbers for, the stage table first."""
     built = (
         stage_table(study),
         accuracy(study),
         latency(study),
         size(study),
         operations(study),
+        runtimes.table(study),
         interaction.table(study),
         sensitivity.table(study),
     )

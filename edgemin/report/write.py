@@ -104,9 +104,9 @@ def print_study(study_dir: Path | str, file: TextIO | None = None, failed: Seque
 def _print(runs: Sequence[Run], file: TextIO | None) -> None:
     study = fold(runs)
     built, remarks = _tables(study)
-    main = ("stages", "published") if study.tasks else ("table3_size", "table4_flops", "published")
+    main = ("stages",) if study.tasks else ("table3_size", "table4_flops")
     for table in built:
-        if table.name in main:
+        if table.name in (*main, "runtimes", "published"):
             terminal(table, file)
     for remark in remarks:
         print(remark, file=file)

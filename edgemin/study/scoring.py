@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,28 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedModel
 
 from edgemin import artifact
 from edgemin.data.splits import Splits
-from edgemin.encoder import quantized
 from edgemin.evaluate import evaluate
-from edgemin.measure.cost import RUNTIME, static_cost
-from edgemin.measure.machine import host, machine_lock
+from edgemin.measure.cost import static_cost
 from edgemin.measure.rounds import evenly_spaced
-from edgemin.measure.runtime import BESIDE, Measure, measure
-from edgemin.progress import live_line, node_line
+from edgemin.measure.runtime import Measure
+from edgemin.progress import live_line
 from edgemin.store.artifacts import Store
 from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
-from edgemin.store.provenance import releases, versions
+from edgemin.store.provenance import releases
 from edgemin.study import collapse, gate
 from edgemin.study.nodes import Node, Plan, Study, StudyData
+from edgemin.study.runtimes import Lazy, Runtimes, machine, providers
 from edgemin.tasks.base import Kind
 
 log = logging.getLogger(__name__)
 
-# What decides an evaluation and a measurement, the kind of task and the providers of quantized layers apart.
+# What decides an evaluation, the kind of task and the providers of quantized layers apart.
 EVALUATION_CODE = ("edgemin.evaluate", "edgemin.artifact")
 GATE_CODE = ("edgemin.study.gate", "edgemin.artifact")
-MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact")
 
 
 @dataclass
@@ -91,11 +87,12 @@ class Scoring:
             What was found, by the artifact's key.
         """
         nodes = {row.node.key: row.node for row in self.plan.rows}
+        runtimes = Runtimes(self.study, self.store, self.data, settings) if settings is not None else None
         length = settings.length if settings is not None else 128
         scored = {}
         for key, node in nodes.items():
             path = self.store.path(key)
-            cached = _Lazy(path)
+            cached = Lazy(path)
             metrics: dict[str, dict[str, dict[str, float]]] = {}
             collapsed: dict[str, dict[str, Any]] = {}
             predictions: dict[str, Path] = {}
@@ -111,15 +108,25 @@ class Scoring:
             provenance = artifact.read_provenance(path)
             notes = [*provenance["notes"], *_warned(node, {**transfer, **own}, metrics, collapsed)]
             judged = self._gate(node, cached, notes)
+            if runtimes is not None:
+                notes += runtimes.note(node)
+                costs, answers_there = runtimes.scored(node, cached, self._first(predictions))
+                cost["runtimes"] |= costs
+                predictions |= answers_there
             scored[key] = Scored(metrics, cost, predictions, notes, provenance["findings"], judged, collapsed)
-        if settings is not None:
-            for key, measured in self._measure(nodes, settings).items():
-                runtimes = scored[key].cost["runtimes"]
-                scored[key].cost["runtimes"] = {**runtimes, RUNTIME: {**runtimes[RUNTIME], **measured}}
+        if runtimes is not None:
+            for key, measured in runtimes.measured(nodes).items():
+                for name, cost in measured.items():
+                    scored[key].cost["runtimes"][name] |= cost
         return scored
 
+    def _first(self, predictions: Mapping[str, Path]) -> Path | None:
+        """The file of answers on the task's first split."""
+        splits = self.study.splits
+        return None if splits is None else predictions[f"{splits.task.name}.{next(iter(splits.evaluation))}"]
+
     def _evaluate(
-        self, node: Node, cached: _Lazy, splits: Splits, split: str, transfer: bool
+        self, node: Node, cached: Lazy, splits: Splits, split: str, transfer: bool
     ) -> tuple[dict[str, float], Path]:
         task = splits.task
         device = "cpu" if node.final else self.study.trainer.device
@@ -139,7 +146,7 @@ class Scoring:
         if kept is not None and predictions is not None:
             return kept["metrics"], predictions
         encoded = self.data.of(node.start, splits).evaluation[split]
-        with _machine(node), live_line(f"{node.path}  evaluating on {task.name} {split}"):
+        with machine(node), live_line(f"{node.path}  evaluating on {task.name} {split}"):
             found = evaluate(
                 cached.model,
                 encoded,
@@ -154,7 +161,7 @@ class Scoring:
         self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
         return found.metrics, predictions
 
-    def _gate(self, node: Node, cached: _Lazy, notes: list[str]) -> dict[str, Any] | None:
+    def _gate(self, node: Node, cached: Lazy, notes: list[str]) -> dict[str, Any] | None:
         """What the last stage cost against the model it was given, where it quantized.
 
         Where nothing can be said, the row's notes say why.
@@ -168,7 +175,7 @@ class Scoring:
             notes.append("no quality gate: the head of the model it was made from is not up to date")
             return None
         split = next(iter(splits.evaluation))
-        before = _Lazy(self.store.path(parent.key))
+        before = Lazy(self.store.path(parent.key))
         _, answers = self._evaluate(node, cached, splits, split, transfer=False)
         _, answers_before = self._evaluate(parent, before, splits, split, transfer=False)
         kind, metric, kept = splits.kind, splits.metrics[0], load_file(answers)
@@ -203,7 +210,7 @@ class Scoring:
             self.store.keep_result("chance", key, kept)
         return float(kept["chance"])
 
-    def _worst(self, node: Node, parent: Node, before: _Lazy, after: _Lazy) -> list[dict[str, Any]]:
+    def _worst(self, node: Node, parent: Node, before: Lazy, after: Lazy) -> list[dict[str, Any]]:
         """The layers that do most damage, each alone in the place of the parent's."""
         splits = self.study.splits
         assert splits is not None
@@ -222,12 +229,12 @@ class Scoring:
             encoded = self.data.of(node.start).evaluation[split]
             chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
             batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
-            with _machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
+            with machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
                 kept = {"worst": gate.blame(before.model, after.model, batches, splits.kind)[: gate.NAMED]}
             self.store.keep_result("gate", key, kept)
         return list(kept["worst"])
 
-    def _static(self, node: Node, cached: _Lazy, length: int) -> dict[str, Any]:
+    def _static(self, node: Node, cached: Lazy, length: int) -> dict[str, Any]:
         code = code_digest("edgemin.measure.cost", *providers(node))
         name = content_key({"artifact": node.key, "length": length, "code": code})
         kept = self.store.result("static", name)
@@ -235,54 +242,6 @@ class Scoring:
             kept = dict(static_cost(cached.model, cached.path, length))
             self.store.keep_result("static", name, kept)
         return kept
-
-    def _measure(self, nodes: Mapping[str, Node], settings: Measure) -> dict[str, dict[str, Any]]:
-        splits = self.study.splits
-        sentences: list[list[int]] = []
-        if splits is not None:
-            # The same sentences for all, in the student's tokens: what is deployed is the student.
-            start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
-            encoded = next(iter(self.data.of(start or next(iter(nodes.values())).start).evaluation.values()))
-            chosen = evenly_spaced(range(len(encoded)), settings.sentences)
-            sentences = [encoded.sentence(index) for index in chosen]
-        here = host()
-        key = content_key(
-            {
-                "artifacts": sorted(nodes),
-                "settings": settings.content,
-                "host": here["id"],
-                "sentences": sentences,
-                "code": code_digest(*MEASURE_CODE, *providers(*nodes.values())),
-                "versions": {"torch": versions()["torch"]},
-            }
-        )
-        kept = self.store.result("measurement", key)
-        if kept is not None:
-            node_line("latency", "cached", key)
-            return kept
-        names = {key: self.store.path(key) for key in nodes}
-        node_line("latency", "measuring", f"{len(nodes)} variants, each in its own process, in turns")
-        with live_line("latency  measuring") as line:
-
-            def took_turn(done: int, total: int, name: str) -> None:
-                line.text, line.done, line.total = f"latency  measuring  {nodes[name].path}  turn", done, total
-
-            def waits(reason: str) -> None:
-                node_line("latency", "waiting", reason)
-                line.text = f"latency  waiting  {reason}"
-
-            found = measure(
-                names,
-                sentences,
-                settings,
-                progress=took_turn,
-                waiting=waits,
-            )
-        if any(cost.get(BESIDE) for cost in found.values()):
-            log.warning("latency: measured beside other work on the machine: flagged, and not kept for later jobs")
-        else:
-            self.store.keep_result("measurement", key, found)
-        return found
 
 
 def _warned(
@@ -298,26 +257,3 @@ def _warned(
         said.append(collapse.sentence(found[split], metric, metrics[name][split][metric], f"{name} {split}"))
         log.warning("%s %s", node.path, said[-1])
     return said
-
-
-def _machine(node: Node) -> AbstractContextManager[object]:
-    return machine_lock("training", lambda line: node_line(node.path, "waiting", line))
-
-
-def providers(*nodes: Node) -> tuple[str, ...]:
-    """The modules that know the quantized layers of these models."""
-    return quantized.modules(*(node.outline.provider for node in nodes))
-
-
-class _Lazy:
-    """An artifact that is read from disk when something really has to run on it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._model: PreTrainedModel | None = None
-
-    @property
-    def model(self) -> PreTrainedModel:
-        if self._model is None:
-            self._model = artifact.load(self.path)[0]
-        return self._model

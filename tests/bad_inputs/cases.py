@@ -447,6 +447,11 @@ NUMBERS = [
 SETTINGS = [
     setting("measure=5", "measure: expected one of default, none, given 5"),
     setting("measure=[1]", "measure: expected one of default, none, given [1]"),
+    setting(
+        "measure.runtimes=[tflite]",
+        "measure.runtimes: expected torch, onnxruntime, openvino, given 'tflite'",
+        "measure=default",
+    ),
     setting("order=5", "order: expected one of assistant, "),
     setting("task=null", "task: expected one of custom, "),
     Case(

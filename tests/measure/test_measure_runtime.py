@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
@@ -17,58 +18,62 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from transformers import BertConfig
 
-from edgemin.encoder import building, taps
+from edgemin import config
+from edgemin.deploy.torch_eager import TorchEager
+from edgemin.encoder import building
 from edgemin.errors import UserError
 from edgemin.measure import runtime
 from edgemin.measure.process import WorkerProcess
 from edgemin.measure.rounds import Timing, Turn, evenly_spaced, schedule, spread, summary
-from edgemin.measure.runtime import Measure, measure
+from edgemin.measure.runtime import Measure, Variant, measure
 from edgemin.measure.worker import padded_input, sentence_input
 
 CONF = Path(__file__).parents[2] / "conf"
 QUICK = Measure(length=16, warmup=1, runs=7, rounds=3, sentences=5, threads=1)
-# Loads what the test saved, talks too much while it does, and leaves behind what it saw.
-LOADER = """
+# Opens what the test saved, talks too much while it does, and leaves behind what it saw.
+OPENER = """
 import json, os, subprocess, sys
 import torch
+from edgemin import config
+from edgemin.deploy.torch_eager import TorchEager
 from edgemin.encoder import building
 from transformers import BertConfig
 
-def load(path):
+def load(name, path, threads):
+    assert (name, threads) == ("torch", torch.get_num_threads())
     print("a stray print")
     os.write(1, b"one from a native library, without a newline")
     sys.stdout.flush()
     seen = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")}
     seen |= {"threads": torch.get_num_threads(), "pid": os.getpid()}
     (path / "seen.json").write_text(json.dumps(seen))
-    return building.build(BertConfig(**json.loads((path / "config.json").read_text()))), None
+    return TorchEager(path, building.build(BertConfig(**json.loads((path / "config.json").read_text()))).eval(), None)
 
-def die_in_loading(path):
+def die_in_loading(name, path, threads):
     if path.name == "bad":
         raise ValueError("first line\\nno weights here")
-    return load(path)
+    return load(name, path, threads)
 
-def die_in_running(path):
-    model, tokenizer = load(path)
+def die_in_running(name, path, threads):
+    opened = load(name, path, threads)
     if path.name == "bad":
         calls = []
         def die(*_):
             calls.append(1)
             if len(calls) > 6:
                 os.kill(os.getpid(), 9)
-        model.register_forward_pre_hook(die)
-    return model, tokenizer
+        opened.model.register_forward_pre_hook(die)
+    return opened
 """
 
 
 @pytest.fixture(autouse=True)
-def loader_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tiny_loader.py").write_text(LOADER)
+def opener_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny_opener.py").write_text(OPENER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
@@ -87,8 +92,12 @@ def save(directory: Path, **changes: int) -> Path:
 
 def run(artifacts: dict[str, Path], sentences: list[list[int]], settings: Measure = QUICK, **more: Any) -> Any:
     directory = next(iter(artifacts.values())).parent
+    variants = {
+        name: Variant("torch", path, json.loads((path / "config.json").read_text())["vocab_size"])
+        for name, path in artifacts.items()
+    }
     return measure(
-        artifacts, sentences, settings, **({"loader": "tiny_loader.load", "lock_directory": directory} | more)
+        variants, sentences, settings, **({"opener": "tiny_opener.load", "lock_directory": directory} | more)
     )
 
 
@@ -159,7 +168,7 @@ def test_how_long_is_waited_is_not_part_of_a_measurement() -> None:
 
 
 def test_nothing_to_measure_starts_nothing() -> None:
-    assert measure({}, [], QUICK, loader="no.such") == {}
+    assert measure({}, [], QUICK, opener="no.such") == {}
 
 
 def gone(directory: Path) -> bool:
@@ -169,7 +178,7 @@ def gone(directory: Path) -> bool:
 def test_an_artifact_that_does_not_load_ends_all_with_one_line(tmp_path: Path) -> None:
     artifacts = {"good": save(tmp_path / "good"), "the bad one": save(tmp_path / "bad")}
     with pytest.raises(UserError) as caught:
-        run(artifacts, [], loader="tiny_loader.die_in_loading")
+        run(artifacts, [], opener="tiny_opener.die_in_loading")
     message = "measure: the process that measured 'the bad one' ended with exit code 1: no weights here"
     assert str(caught.value) == message
     assert "Traceback" in str(caught.value.__cause__)
@@ -179,7 +188,7 @@ def test_an_artifact_that_does_not_load_ends_all_with_one_line(tmp_path: Path) -
 def test_a_process_killed_between_two_answers_ends_all_with_one_line(tmp_path: Path) -> None:
     artifacts = {"good": save(tmp_path / "good"), "bad": save(tmp_path / "bad")}
     with pytest.raises(UserError) as caught:
-        run(artifacts, [], loader="tiny_loader.die_in_running")
+        run(artifacts, [], opener="tiny_opener.die_in_running")
     assert str(caught.value).startswith("measure: the process that measured 'bad' was killed by signal 9")
     assert "\n" not in str(caught.value)
     assert gone(tmp_path / "good") and gone(tmp_path / "bad")
@@ -197,7 +206,8 @@ def test_an_interruption_ends_the_process_and_frees_the_machine(tmp_path: Path) 
 
 
 def test_a_process_that_is_not_asked_rests_and_ends_with_its_parent(tmp_path: Path) -> None:
-    setup = {"artifact": str(save(tmp_path / "a")), "loader": "tiny_loader.load", "threads": 2, "warmup": 1}
+    setup = {"path": str(save(tmp_path / "a")), "opener": "tiny_opener.load", "threads": 2, "warmup": 1}
+    setup |= {"runtime": "torch", "tokenizer": None, "vocabulary": 101}
     with WorkerProcess("a", 2) as worker:
         worker.send({**setup, "length": 16, "sentences": [], "watts": 5.0})
         assert worker.answer()["threads"] == 2
@@ -223,16 +233,23 @@ def test_a_peak_is_the_programs_own_and_not_inherited(tmp_path: Path) -> None:
     assert 1_000_000 < int(peak.stdout) < 400_000_000
 
 
+def test_a_process_that_measures_holds_nothing_but_its_runtime() -> None:
+    code = "import sys, edgemin.measure.worker; print({'torch', 'transformers'} & {*sys.modules})"
+    env = {**os.environ, "PYTHONPATH": str(CONF.parent)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert found.stdout.strip() == "set()"
+
+
 def test_padded_input_is_reproducible_inside_the_vocabulary_and_half_padding() -> None:
     batch = padded_input(vocabulary=7, length=128)
     assert batch["input_ids"].shape == (1, 128)
     assert int(batch["input_ids"].max()) == 6
     assert int(batch["attention_mask"].sum()) == 64
-    assert torch.equal(batch["input_ids"], padded_input(vocabulary=7, length=128)["input_ids"])
+    assert np.array_equal(batch["input_ids"], padded_input(vocabulary=7, length=128)["input_ids"])
     assert padded_input(vocabulary=7, length=1)["attention_mask"].tolist() == [[1]]
     model = building.build(BertConfig(vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
-    with torch.inference_mode():
-        assert taps.logits(model.eval(), sentence_input(7, [2, 700, 3])).shape == (1, 2)
+    opened = TorchEager(Path(), model.eval(), None)
+    assert opened.answers(sentence_input(7, [2, 700, 3])).shape == (1, 2)
 
 
 def test_variants_are_interleaved_and_nobody_keeps_a_place() -> None:
@@ -310,6 +327,10 @@ def test_a_disturbance_of_one_variant_is_its_own(others: int) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
+        ("runtimes", ["tflite"], "runtimes: expected torch, onnxruntime, openvino, given 'tflite'"),
+        ("runtimes", [], "runtimes: expected at least one runtime and each once, given []"),
+        ("runtimes", ["torch"] * 2, "runtimes: expected at least one runtime and each once, given ['torch', 'torch']"),
+        ("runtimes", "torch", "runtimes: expected a list, each entry a string, given 'torch'"),
         ("length", 0, "length: expected a whole number of at least 1, given 0"),
         ("warmup", -1, "warmup: expected a whole number of at least 0, given -1"),
         ("rounds", 1, "rounds: expected a whole number of at least 2, given 1"),
@@ -330,9 +351,22 @@ def test_a_setting_out_of_range_is_one_line(key: str, value: Any, expected: str)
     assert str(caught.value) == expected
 
 
+def test_a_runtime_that_is_not_installed_is_one_line_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert Measure(runtimes=["torch", "openvino"]).runtimes == ["torch", "openvino"]
+    with pytest.raises(UserError) as caught:
+        Measure(runtimes=["torch", "onnxruntime"])
+    missing = "expected onnxruntime to be installed for onnxruntime (pip install 'edgemin[onnxruntime]'), given none"
+    assert str(caught.value) == f"runtimes: {missing}"
+
+
 def test_the_configuration_is_the_class_and_none_is_nothing() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert instantiate(compose(overrides=["+measure=default"]).measure) == Measure()
-        changed = compose(overrides=["+measure=default", "measure.watts=3"]).measure
-        assert instantiate(changed).watts == 3
+        node = OmegaConf.to_container(compose(overrides=["+measure=default"]).measure)
+        assert config.construct(node, "measure") == Measure(runtimes=["torch"])
         assert compose(overrides=["+measure=none"]).measure is None

@@ -15,7 +15,7 @@ import pytest
 import studies
 
 from edgemin.store import digest
-from edgemin.study import pipeline, plan, scoring
+from edgemin.study import pipeline, plan, runtimes, scoring
 from edgemin.study.nodes import Node
 from edgemin.tasks.classification import Classification
 from edgemin.training import teacher_outputs
@@ -75,7 +75,7 @@ RESULTS: dict[str, Callable[[], tuple[str, ...]]] = {
     "evaluation of a quantized model": lambda: (*EVALUATION, "edgemin.quantization.model"),
     "teacher outputs": lambda: (teacher_outputs.CODE,),
     "cost": lambda: ("edgemin.measure.cost",),
-    "measurement": lambda: scoring.MEASURE_CODE,
+    "measurement": lambda: (*runtimes.MEASURE_CODE, "edgemin.deploy.torch_eager"),
 }
 
 
@@ -247,7 +247,7 @@ def test_whatever_runs_while_a_result_is_computed_is_in_its_key(
     assert trace.seen.keys() == {path for path in nodes if "/" in path} | {"evaluation"}
     for path, ran in trace.seen.items():
         if path == "evaluation":
-            held = set(digest.code_modules(*EVALUATION, *scoring.providers(*nodes.values())))
+            held = set(digest.code_modules(*EVALUATION, *runtimes.providers(*nodes.values())))
         else:
             node = nodes[path]
             assert node.parent is not None

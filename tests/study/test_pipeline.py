@@ -22,11 +22,11 @@ import edgemin
 from edgemin import progress, toy
 from edgemin.data import splits
 from edgemin.errors import UserError
-from edgemin.measure.runtime import Measure
+from edgemin.measure.runtime import Measure, Variant
 from edgemin.report import interaction, schema, write
 from edgemin.store import artifacts as store
 from edgemin.store.memo import Memo
-from edgemin.study import pipeline, scoring
+from edgemin.study import pipeline, runtimes, scoring
 
 Run = dict[str, Any]
 
@@ -265,18 +265,18 @@ def test_measurements_are_merged_and_made_once(paper: Run, place: Path, monkeypa
     measured: list[list[str]] = []
 
     def stand_in(
-        artifacts: Mapping[str, Path], sentences: list[list[int]], settings: Measure, **kwargs: object
+        variants: Mapping[str, Variant], sentences: list[list[int]], settings: Measure, **kwargs: object
     ) -> dict[str, Any]:
-        assert all((path / "model.safetensors").is_file() for path in artifacts.values())
+        assert all((one.path / "model.safetensors").is_file() for one in variants.values())
         assert len(sentences) == 40 and settings.runs == 7
-        measured.append(list(artifacts))
+        measured.append(list(variants))
         found = {}
-        for number, name in enumerate(artifacts, 1):
+        for number, name in enumerate(variants, 1):
             p50 = {"padded": 8.0 / number, "task": 4.0 / number}
             found[name] = {"latency_ms": {form: {"p50": value, "mean": value} for form, value in p50.items()}}
         return found
 
-    monkeypatch.setattr(scoring, "measure", stand_in)
+    monkeypatch.setattr(runtimes, "measure", stand_in)
     asked = ("measure=default", "measure.runs=7")
     first = studies.run(place / "measured", *asked, store=place / "store")
     second = studies.run(place / "measured again", *asked, store=place / "store")

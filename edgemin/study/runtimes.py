@@ -1,0 +1,264 @@
+"""Rows in the runtimes that serve them: exported, scored and measured there.
+
+Every result is kept in the store under what decides it, so that a job that is run again computes none of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from edgemin import artifact
+from edgemin.deploy import bundle, onnx_runtime, open_vino
+from edgemin.deploy.runtime import RUNTIMES, open_model, versions
+from edgemin.deploy.scored import score
+from edgemin.encoder import quantized
+from edgemin.measure.cost import RUNTIME
+from edgemin.measure.machine import available_cores, host, machine_lock
+from edgemin.measure.rounds import evenly_spaced
+from edgemin.measure.runtime import BESIDE, Measure, Variant, measure
+from edgemin.progress import live_line, node_line
+from edgemin.store.artifacts import Store
+from edgemin.store.content import content_key
+from edgemin.store.digest import code_digest
+from edgemin.study.nodes import Node, Study, StudyData
+
+log = logging.getLogger(__name__)
+
+# What decides an exported file, a score in a runtime and a measurement, beside the runtime's own module, the kind of
+# task and the providers of quantized layers.
+EXPORT_CODE = ("edgemin.deploy.bundle",)
+SCORE_CODE = ("edgemin.deploy.scored", *EXPORT_CODE)
+MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact")
+_TOKENIZER = "tokenizer.json"
+
+
+class Lazy:
+    """An artifact that is read from disk when something really has to run on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model: PreTrainedModel | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, wherever it was last moved to."""
+        if self._model is None:
+            self._model = artifact.load(self.path)[0]
+        return self._model
+
+
+def providers(*nodes: Node) -> tuple[str, ...]:
+    """The modules that know the quantized layers of these models."""
+    return quantized.modules(*(node.outline.provider for node in nodes))
+
+
+def machine(node: Node) -> AbstractContextManager[object]:
+    """Hold the machine for work on a node that is no measurement."""
+    return machine_lock("training", lambda line: node_line(node.path, "waiting", line))
+
+
+class Exported(NamedTuple):
+    """What a runtime loads a model from."""
+
+    path: Path
+    size_bytes: int
+
+
+class Runtimes:
+    """The rows of one job in their runtimes.
+
+    Args:
+        study: what was asked for.
+        store: where artifacts and results are kept.
+        data: the study's, in the tokens of its models.
+        settings: which runtimes, and how to measure in them.
+    """
+
+    def __init__(self, study: Study, store: Store, data: StudyData, settings: Measure) -> None:
+        self.study, self.store, self.data, self.settings = study, store, data, settings
+        self.others = [name for name in settings.runtimes if name != RUNTIME]
+
+    def note(self, node: Node) -> list[str]:
+        """What a row's reader must know of where it was not measured."""
+        if not (node.final and self.others):
+            return []
+        return [f"not in {' and '.join(self.others)}: torch's dynamic INT8 runs in torch alone"]
+
+    def scored(
+        self, node: Node, cached: Lazy, answers: Path | None
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
+        """Export a row for every runtime but torch, and score it there on the first split.
+
+        Args:
+            node: of the row.
+            cached: its artifact.
+            answers: torch's on that split; `None` without data.
+
+        Returns:
+            By runtime its part of the cost, without what is measured; and files of predictions, by
+            `<task>.<split>.<runtime>`.
+
+        Raises:
+            UserError: a model that cannot be exported.
+        """
+        costs: dict[str, dict[str, Any]] = {}
+        predictions: dict[str, Path] = {}
+        for runtime in self._runtimes(node):
+            if runtime != RUNTIME:
+                exported = self._export(node, cached, runtime)
+                costs[runtime] = {"size_bytes": exported.size_bytes}
+                if answers is not None:
+                    found, name, file = self._score(node, exported, runtime, answers)
+                    costs[runtime] |= found
+                    predictions[name] = file
+        return costs, predictions
+
+    def _runtimes(self, node: Node) -> list[str]:
+        return [name for name in self.settings.runtimes if name == RUNTIME or not node.final]
+
+    def _export(self, node: Node, cached: Lazy, runtime: str) -> Exported:
+        content = {
+            "artifact": node.key,
+            "runtime": runtime,
+            "code": code_digest(*EXPORT_CODE, *providers(node)),
+            "versions": versions(runtime),
+        }
+        key, results = content_key(content), self.store.results
+        kept = self.store.result("export", key)
+        files = [results.find(f"export/{key}/{name}") for name in kept["files"]] if kept is not None else [None]
+        whole = [file for file in files if file is not None]
+        if len(whole) < len(files):
+            # OpenVINO's file is made of the ONNX one, which need not be made twice.
+            both = runtime == "openvino" and "onnxruntime" in self.others
+            onnx = self._export(node, cached, "onnxruntime") if both else None
+            with (
+                machine(node),
+                live_line(f"{node.path}  exporting for {runtime}"),
+                tempfile.TemporaryDirectory() as directory,
+            ):
+                if onnx is not None:
+                    open_vino.write(onnx.path / onnx_runtime.FILE, Path(directory))
+                else:
+                    nn.Module.to(cached.model, "cpu")
+                    bundle.write_model(cached.model, runtime, Path(directory))
+                made = sorted(Path(directory).iterdir())
+                whole = [
+                    results.keep(f"export/{key}/{file.name}", functools.partial(shutil.copyfile, file)) for file in made
+                ]
+            self.store.keep_result("export", key, {"files": [file.name for file in made], "content": content})
+        return Exported(whole[0].parent, sum(file.stat().st_size for file in whole))
+
+    def _score(self, node: Node, exported: Exported, runtime: str, answers: Path) -> tuple[dict[str, Any], str, Path]:
+        splits = self.study.splits
+        assert splits is not None
+        kind, task, split = splits.kind, splits.task, next(iter(splits.evaluation))
+        content = {
+            "artifact": node.key,
+            "runtime": runtime,
+            "data": splits.fingerprint(split),
+            "max_length": task.max_length,
+            "metrics": list(splits.metrics),
+            "host": host()["id"],  # the instructions that it has decide how integers are added up
+            "code": code_digest(*SCORE_CODE, RUNTIMES[runtime].module, kind.module, *providers(node)),
+            "versions": versions(runtime),
+        }
+        key = content_key(content)
+        name = f"evaluation/{key}.safetensors"
+        file, kept = self.store.results.find(name), self.store.result("evaluation", key)
+        if kept is None or file is None:
+            encoded = self.data.of(node.start).evaluation[split]
+            with machine(node), live_line(f"{node.path}  evaluating on {task.name} {split} in {runtime}"):
+                opened = open_model(runtime, exported.path, self.settings.threads or available_cores())
+                found = score(opened, encoded, kind, len(splits.labels), splits.metrics)
+                opened.release()
+            logits = {"logits": found.logits, "labels": encoded.labels}
+            file = self.store.results.keep(name, functools.partial(save_file, logits))
+            kept = {"metrics": found.metrics, "content": content}
+            self.store.keep_result("evaluation", key, kept)
+        mine, theirs = (torch.from_numpy(load_file(one)["logits"]) for one in (answers, file))
+        flips = kind.flips(mine, theirs)
+        compared = {
+            "metrics": {task.name: {split: kept["metrics"]}},
+            "largest_difference": float((mine - theirs).abs().max()),
+            **({} if flips is None else {"agreement": 1 - flips / len(mine)}),
+        }
+        return compared, f"{task.name}.{split}.{runtime}", file
+
+    # -- measuring ---------------------------------------------------------------------------------
+
+    def measured(self, nodes: Mapping[str, Node]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Measure rows in their runtimes in turns, all against one another.
+
+        Args:
+            nodes: of the rows, by their keys.
+
+        Returns:
+            What was measured, by key and runtime.
+        """
+        here, settings, sentences = host(), self.settings, self._sentences(nodes)
+        runtimes = {name for node in nodes.values() for name in self._runtimes(node)}
+        code = [RUNTIMES[name].module for name in sorted(runtimes)]
+        code += EXPORT_CODE if runtimes - {RUNTIME} else ()
+        key = content_key(
+            {
+                "artifacts": sorted(nodes),
+                "settings": settings.content,
+                "host": here["id"],
+                "sentences": sentences,
+                "code": code_digest(*MEASURE_CODE, *code, *providers(*nodes.values())),
+                "versions": {name: versions(name) for name in sorted(runtimes)},
+            }
+        )
+        kept = self.store.result("measurement", key)
+        if kept is not None:
+            node_line("latency", "cached", key)
+            return kept
+        places = {f"{node.path} ({name})": (key, name) for key, node in nodes.items() for name in self._runtimes(node)}
+        variants = {title: self._variant(nodes[key], name) for title, (key, name) in places.items()}
+        node_line("latency", "measuring", f"{len(variants)} variants, each in its own process, in turns")
+        with live_line("latency  measuring") as line:
+
+            def took_turn(done: int, total: int, title: str) -> None:
+                line.text, line.done, line.total = f"latency  measuring  {title}  turn", done, total
+
+            def waits(reason: str) -> None:
+                node_line("latency", "waiting", reason)
+                line.text = f"latency  waiting  {reason}"
+
+            timed = measure(variants, sentences, settings, progress=took_turn, waiting=waits)
+        found: dict[str, dict[str, dict[str, Any]]] = {key: {} for key in nodes}
+        for title, (of, name) in places.items():
+            found[of][name] = timed[title]
+        if any(cost.get(BESIDE) for cost in timed.values()):
+            log.warning("latency: measured beside other work on the machine: flagged, and not kept for later jobs")
+        else:
+            self.store.keep_result("measurement", key, found)
+        return found
+
+    def _sentences(self, nodes: Mapping[str, Node]) -> list[list[int]]:
+        """The same sentences for all, in the student's tokens: what is deployed is the student."""
+        if self.study.splits is None:
+            return []
+        start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
+        encoded = next(iter(self.data.of(start or next(iter(nodes.values())).start).evaluation.values()))
+        return [encoded.sentence(index) for index in evenly_spaced(range(len(encoded)), self.settings.sentences)]
+
+    def _variant(self, node: Node, runtime: str) -> Variant:
+        path = self.store.path(node.key)
+        if runtime == RUNTIME:
+            return Variant(runtime, path, node.outline.vocabulary)
+        tokenizer = path / _TOKENIZER
+        exported = self._export(node, Lazy(path), runtime).path
+        return Variant(runtime, exported, node.outline.vocabulary, tokenizer if tokenizer.is_file() else None)
