@@ -17,7 +17,7 @@ from edgemin.encoder import quantized, taps
 class TorchEager:
     """See [`Runtime`][edgemin.deploy.runtime.Runtime]."""
 
-    def __init__(self, path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(self, path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.path, self.model = path, model
         self.tokenizer = tokenizer  # in memory, as in that of whoever serves the model
         self.version = str(torch.__version__)
