@@ -19,7 +19,7 @@ import studies
 import torch
 
 from edgemin.report import write
-from edgemin.study import scoring
+from edgemin.study import runtimes
 
 REPOSITORY = Path(__file__).parents[2]
 Run = dict[str, Any]
@@ -151,7 +151,7 @@ def test_what_was_measured_beside_other_work_is_not_kept(
         flag = {"measured_beside_other_work": True} if len(calls) == 1 else {}
         return {name: {"latency_ms": times, **flag} for name in artifacts}
 
-    monkeypatch.setattr(scoring, "measure", measured)
+    monkeypatch.setattr(runtimes, "measure", measured)
     asked = ("measure=default", "stages=[finetune]", "finetune.steps=2")
     runs = [studies.run(tmp_path / str(n), *asked, store=tmp_path / "store") for n in range(3)]
     assert len(calls) == 2
