@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from edgemin import artifact
-from edgemin.deploy import onnx_file, onnx_runtime, open_vino
+from edgemin.deploy import onnx_file, onnx_runtime, open_vino, torch_eager
 from edgemin.deploy.extras import extra
 from edgemin.deploy.runtime import RUNTIMES, Batch, Runtime, open_model
 from edgemin.encoder import parts, quantized
@@ -43,7 +43,7 @@ def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -
     model, tokenizer = artifact.load(source)
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise UserError(f"artifact: expected one with a fast tokenizer (tokenizer.json), given {source} without")
-    longest = _longest(model)
+    longest = torch_eager.longest(model)
     if length is not None and not 2 <= length <= longest:
         raise UserError(f"length: expected a whole number from 2 to {longest}, what the model takes, given {length}")
     facts, provenance = own(source, model, runtime, length)
@@ -69,7 +69,7 @@ def own(
     source: Path, model: PreTrainedModel, runtime: str, length: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an export says of itself, and the provenance of its artifact."""
-    provenance, longest = artifact.read_provenance(source), _longest(model)
+    provenance, longest = artifact.read_provenance(source), torch_eager.longest(model)
     task = provenance.get("task") or {}
     columns = list(task.get("text_columns", []))
     found = {
@@ -93,16 +93,10 @@ def write_model(model: PreTrainedModel, runtime: str, out: Path, *, length: int 
         onnx.unlink()
 
 
-def _longest(model: PreTrainedModel) -> int:
-    longest = quantized.outline(model).max_tokens
-    assert longest is not None, "known of every model that there is"
-    return longest
-
-
 def tried(model: PreTrainedModel, length: int | None) -> list[Batch]:
     """Inputs to compare on where no sentences are given: random tokens of many lengths, some padded."""
     draw = np.random.default_rng(0)
-    vocabulary, longest = quantized.outline(model).vocabulary, length or _longest(model)
+    vocabulary, longest = quantized.outline(model).vocabulary, length or torch_eager.longest(model)
     batches: list[Batch] = []
     for number in range(_TRIED):
         tokens = length or int(draw.integers(2, min(longest, 128) + 1))

@@ -16,7 +16,7 @@ FILE = "model.onnx"
 
 
 class OnnxRuntime:
-    """See [`Runtime`][edgemin.deploy.runtime.Runtime]."""
+    """A session on one ONNX file, a [`Runtime`][edgemin.deploy.runtime.Runtime]."""
 
     def __init__(self, path: Path, session: Any, version: str) -> None:
         self.path, self.session = path, session

@@ -16,7 +16,7 @@ FILES = ("model.xml", "model.bin")
 
 
 class OpenVINO:
-    """See [`Runtime`][edgemin.deploy.runtime.Runtime]."""
+    """A model compiled from IR, a [`Runtime`][edgemin.deploy.runtime.Runtime]."""
 
     def __init__(self, path: Path, compiled: Any, version: str) -> None:
         self.path, self.version = path, version

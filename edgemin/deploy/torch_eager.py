@@ -14,8 +14,15 @@ from edgemin.deploy.runtime import Batch
 from edgemin.encoder import quantized, taps
 
 
+def longest(model: PreTrainedModel) -> int:
+    """Tokens of the longest input that a model takes."""
+    found = quantized.outline(model).max_tokens
+    assert found is not None, "known of every model that there is"
+    return found
+
+
 class TorchEager:
-    """See [`Runtime`][edgemin.deploy.runtime.Runtime]."""
+    """An artifact as torch computes it, a [`Runtime`][edgemin.deploy.runtime.Runtime]."""
 
     def __init__(self, path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.path, self.model = path, model
@@ -34,9 +41,7 @@ class TorchEager:
 
     def longest(self) -> int:
         """Tokens of the longest input."""
-        longest = quantized.outline(self.model).max_tokens
-        assert longest is not None, "known of every model that there is"
-        return longest
+        return longest(self.model)
 
     def release(self) -> None:
         """Give back its memory."""
