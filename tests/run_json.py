@@ -255,3 +255,102 @@ def save(directory: Path, data: dict[str, Any]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.json").write_text(json.dumps(data), encoding="utf-8")
     return directory
+
+
+def with_runtimes(run: dict[str, Any], factors: dict[str, float], rounds: int = 5) -> dict[str, Any]:
+    """Adds what further runtimes measured, with everything that may be there: rounds, a grid, a cold start, a profile.
+
+    Args:
+        run: the run, which is changed.
+        factors: by runtime, its latency as a share of torch's.
+        rounds: how many there were.
+    """
+    for number, one in enumerate(run["rows"]):
+        for place, (runtime, factor) in enumerate({"torch": 1.0, **factors}.items()):
+            cost = json.loads(json.dumps(in_torch(one)))
+            for form, timed in cost["latency_ms"].items():
+                for name in ("p10", "p50", "p90", "p95", "mean"):
+                    timed[name] *= factor
+                wobble = [1 + 0.02 * math.sin(1.7 * turn + number + 2 * place + len(form)) for turn in range(rounds)]
+                timed["rounds"] = [timed["p50"] * one for one in wobble]
+            p50 = cost["latency_ms"]["padded"]["p50"]
+            cost["model_memory_bytes"] = 1.2 * cost["size_bytes"] + 5e6
+            cost["energy_mj"] = 15.0 * p50
+            cost["cold_start_ms"] = {"load": 200.0 * factor + 10 * number, "first_answer": 2 * p50}
+            cost["grid"] = [grid_cell(batch, length, p50) for batch in (1, 8, 32) for length in (16, 32, 64, 128)]
+            if runtime == "torch":
+                cost["profile"] = profile(number, p50)
+            else:
+                scores = {name: value - 0.001 for name, value in one["metrics"]["sst2"]["validation"].items()}
+                cost |= {"metrics": {"sst2": {"validation": scores}}, "agreement": 0.9977, "largest_difference": 0.0125}
+            one["cost"]["runtimes"][runtime] = cost
+    for one in run["rows"]:
+        for model in ("teacher", "student"):
+            other = next(other for other in run["rows"] if other["model"] == model)["cost"]["runtimes"]
+            one["delta"][model]["runtimes"] = {
+                runtime: {
+                    "compression_ratio": other[runtime]["size_bytes"] / cost["size_bytes"],
+                    "speed_up": {
+                        form: other[runtime]["latency_ms"][form]["p50"] / timed["p50"]
+                        for form, timed in cost["latency_ms"].items()
+                    },
+                }
+                for runtime, cost in one["cost"]["runtimes"].items()
+            }
+    return run
+
+
+def grid_cell(batch: int, length: int, p50: float) -> dict[str, Any]:
+    """The timings of one batch, where one sentence of 128 tokens takes `p50` milliseconds."""
+    time = p50 * (length / 128) * batch**0.9
+    return {
+        "batch": batch,
+        "length": length,
+        "p10": 0.97 * time,
+        "p50": time,
+        "p90": 1.04 * time,
+        "n": 50,
+        "sentences_per_s": 1000 * batch / time,
+    }
+
+
+def profile(number: int, p50: float) -> dict[str, Any]:
+    """The costliest operators of a row."""
+    names = (
+        "aten::addmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::gelu",
+        "aten::native_layer_norm",
+    )
+    operators = [
+        {
+            "name": name,
+            "self_ms": 0.6 * p50 / 3**place,
+            "share": 0.6 / 3**place,
+            "memory_bytes": 3_000_000 // (place + 1),
+            "calls": 36 // (place + 1),
+        }
+        for place, name in enumerate(names)
+    ]
+    return {"trace": f"profile/{number}.json.gz", "operators": operators}
+
+
+def device(
+    artifact: str, p50: float, *, runtime: str = "onnxruntime", threads: int = 4, **changes: Any
+) -> dict[str, Any]:
+    """A device.json, as a bundle's bench.py writes it."""
+    cells = [grid_cell(batch, length, p50) for batch in (1, 8) for length in (32, 128)]
+    return {
+        "schema": 1,
+        "artifact": artifact,
+        "runtime": runtime,
+        "device": {"name": "pi5", "cpu": "Cortex-A76", "machine": "aarch64", "system": "Linux-6.12"},
+        "threads": threads,
+        "cold_start_ms": {"import": 300.0, "load_and_first_answer": 900.0},
+        "peak_memory_bytes": 150_000_000,
+        "latency": [
+            {{"p10": "p10_ms", "p50": "p50_ms", "p90": "p90_ms"}.get(key, key): value for key, value in cell.items()}
+            for cell in cells
+        ],
+        **changes,
+    }

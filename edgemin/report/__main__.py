@@ -15,16 +15,25 @@ _STUDY = Field(
 )
 
 
-def report(study: Annotated[str, _STUDY]) -> None:
+_DEVICES = Field(
+    title="files",
+    description="device.json of a bundle's bench.py, or directories with some below, as [a,b]; the rows measured there",
+)
+
+
+def report(study: Annotated[str, _STUDY], devices: Annotated[str, _DEVICES] = "") -> None:
     """Builds every table, figure and page again from run.json alone, and prints the main table.
 
     Each job gets tables/ (Markdown, CSV, LaTeX), figures/ (PNG, SVG) and report.md in its own directory;
-    a sweep gets those over all its jobs, seeds folded into mean and standard deviation.
+    a sweep gets those over all its jobs, seeds folded into mean and standard deviation. What devices measured stands in
+    the tables of runtimes, as rows named <row> on <device>.
     """
+    from edgemin.report.devices import find, read
     from edgemin.report.write import print_study, rebuild
 
-    written = rebuild(study)
-    print_study(study)
+    measured = [read(file) for file in find(devices)] if devices else []
+    written = rebuild(study, measured)
+    print_study(study, devices=measured)
     pages = [str(path) for name, path in written.items() if name.endswith("report.md")]
     print(f"{len(written)} files written; start with {pages[-1]}")
 

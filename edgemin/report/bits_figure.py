@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edgemin.plain_text import file_name
+from edgemin.report.drawing import Drawing, literal, saved, style
 from edgemin.report.fields import Quantization
-from edgemin.report.figures import Drawing, literal, saved, style
 from edgemin.report.fold import Group, Statistic, Study
-from edgemin.report.measures import metric_title, task_title
 from edgemin.report.schema import Run
+from edgemin.report.titles import metric_title, task_title
 
 _METHOD = "quantize"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC3311", "#CC79A7", "#56B4E9", "#666666")

@@ -6,43 +6,15 @@ be null or absent, but for those without a default, which the report cannot do w
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-Text = str | None
-_Check = Callable[[Any], bool]
+from edgemin.report.values import Bits, Bounded, Cost, Count, Metrics, Number, Text, Time
 
 
-def _refuse_unless(fits: _Check, expected: str) -> AfterValidator:
-    def check(value: Any) -> Any:
-        if not fits(value):
-            raise ValueError(expected)
-        return value
-
-    return AfterValidator(check)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-# NaN and infinity are not refused: what they stand in place of is not known, and not shown.
-_Bounded = Annotated[float, _refuse_unless(lambda value: not 1e30 < abs(value) < math.inf, "a number below 1e30")]
-_NotTiny = _refuse_unless(lambda value: value == 0 or not value < 1e-12, "0 or a number above 1e-12")
-_Positive = _refuse_unless(lambda value: not value < 1e-12, "a number above 1e-12")
-Number = Annotated[_Bounded | None, AfterValidator(_finite)]
-Cost = Annotated[Annotated[_Bounded, _NotTiny] | None, AfterValidator(_finite)]
-Time = Annotated[Annotated[_Bounded, _Positive] | None, AfterValidator(_finite)]
-Metrics = dict[str, dict[str, dict[str, Number]]]  # by task, split and name
-Bits = Annotated[str, _refuse_unless(lambda value: re.fullmatch("[0-9]{1,2}", value) is not None, "bits as names")]
-
-
-class _Fields(BaseModel):
-    """An object of run.json. Types are taken at their word: true is no number."""
+class Fields(BaseModel):
+    """An object of a file. Types are taken at their word: true is no number."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -56,14 +28,14 @@ class _Fields(BaseModel):
         return needed | {key: value for key, value in data.items() if value is not None}
 
 
-class Job(_Fields):
+class Job(Fields):
     """How the job was asked for."""
 
     overrides: list[str] = []
     command: Text = None
 
 
-class Task(_Fields):
+class Task(Fields):
     """What was learnt; nothing of it is known of a run of architectures alone."""
 
     name: Text = None
@@ -71,14 +43,14 @@ class Task(_Fields):
     splits: list[str] = []
 
 
-class Ablation(_Fields):
+class Ablation(Fields):
     """The ablation that expanded the order into more rows."""
 
     name: str
     stages: list[str] = []
 
 
-class Order(_Fields):
+class Order(Fields):
     """The student's stages, in the order they ran."""
 
     name: Text = None
@@ -86,7 +58,7 @@ class Order(_Fields):
     ablation: Ablation | None = None
 
 
-class Host(_Fields):
+class Host(Fields):
     """The machine that the job ran on."""
 
     cpu: Text = None
@@ -94,7 +66,7 @@ class Host(_Fields):
     threads: int | None = None
 
 
-class Node(_Fields):
+class Node(Fields):
     """A node of the plan."""
 
     path: str
@@ -103,7 +75,7 @@ class Node(_Fields):
     teachers: list[str] = []
 
 
-class Latency(_Fields):
+class Latency(Fields):
     """The timings of one form of input."""
 
     length: Cost = None
@@ -113,28 +85,74 @@ class Latency(_Fields):
     p95: Time = None
     mean: Time = None
     n: Cost = None
+    rounds: list[Time] = []
     unstable: bool = False
 
+    def over(self, other: Latency) -> list[float]:
+        """This one's median by the other's, round by round; nothing where they had not the same rounds."""
+        if len(self.rounds) != len(other.rounds):
+            return []
+        return [mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True) if mine and theirs]
 
-class Latencies(_Fields):
+
+class Latencies(Fields):
     """The timings by form of input."""
 
     padded: Latency = Latency()
     task: Latency = Latency()
 
 
-class PerForm(_Fields):
+class PerForm(Fields):
     """A number by form of input."""
 
     padded: Cost = None
     task: Cost = None
 
 
-class Runtime(_Fields):
+class Batch(Fields):
+    """The timings of batches of one size and length, all sentences of a batch padded to it."""
+
+    batch: Count
+    length: Count
+    p10: Time = None
+    p50: Time = None
+    p90: Time = None
+    n: Cost = None
+    sentences_per_s: Cost = None
+
+
+class ColdStart(Fields):
+    """What a fresh process takes until it has answered for the first time, in milliseconds."""
+
+    load: Cost = None
+    first_answer: Cost = None
+
+
+class Operator(Fields):
+    """What one operator costs in an inference."""
+
+    name: str
+    self_ms: Cost = None
+    share: Number = None
+    memory_bytes: Number = None
+    calls: Cost = None
+
+
+class Profile(Fields):
+    """The costliest operators, and the file that has all of them."""
+
+    trace: Text = None
+    operators: list[Operator] = []
+
+
+class Runtime(Fields):
     """What a model costs in one runtime."""
 
     size_bytes: Cost = None
     latency_ms: Latencies | None = None
+    grid: list[Batch] = []
+    cold_start_ms: ColdStart = ColdStart()
+    profile: Profile | None = None
     throughput_per_s: PerForm = PerForm()
     peak_memory_bytes: Cost = None
     runtime_memory_bytes: Cost = None
@@ -149,7 +167,7 @@ class Runtime(_Fields):
     largest_difference: Number = None
 
 
-class Costs(_Fields):
+class Costs(Fields):
     """What a model costs: what follows from its architecture, and by runtime what does not."""
 
     params: Cost = None
@@ -159,14 +177,14 @@ class Costs(_Fields):
     runtimes: dict[str, Runtime] = {}
 
 
-class Ratios(_Fields):
+class Ratios(Fields):
     """One row against another in one runtime."""
 
     compression_ratio: Cost = None
     speed_up: PerForm = PerForm()
 
 
-class Difference(_Fields):
+class Difference(Fields):
     """One row against another; ratios above 1 say that it is smaller or faster."""
 
     metric: Number = None
@@ -176,7 +194,7 @@ class Difference(_Fields):
     runtimes: dict[str, Ratios] = {}
 
 
-class Delta(_Fields):
+class Delta(Fields):
     """A row against what it is compared with."""
 
     teacher: Difference = Difference()
@@ -184,14 +202,14 @@ class Delta(_Fields):
     parent: Difference = Difference()
 
 
-class Damaged(_Fields):
+class Damaged(Fields):
     """A layer that a quality gate blames."""
 
     layer: str
-    damage: _Bounded
+    damage: Bounded
 
 
-class Gate(_Fields):
+class Gate(Fields):
     """A row against the model that its last stage was given."""
 
     passed: bool
@@ -209,16 +227,16 @@ class Gate(_Fields):
     worst: list[Damaged] = []
 
 
-class Layer(_Fields):
+class Layer(Fields):
     """What quantizing one layer alone does to the answers, by bits, and the bits it was given."""
 
     name: str
-    weights: _Bounded
+    weights: Bounded
     damage: dict[Bits, Number]
     bits: int | None = None
 
 
-class Sensitivity(_Fields):
+class Sensitivity(Fields):
     """What quantizing each layer alone does to the answers, and the budget that bits were chosen for."""
 
     examples: Number = None
@@ -227,22 +245,27 @@ class Sensitivity(_Fields):
     layers: list[Layer]
 
 
-class Quantization(_Fields):
+class Quantization(Fields):
     """How a model is quantized: the bits of each layer, and what shares a scale."""
 
     bits: dict[str, int] = {}
     granularity: Text = None
+    group_size: int | None = None
+    activations: Text = None
 
 
-class Findings(_Fields):
+class Findings(Fields):
     """What the last stage found out besides the model."""
 
     sensitivity: Sensitivity | None = None
     quantization: Quantization | None = None
 
 
-class Row(_Fields):
-    """One row of the stage table: an evaluated, measured artifact."""
+class Row(Fields):
+    """One row of the stage table: an evaluated, measured artifact.
+
+    `device` is no field of run.json: it names the device where that is not the job's machine.
+    """
 
     name: str
     model: str
@@ -258,6 +281,7 @@ class Row(_Fields):
     gate: Gate | None = None
     collapsed: dict[str, dict[str, dict[str, Any]]] = {}
     findings: Findings = Findings()
+    device: str = ""
 
     def score(
         self, task: str | None, split: str | None, metric: str | None, runtime: str | None = None
@@ -267,7 +291,7 @@ class Row(_Fields):
         return metrics.get(task or "", {}).get(split or "", {}).get(metric or "")
 
 
-class Content(_Fields):
+class Content(Fields):
     """All of one run.json."""
 
     study: str

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
 
-import matplotlib
-from matplotlib import rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,31 +14,18 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from edgemin.plain_text import file_name
 from edgemin.report import measures as m
+from edgemin.report.drawing import DPI, Drawing, literal, saved, style
+from edgemin.report.entries import entries
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.grid import CORE
 from edgemin.report.labels import Box, Segment, Spot, around, nearest, place
 from edgemin.report.measures import Measure
+from edgemin.report.noise import Floor, Noise
 from edgemin.report.points import Point, points
+from edgemin.report.titles import metric_column, metric_title, metric_word, split_title, task_title
 
-_STYLE: Mapping[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "svg.hashsalt": "edgemin",
-    "svg.fonttype": "path",
-}
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 _LOOKS = {"teacher": ("s", "#D55E00"), "student": ("o", "#0072B2"), "control": ("D", "#777777")}
-_DPI = 200
 _MARKER_POINTS = 6.5
 _LOG_FROM = 12.0
 """Costs that span a wider ratio than this get a logarithmic axis."""
@@ -50,13 +33,6 @@ _ROOM = 0.14
 """Free space beyond the outermost points as a share of what they span; twice that on the left."""
 _LEADER_POINTS = 16.0
 """A label whose edge is further from its point than this gets a leader line."""
-
-
-class Drawing(NamedTuple):
-    """A figure's file stem and its bytes by suffix."""
-
-    name: str
-    files: dict[str, bytes]
 
 
 def figures(study: Study) -> tuple[list[Drawing], list[str]]:
@@ -76,13 +52,14 @@ def figures(study: Study) -> tuple[list[Drawing], list[str]]:
             skipped.append(f"{title.format('accuracy')}: not drawn, as task=none has no scores")
         for task in study.tasks:
             shown = points(study, task, cost)
-            above = f"{title.format(m.metric_word(_metric(study, task)))}, {m.task_title(task)}"
+            above = f"{title.format(metric_word(_metric(study, task)))}, {task_title(task)}"
             if not shown:
                 skipped.append(f"{above}: not drawn, as {_missing(study, task, cost)}")
                 continue
             name = stem if len(study.tasks) == 1 else f"{stem}_{file_name(task)}"
+            floor = Noise(entries(study)).floor(replace(cost, job_task=task))
             with style():
-                figure = draw(shown, above, _vertical(study, task), cost)
+                figure = draw(shown, above, _vertical(study, task), cost, floor)
                 drawn.append(Drawing(name, {kind: saved(figure, kind) for kind in ("png", "svg")}))
     return drawn, skipped
 
@@ -97,15 +74,7 @@ def _missing(study: Study, task: str, cost: Measure) -> str:
     return f"no row has a {cost.column.title.partition(',')[0].lower()}"
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """The look of all figures, whatever the user's matplotlibrc says."""
-    with matplotlib.rc_context(rcParamsDefault):
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure) -> Figure:
+def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure, floor: Floor | None = None) -> Figure:
     """Draws one figure; call it inside `style`.
 
     Args:
@@ -113,8 +82,9 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure) -> Fi
         title: what stands above it.
         vertical: what the vertical axis says.
         cost: the horizontal axis.
+        floor: the noise floor of the costs. Points that it does not tell apart get grey bars, which overlap.
     """
-    figure = Figure(figsize=(6.6, 4.3), dpi=_DPI)
+    figure = Figure(figsize=(6.6, 4.3), dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.105, 0.15, 0.875, 0.765))
     xs = [point.x.mean * cost.column.factor for point in shown]
@@ -124,6 +94,7 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure) -> Fi
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.set_title("↖ better: up and to the left", loc="right", fontsize=8.5, color="#009E73")
     _paths(axes, shown, xs, ys)
+    blurred = _blur(axes, xs, ys, floor)
     for point, x, y in zip(shown, xs, ys, strict=True):
         marker, colour = _LOOKS[point.kind]
         axes.errorbar(
@@ -146,28 +117,40 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure) -> Fi
     )
     if any(point.y.n > 1 for point in shown):
         remarks.append("bars: ± one sample standard deviation over seeds")
+    if floor is not None and blurred:
+        remarks.append(f"grey bars that overlap: no difference, noise floor {floor.percent}")
     figure.text(0.98, 0.012, "; ".join(remarks), ha="right", fontsize=6.5, color="#666666")
     return figure
 
 
-def saved(figure: Figure, kind: str) -> bytes:
-    """The figure as `png` or `svg`, without dates and versions, so that equal figures are equal bytes."""
-    data = io.BytesIO()
-    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    figure.savefig(data, format=kind, dpi=_DPI, metadata=metadata)
-    return data.getvalue()
+def _blur(axes: Axes, xs: Sequence[float], ys: Sequence[float], floor: Floor | None) -> bool:
+    """Gives points within the noise floor of another bars as wide as it; whether there are any.
+
+    Two such bars overlap just where the floor covers the ratio of their points.
+    """
+    if floor is None:
+        return False
+    covered = {
+        x for number, x in enumerate(xs) for other in (*xs[:number], *xs[number + 1 :]) if floor.covers(x / other)
+    }
+    half = math.sqrt(floor.ratio)
+    for x, y in zip(xs, ys, strict=True):
+        if x in covered:
+            ends = (x / half, x * half)
+            axes.plot(ends, (y, y), color="#b5b5b5", linewidth=5, solid_capstyle="butt", zorder=3, gid="noise")
+    return bool(covered)
 
 
 def _metric(study: Study, task: str) -> str:
-    return m.metric_title(next(run.task.metric for run in study.runs if run.task.name == task) or "accuracy").lower()
+    return metric_title(next(run.task.metric for run in study.runs if run.task.name == task) or "accuracy").lower()
 
 
 def _vertical(study: Study, task: str) -> str:
     run = next(run for run in study.runs if run.task.name == task)
     metric = run.task.metric or "accuracy"
-    unit = m.metric_column(metric, metric, "", CORE).unit or "x100"
-    split = f", {m.split_title(run.splits[0])}" if run.splits else ""
-    return f"{m.metric_title(metric)}{split} ({unit})"
+    unit = metric_column(metric, metric, "", CORE).unit or "x100"
+    split = f", {split_title(run.splits[0])}" if run.splits else ""
+    return f"{metric_title(metric)}{split} ({unit})"
 
 
 def _axes(axes: Axes, shown: Sequence[Point], cost: Measure) -> None:
@@ -206,7 +189,7 @@ def _paths(axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence
         if point.origin is None:
             continue
         ends = [axes.transData.transform((xs[place], ys[place])) for place in (point.origin, number)]
-        if math.dist(*ends) < 2.5 * _MARKER_POINTS * _DPI / 72:
+        if math.dist(*ends) < 2.5 * _MARKER_POINTS * DPI / 72:
             continue
         axes.annotate(
             "",
@@ -227,7 +210,7 @@ def _paths(axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence
 
 def _labels(figure: Figure, axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence[float]) -> None:
     """Writes every point's name where none covers another."""
-    points_per_pixel = 72 / _DPI
+    points_per_pixel = 72 / DPI
     spots: list[Spot] = []
     for x, y in zip(xs, ys, strict=True):
         across, up = axes.transData.transform((x, y))
@@ -275,7 +258,7 @@ def _labels(figure: Figure, axes: Axes, shown: Sequence[Point], xs: Sequence[flo
 
 def _offset(to: Spot, spot: Spot) -> tuple[float, float]:
     """From a point to a place, in typographic points."""
-    return (to[0] - spot[0]) * 72 / _DPI, (to[1] - spot[1]) * 72 / _DPI
+    return (to[0] - spot[0]) * 72 / DPI, (to[1] - spot[1]) * 72 / DPI
 
 
 def _bars(axes: Axes, point: Point, x: float, y: float) -> list[Segment]:
@@ -298,8 +281,3 @@ def _extent(figure: Figure, name: str, font: float) -> tuple[float, float]:
     box = text.get_window_extent()
     text.remove()
     return box.width + 6, box.height + 4
-
-
-def literal(name: str) -> str:
-    """The name, written so that matplotlib does not take it for mathematics."""
-    return name.replace("$", r"\$")

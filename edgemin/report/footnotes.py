@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from edgemin.report.entries import ALL, Entry
 from edgemin.report.fields import Row
 from edgemin.report.fold import Line, Statistic, Study
-from edgemin.report.measures import REFERENCE_TITLES, TORCH, Measure, metric_title, split_title, task_title
+from edgemin.report.measures import REFERENCE_TITLES, TORCH, Measure
+from edgemin.report.noise import Noise
 from edgemin.report.schema import Run
+from edgemin.report.titles import metric_title, split_title, task_title
 
 UNSTABLE = "the spread of the timings is too wide to support a speed-up"
 BESIDE = "measured beside other work on the machine, which was not free within measure.wait_minutes"
@@ -39,7 +41,7 @@ def column_notes(measure: Measure, study: Study, lines: Sequence[Entry]) -> list
     return notes
 
 
-def cell_notes(measure: Measure, line: Line, value: Statistic | None) -> list[str]:
+def cell_notes(measure: Measure, line: Line, value: Statistic | None, noise: Noise) -> list[str]:
     """The footnotes of one number, or of its absence."""
     found = [withheld(measure, run, row) for run, row in zip(line.runs, line.rows, strict=True)]
     notes = [note for note in dict.fromkeys(found) if note]
@@ -47,6 +49,7 @@ def cell_notes(measure: Measure, line: Line, value: Statistic | None) -> list[st
         return notes
     for run, row in zip(line.runs, line.rows, strict=True):
         notes += [note for note in timing_notes(measure, run, row) if note not in notes]
+    notes += noise.doubts(measure, line, value)
     if value.n < len(line.seeds):
         notes.append(f"known for {value.n} of {len(line.seeds)} seeds")
     return notes
@@ -79,41 +82,6 @@ def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:
     if measure.runtime == TORCH and row.findings.quantization is not None:
         notes.append(SIMULATED)
     return notes
-
-
-def same_graph_notes(measures: Sequence[Measure], lines: Sequence[Entry]) -> list[str]:
-    """Names rows that are the same graph; how far their latencies differ all the same is the noise."""
-    timed = [measure for measure in measures if measure.name == "latency_ms" and measure.statistic == "p50"]
-    spreads: dict[tuple[str, ...], float] = {}
-    for measure in timed:
-        for same in _graphs(measure, lines):
-            names = tuple(name for name, _, _ in same)
-            times = [time for _, _, time in same]
-            if len(same) > 1:
-                spreads[names] = max(spreads.get(names, 0.0), max(times) / min(times) - 1)
-    return [
-        f"{_listed(names)} are the same graph by every count: their latencies differ by up to "
-        f"{100 * spread:.1f} %, which is noise: no difference of that size or less is a finding"
-        for names, spread in spreads.items()
-    ]
-
-
-def _graphs(measure: Measure, lines: Sequence[Entry]) -> list[list[tuple[str, Row, float]]]:
-    """The lines of each job by graph: their names, a row, and the mean of the measure."""
-    graphs: list[tuple[tuple[str, ...], list[tuple[str, Row, float]]]] = []
-    for entry in lines:
-        line = entry.line(measure.job_task)
-        value = measure.fold(line) if line is not None else None
-        if line is None or value is None:
-            continue
-        row = line.rows[0]
-        known = (same for labels, same in graphs if labels == entry.labels and _same_graph(measure, same[0][1], row))
-        same = next(known, None)
-        if same is None:
-            same = []
-            graphs.append((entry.labels, same))
-        same.append((entry.name, row, value.mean))
-    return [same for _, same in graphs]
 
 
 def study_notes(measures: Sequence[Measure], study: Study, lines: Sequence[Entry]) -> list[str]:
@@ -172,14 +140,3 @@ def _splits(study: Study) -> list[str]:
     used = dict.fromkeys((run.task.name, run.first_split) for run in study.runs)
     where = [f"{task_title(task)} {split_title(split)}" for task, split in used if task and split]
     return [f"on {', '.join(where)}"] if where else []
-
-
-def _same_graph(measure: Measure, one: Row, other: Row) -> bool:
-    counts = [(row.cost.params, row.cost.params_visible, row.cost.macs) for row in (one, other)]
-    sizes = [measure.cost(row).size_bytes or 0.0 for row in (one, other)]
-    # Between equal graphs the bytes of config.json and structure.json may differ by a few.
-    return None not in counts[0] and counts[0] == counts[1] and abs(sizes[0] - sizes[1]) < 0.005 * max(sizes)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"

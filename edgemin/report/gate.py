@@ -9,8 +9,9 @@ from edgemin.report.entries import entries
 from edgemin.report.fields import Gate, Row
 from edgemin.report.fold import Line, Study
 from edgemin.report.grid import FULL, Column
-from edgemin.report.measures import Measure, metric_word, split_title, task_title
+from edgemin.report.measures import Measure
 from edgemin.report.schema import Run
+from edgemin.report.titles import metric_word, split_title, task_title
 
 MEASURES = (
     Measure(

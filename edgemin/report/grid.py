@@ -47,10 +47,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a text, a folded number, or nothing; and its footnotes."""
+    """One cell: a text, a folded number, or nothing; its footnotes; and from where to where a single number varied."""
 
     value: Statistic | str | None
     marks: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Table:
         for marks in marked:
             anew(marks)
         columns = tuple(replace(column, marks=anew(column.marks)) for column in columns)
-        rows = tuple(tuple(Cell(cell.value, anew(cell.marks)) for cell in row) for row in rows)
+        rows = tuple(tuple(replace(cell, marks=anew(cell.marks)) for cell in row) for row in rows)
         return replace(self, columns=columns, rows=rows, footnotes=letters.listed())
 
     @property
@@ -176,8 +177,16 @@ def decimals(table: Table, place: int) -> int:
     return min(max(column.digits, 1 - math.floor(math.log10(min(sizes)))), column.digits + 3)
 
 
+def shown(cell: Cell, column: Column, digits: int) -> str:
+    """A cell as people read it: its value, and in brackets from where to where it varied."""
+    text = written(cell.value, column, digits)
+    return (
+        text if cell.span is None else f"{text} ({'-'.join(f'{end * column.factor:.{digits}f}' for end in cell.span)})"
+    )
+
+
 def written(value: Statistic | str | None, column: Column, digits: int) -> str:
-    """A cell as people read it: `90.02`, `90.02 ± 0.31`, a text, or a dash for nothing."""
+    """A value as people read it: `90.02`, `90.02 ± 0.31`, a text, or a dash for nothing."""
     if value is None:
         return "-"
     if isinstance(value, str):

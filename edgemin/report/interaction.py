@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from edgemin.report import measures as m
+from edgemin.report.entries import entries
 from edgemin.report.fields import Row
 from edgemin.report.fold import Group, Statistic, Study, statistic
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
 from edgemin.report.measures import Measure
+from edgemin.report.noise import Floor, Noise, within
 from edgemin.report.schema import Run
+from edgemin.report.titles import metric_word
 
 ABLATION = "interaction"
 """The name of `order.ablation` in the run.json of a job that asked for it."""
@@ -103,22 +106,23 @@ def table(study: Study) -> Table | None:
     ]
     rows: list[tuple[Cell, ...]] = []
     sections = []
+    noise = Noise(entries(study))
     for group, known in groups:
         sections += [len(rows)] if rows else []
         footnotes.general += [note for note in _group_notes(group, known) if note not in footnotes.general]
         one, other = _crossed(group)
         for effect in _EFFECTS:
-            numbers = [Cell(_fold(measure, known, effect)) for measure in measures]
+            numbers = [_cell(measure, known, effect, noise, footnotes) for measure in measures]
             name = Cell(effect.name.format(one=one, other=other))
             rows.append((*(Cell(label) for label in group.labels), name, *numbers))
-    footnotes.general.append(_HOW)
+    footnotes.general += [_HOW, *noise.notes(measures)]
     footnotes.general += ["± is the sample standard deviation over seeds"] if study.folded else []
     return Table("interaction", _TITLE, (*leading, *columns), tuple(rows), tuple(sections), footnotes.listed())
 
 
 def sentences(study: Study) -> list[str]:
     """The interaction in one sentence per group of seeds, for below the stage table."""
-    said = []
+    said, noise = [], Noise(entries(study))
     for group in study.groups:
         known = _known(group)
         if not known:
@@ -129,7 +133,8 @@ def sentences(study: Study) -> list[str]:
         for measure in _measures(study):
             value = _fold(measure, known, _INTERACTION)
             if value is not None:
-                (points if measure.is_metric else ratios).append(_words(measure, value, known))
+                words = _words(measure, value, known, noise.floor(measure))
+                (points if measure.is_metric else ratios).append(words)
         labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, group.labels, strict=True))
         parts = [f"(both - only {one}) - (only {other} - neither) is {', '.join(points)}"] if points else []
         parts += [f"what both gain is, of the product of what each gains, {', '.join(ratios)}"] if ratios else []
@@ -185,14 +190,22 @@ def _fold(measure: Measure, known: Sequence[tuple[Run, Cells]], effect: _Effect)
     return statistic(form(*four) for four in _values(measure, known))
 
 
-def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Cells]]) -> str:
+def _cell(
+    measure: Measure, known: Sequence[tuple[Run, Cells]], effect: _Effect, noise: Noise, footnotes: Footnotes
+) -> Cell:
+    value = _fold(measure, known, effect)
+    return Cell(value, footnotes.mark(within(noise.floor(measure), value) if value is not None else []))
+
+
+def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Cells]], floor: Floor | None) -> str:
     column = _column(measure)
     if measure.is_metric:
         sign = "+" if value.mean > 0 else ""
-        return f"{sign}{written(value, column, 2)} points of {m.metric_word(measure.name)}"
+        return f"{sign}{written(value, column, 2)} points of {metric_word(measure.name)}"
     weak = _timing(measure, known)
     words = {UNSTABLE: "unstable", BESIDE: "beside other work", SIMULATED: "simulated"}
     caution = [word for note, word in words.items() if note in weak]
+    caution += ["within the noise floor"] if within(floor, value) else []
     remark = f" ({', '.join(caution)})" if caution else ""
     return f"{written(value, column, 2)} x {column.title.lower()}{remark}"
 

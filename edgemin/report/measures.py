@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from edgemin.report.fields import Latency, Row, Runtime
 from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Column
 from edgemin.report.schema import Run
+from edgemin.report.titles import metric_column, metric_title, split_title, task_title
 
 MIB = 2.0**-20
 TORCH = "torch"
@@ -19,27 +21,12 @@ FORMS = {"padded": "padded", "task": "own length"}
 REFERENCES = ("teacher", "student")
 REFERENCE_TITLES = {"teacher": "teacher", "student": "student baseline", "parent": "the row it was made from"}
 
-_TASK_TITLES = {
-    "sst2": "SST-2",
-    "mnli": "MNLI",
-    "qqp": "QQP",
-    "cola": "CoLA",
-    "mrpc": "MRPC",
-    "qnli": "QNLI",
-    "rte": "RTE",
-    "stsb": "STS-B",
-    "wnli": "WNLI",
-}
-_METRIC_TITLES = {
-    "accuracy": ("Accuracy", "%"),
-    "f1": ("F1", "%"),
-    "macro_f1": ("Macro-F1", "%"),
-    "micro_f1": ("Micro-F1", "%"),
-    "matthews": ("Matthews", "x100"),
-    "pearson": ("Pearson", "x100"),
-    "spearman": ("Spearman", "x100"),
-}
 _NOT_METRICS = ("loss", "n")
+
+
+def quantile(values: Sequence[float], tenths: int) -> float:
+    """So many tenths of the values lie below it."""
+    return statistics.quantiles(values, n=10, method="inclusive")[tenths - 1] if len(values) > 1 else values[0]
 
 
 @dataclass(frozen=True)
@@ -47,12 +34,12 @@ class Measure:
     """A number of a row: which one it is, and how it is displayed.
 
     Args:
-        part: what part of a row holds it.
+        part: what part of a row holds it; `less`: the cost, as the share of the reference's that it saves.
         name: its field there, such as `accuracy`, `size_bytes`, `latency_ms` or `speed_up`.
         column: how it is displayed.
         runtime: the runtime it was found in; None where it does not depend on one.
         form: of timings, what was timed: a key of `FORMS`.
-        statistic: of timings, `p50`, `mean`, `n` ...
+        statistic: of timings, `p50`, `mean`, `n` ...; of a speed-up, `p10` or `p90` of the ratios over rounds.
         reference: what a difference or a ratio is formed against: a key of `REFERENCE_TITLES`.
         task: the task of a metric; None: the job's own.
         split: the split of a metric; None: the job's first.
@@ -61,7 +48,7 @@ class Measure:
         note: a footnote on the column.
     """
 
-    part: Literal["metrics", "cost", "delta", "gate"]
+    part: Literal["metrics", "cost", "delta", "gate", "less"]
     name: str
     column: Column
     runtime: str | None = None
@@ -95,6 +82,8 @@ class Measure:
             return None
         if self.is_metric:
             return row.score(self.task or run.task.name, self.split or run.first_split, self.name, self.runtime)
+        if self.part == "less" or (self.name == "speed_up" and self.statistic is not None):
+            return self._against(run.reference(self.reference or "", row), row)
         place: Any = getattr(row, self.part)
         if self.reference is not None:
             place = getattr(place, self.reference)
@@ -104,6 +93,16 @@ class Measure:
             if name is not None and place is not None:
                 place = getattr(place, name)
         return None if place is None else float(place)
+
+    def _against(self, reference: Row | None, row: Row) -> float | None:
+        """What run.json has no field for, as it follows from the costs of both rows."""
+        if reference is None:
+            return None
+        if self.part == "less":
+            own, theirs = (getattr(self.cost(one), self.name) for one in (row, reference))
+            return 1 - own / theirs if own is not None and theirs is not None and theirs > 0 else None
+        ratios = self.timing(reference).over(self.timing(row))
+        return quantile(ratios, 1 if self.statistic == "p10" else 9) if ratios else None
 
     def cost(self, row: Row) -> Runtime:
         """What a row costs in the runtime of this measure."""
@@ -126,34 +125,6 @@ class Measure:
                 if len({other.artifact if other is not None else None for other in others}) > 1:
                     return None
         return line.fold(self.read)
-
-
-def task_title(task: str) -> str:
-    """A task's name as papers print it."""
-    return _TASK_TITLES.get(task, task)
-
-
-def metric_title(metric: str) -> str:
-    """A metric's name as papers print it."""
-    return _METRIC_TITLES.get(metric, (metric, ""))[0]
-
-
-def metric_word(metric: str) -> str:
-    """A metric's name inside a sentence: all but the accuracy are proper names."""
-    return metric if metric == "accuracy" else metric_title(metric)
-
-
-def split_title(split: str) -> str:
-    """A split's name without what all validation splits share."""
-    return split.removeprefix("validation_")
-
-
-def metric_column(metric: str, key: str, title: str, level: int) -> Column:
-    """The column of a metric: a fraction in CSV, times a hundred on the page."""
-    known, unit = _METRIC_TITLES.get(metric, (metric, ""))
-    suffix = "_fraction" if unit == "%" else ""
-    factor, digits = (100.0, 2) if unit else (1.0, 4)
-    return Column(key + suffix, title or known, unit, factor, digits, level=level)
 
 
 def primary_metrics(study: Study) -> list[Measure]:
@@ -209,11 +180,23 @@ def _in_torch(name: str, title: str, unit: str, factor: float, digits: int, **mo
 SIZE = _in_torch("size_bytes", "Size", "MiB", MIB, 2, fine=True, exact=True, level=CORE)
 PEAK_MEMORY = _in_torch("peak_memory_bytes", "Peak memory", "MiB", MIB, 0, level=PAGE)
 ENERGY = _in_torch("energy_mj", "Energy", "mJ", 1.0, 1, fine=True, level=PAGE)
+MODEL_MEMORY = _in_torch("model_memory_bytes", "Model memory", "MiB", MIB, 0)
 DETAILS = (
     _in_torch("runtime_memory_bytes", "Runtime memory", "MiB", MIB, 0),
-    _in_torch("model_memory_bytes", "Model memory", "MiB", MIB, 0),
+    MODEL_MEMORY,
     _in_torch("power_w", "Power", "W", 1.0, 1),
     _in_torch("threads", "Threads", "", 1.0, 0, exact=True),
+)
+
+
+COLD_START = tuple(
+    replace(
+        _in_torch("cold_start_ms", f"Cold start, {title}", "ms", 1.0, 0, level=FULL),
+        column=Column(f"cold_start_{part}_ms", f"Cold start, {title}", "ms", 1.0, 0, level=FULL),
+        statistic=part,
+        note="in a fresh process, the runtime's library imported and the files in memory",
+    )
+    for part, title in (("load", "load"), ("first_answer", "first answer"))
 )
 
 
@@ -240,11 +223,31 @@ def ratio(kind: str, reference: str, level: int) -> Measure:
     return Measure("delta", f"{kind}_ratio", column, TORCH if kind == "compression" else None, reference=reference)
 
 
-def speed_up(form: str, reference: str, level: int) -> Measure:
-    """The reference's median latency divided by the row's own."""
-    title = f"Speed-up vs {reference}, {FORMS[form]}"
-    column = Column(f"speed_up_{form}_to_{reference}", title, "x", 1.0, 2, level=level)
-    return Measure("delta", "speed_up", column, TORCH, form, reference=reference)
+def speed_up(form: str, reference: str, level: int, statistic: str | None = None) -> Measure:
+    """The reference's median latency divided by the row's own; or `p10` or `p90` of that ratio over the rounds."""
+    title, key = f"Speed-up vs {reference}, {FORMS[form]}", f"speed_up_{form}_to_{reference}"
+    if statistic is not None:
+        title, key = f"{title}, {statistic}", f"{key}_{statistic}"
+    return Measure(
+        "delta", "speed_up", Column(key, title, "x", 1.0, 2, level=level), TORCH, form, statistic, reference=reference
+    )
+
+
+def speed_ups_over_rounds(references: Sequence[str] = REFERENCES) -> list[Measure]:
+    """The p10 and the p90 over rounds of every speed-up, for CSV only."""
+    return [
+        speed_up(form, reference, FULL, statistic)
+        for reference in references
+        for form in FORMS
+        for statistic in ("p10", "p90")
+    ]
+
+
+def less(of: Measure, level: int, reference: str = "teacher") -> Measure:
+    """How much less of a cost a row needs, as a share of the reference's in the same runtime."""
+    stem, title = of.name.rpartition("_")[0], of.column.title.removeprefix("Model ").lower()
+    column = Column(f"{stem}_less_than_{reference}_fraction", f"Less {title} than {reference}", "%", 100.0, 1)
+    return replace(of, part="less", column=replace(column, level=level), reference=reference)
 
 
 def retained(reference: str, level: int) -> Measure:

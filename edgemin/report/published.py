@@ -14,9 +14,12 @@ from edgemin.report import measures as m
 from edgemin.report.entries import Entry, entries
 from edgemin.report.fields import Row
 from edgemin.report.fold import Statistic, Study
+from edgemin.report.footnotes import cell_notes
 from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table
 from edgemin.report.measures import Measure
+from edgemin.report.noise import Noise
 from edgemin.report.schema import Run
+from edgemin.report.titles import task_title
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Published:
         source: where they come from.
         rows: `{row name: {(measure, task or None): figure}}`.
         notes: what holds for all of them.
+        runtimes: in which of our runtimes latencies and speed-ups are set beside the published ones.
         document: the file's content, which all of this was read from.
     """
 
     source: str
     rows: Mapping[str, Mapping[tuple[str, str | None], Figure]]
     notes: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = (m.TORCH,)
     document: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -66,10 +71,11 @@ _MEASURES: Mapping[str, tuple[bool, Measure]] = {
 def read(path: Path) -> Published:
     """Reads published.yaml.
 
-    Its keys: `source` (a text), `notes` (a list of texts, optional), and `rows`, where each row name holds
-    measures. `params_visible_m`, `params_m`, `size_mib` and `flops_g` hold a number; `accuracy_percent`,
-    `f1_percent`, `latency_ms` and `speed_up_to_student` hold a number per task. In the place of a number may
-    stand null (the publication has a placeholder), or `{value: ..., note: ...}`.
+    Its keys: `source` (a text), `notes` (a list of texts, optional), `runtimes` (in which of ours latencies and
+    speed-ups stand beside the published ones; torch by default), and `rows`, where each row name holds measures.
+    `params_visible_m`, `params_m`, `size_mib` and `flops_g` hold a number; `accuracy_percent`, `f1_percent`,
+    `latency_ms` and `speed_up_to_student` hold a number per task. In the place of a number may stand null (the
+    publication has a placeholder), or `{value: ..., note: ...}`.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -85,14 +91,20 @@ def read(path: Path) -> Published:
         raise UserError(f"{path}: expected YAML, given {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not isinstance(data.get("rows"), dict):
         raise UserError(f"{path}: rows: expected an object of row names, given {type(data).__name__}")
-    unknown = set(data) - {"source", "notes", "rows"}
+    unknown = set(data) - {"source", "notes", "runtimes", "rows"}
     if unknown:
-        raise UserError(f"{path}: expected source, notes and rows, given {', '.join(sorted(map(str, unknown)))}")
-    notes = data.get("notes") or []
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise UserError(f"{path}: notes: expected a list of texts, given {notes!r}")
+        given = ", ".join(sorted(map(str, unknown)))
+        raise UserError(f"{path}: expected source, notes, runtimes and rows, given {given}")
+    notes, runtimes = (_texts(path, data, key) for key in ("notes", "runtimes"))
     rows = {str(name): _row(path, str(name), row) for name, row in data["rows"].items()}
-    return Published(str(data.get("source", path)), rows, tuple(notes), data)
+    return Published(str(data.get("source", path)), rows, notes, tuple(dict.fromkeys(runtimes)) or (m.TORCH,), data)
+
+
+def _texts(path: Path, data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    texts = data.get(key) or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path}: {key}: expected a list of texts, given {texts!r}")
+    return tuple(texts)
 
 
 def _row(path: Path, name: str, row: Any) -> dict[tuple[str, str | None], Figure]:
@@ -136,10 +148,20 @@ def compare(study: Study, published: Published) -> Table | None:
     keys = dict.fromkeys(key for row in published.rows.values() for key in row)
     footnotes = Footnotes(general=[f"published: {published.source}", *published.notes])
     blocks = [
-        block for kind in _MEASURES for key in keys if key[0] == kind and (block := _block(key, lines, published))
+        block
+        for kind in _MEASURES
+        for key in keys
+        for measure in _ours_of(kind, published)
+        if key[0] == kind and (block := _block(key, measure, lines, published))
     ]
     if not blocks:
         return None
+    known = {
+        name for entry in lines for line in entry.lines.values() for row in line.rows for name in row.cost.runtimes
+    }
+    missing = [name for name in published.runtimes if name not in known]
+    footnotes.general += [f"not measured in {' and '.join(missing)}"] if missing else []
+    noise = Noise(entries(study))
     leading = [Column(key, key, level=CORE, text=True) for key in study.keys]
     columns = [*leading, Column("name", "Model", level=CORE, text=True)]
     columns += [column for block in blocks for column in block.columns]
@@ -148,10 +170,12 @@ def compare(study: Study, published: Published) -> Table | None:
         cells = [*(Cell(label) for label in entry.labels), Cell(entry.name)]
         for block in blocks:
             figure, ours, difference = block.cells[number]
+            line = entry.line(None)
+            notes = cell_notes(block.measure, line, ours, noise) if line is not None and ours is not None else []
             theirs = None if figure.value is None else Statistic(figure.value, None, 1)
             cells += [
                 Cell(theirs, footnotes.mark([figure.note] if figure.note else [])),
-                Cell(ours),
+                Cell(ours, footnotes.mark(notes)),
                 Cell(difference),
             ]
         rows.append(tuple(cells))
@@ -164,13 +188,26 @@ def compare(study: Study, published: Published) -> Table | None:
 class _Block:
     """Three columns of one measure: published, ours, the difference."""
 
+    measure: Measure
     columns: tuple[Column, Column, Column]
     cells: list[tuple[Figure, Statistic | None, Statistic | None]]
 
 
-def _block(key: tuple[str, str | None], lines: list[Entry], published: Published) -> _Block | None:
-    kind, task = key
+def _ours_of(kind: str, published: Published) -> list[Measure]:
+    """Our measure of a published one, in each runtime that was asked for; named where it is not torch alone."""
     measure = _MEASURES[kind][1]
+    if measure.form is None or published.runtimes == (m.TORCH,):
+        return [measure]
+    return [_named(m.in_runtime(measure, name), name) for name in published.runtimes]
+
+
+def _named(measure: Measure, runtime: str) -> Measure:
+    column = measure.column
+    return replace(measure, column=replace(column, key=f"{column.key}_{runtime}", title=f"{column.title}, {runtime}"))
+
+
+def _block(key: tuple[str, str | None], measure: Measure, lines: list[Entry], published: Published) -> _Block | None:
+    kind, task = key
     cells = []
     for entry in lines:
         figure = published.rows[entry.name].get(key, Figure(None))
@@ -180,8 +217,9 @@ def _block(key: tuple[str, str | None], lines: list[Entry], published: Published
     if not any(value is not None for _, value, _ in cells):
         return None
     raw = measure.column
-    title = f"{m.task_title(task)} {raw.title}" if task else raw.title
-    name = f"{kind}_{task}" if task else kind
+    title = f"{task_title(task)} {raw.title}" if task else raw.title
+    suffix = f"_{measure.runtime}" if raw.key != _MEASURES[kind][1].column.key else ""
+    name = (f"{kind}_{task}" if task else kind) + suffix
     exact = raw.exact
     theirs = Column(f"{name}_published", f"{title}, published", raw.unit, 1.0, raw.digits, level=CORE, group=name)
     shown = replace(
@@ -190,7 +228,7 @@ def _block(key: tuple[str, str | None], lines: list[Entry], published: Published
     unit = "pp" if measure.is_metric else "%"
     less = Column(f"{name}_difference_{unit.replace('%', 'percent')}", f"{title}, difference", unit)
     less = replace(less, exact=exact, level=CORE if any(cell[2] for cell in cells) else FULL, group=name)
-    return _Block((theirs, shown, less), cells)
+    return _Block(measure, (theirs, shown, less), cells)
 
 
 def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> float | None:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from edgemin.plain_text import csv_cell, printable
 from edgemin.report.fold import Statistic
-from edgemin.report.grid import CORE, MAIN, Cell, Column, Table, decimals, written
+from edgemin.report.grid import CORE, MAIN, Cell, Column, Table, decimals, shown
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -63,9 +63,9 @@ def markdown(table: Table) -> str:
         lines += ["", "| " + " | ".join(cell(_heading(column), column.marks) for column in columns) + " |"]
         lines.append("|" + "|".join(" :--- " if column.text else " ---: " for column in columns) + "|")
         for row in table.rows:
-            texts = (written(row[place].value, table.columns[place], digits[place]) for place in places)
-            shown = [cell(text, row[place].marks) for text, place in zip(texts, places, strict=True)]
-            lines.append("| " + " | ".join(shown) + " |")
+            texts = (shown(row[place], table.columns[place], digits[place]) for place in places)
+            cells = [cell(text, row[place].marks) for text, place in zip(texts, places, strict=True)]
+            lines.append("| " + " | ".join(cells) + " |")
     for mark, note in table.footnotes:
         lines += ["", (f"<sup>{mark}</sup> " if mark else "") + escape_markdown(note)]
     return "\n".join(lines) + "\n"
@@ -139,7 +139,7 @@ def _tabular(table: Table, places: Sequence[int]) -> list[str]:
 
     def cell(row: Sequence[Cell], place: int) -> str:
         marks = row[place].marks
-        text = escape_latex(written(row[place].value, table.columns[place], decimals(table, place)))
+        text = escape_latex(shown(row[place], table.columns[place], decimals(table, place)))
         return text + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")
 
     def line(cells: Sequence[str]) -> str:
@@ -177,16 +177,16 @@ def terminal(table: Table, file: TextIO | None = None) -> None:
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     ascii_only = "utf" not in console.encoding.lower()
     full = table.upto(MAIN)
-    shown, drawn = full, _drawn(full, ascii_only)
+    fitted, drawn = full, _drawn(full, ascii_only)
     told = os.environ.get("COLUMNS", "").isdecimal()  # rich takes it as the width, and 0 where it says nothing
     if (console.file.isatty() or told) and console.width > 0:
-        shown, drawn = _fitting(full, ascii_only, console)
+        fitted, drawn = _fitting(full, ascii_only, console)
     console.width = max(console.width, _width(console, drawn))
     console.print(Text(_plain(table.title, ascii_only), style="bold"), soft_wrap=True)
     console.print(drawn)
-    for mark, note in shown.footnotes:
+    for mark, note in fitted.footnotes:
         console.print(Text(_plain(f"[{mark}] {note}" if mark else note, ascii_only)), soft_wrap=True)
-    left_out = [column.title for column in full.columns if column.key not in {one.key for one in shown.columns}]
+    left_out = [column.title for column in full.columns if column.key not in {one.key for one in fitted.columns}]
     if left_out:
         console.print(Text(f"Left out for lack of width: {', '.join(left_out)}"), soft_wrap=True)
 
@@ -245,7 +245,7 @@ def _drawn(table: Table, ascii_only: bool, heading: int = _HEADING, names: int |
             drawn.add_section()
         cells = []
         for cell, column, places in zip(row, table.columns, digits, strict=True):
-            text = written(cell.value, column, places) + (f" [{','.join(cell.marks)}]" if cell.marks else "")
+            text = shown(cell, column, places) + (f" [{','.join(cell.marks)}]" if cell.marks else "")
             text = _plain(text, ascii_only)
             cells.append(Text("\n".join(_broken(text, names)) if column.text else text))
         drawn.add_row(*cells)

@@ -83,10 +83,14 @@ class Run(Content):
         return "default" if value is None else str(value)
 
     def reference(self, name: str, row: Row) -> Row | None:
-        """What a row is compared with: its `parent`, or the first row of the model `teacher` or `student`."""
+        """What a row is compared with: its `parent`, or the first row of the model `teacher` or `student`.
+
+        A row that was measured on another device is compared with rows of that device.
+        """
+        rows = (other for other in self.rows if other.device == row.device)
         if name == "parent":
-            return next((other for other in self.rows if other.name == row.made_from), None)
-        return next((other for other in self.rows if other.model == name), None)
+            return next((other for other in rows if other.name == row.made_from), None)
+        return next((other for other in rows if other.model == name), None)
 
     def score(self, row: Row) -> float | None:
         """A row's primary metric on the first split."""
@@ -104,19 +108,31 @@ def read(path: Path | str) -> Run:
     """
     file = Path(path)
     file = file / FILE if file.is_dir() else file
+    return parse(file, load(file, "a job's run.json"))
+
+
+def load(file: Path, what: str) -> Any:
+    """Reads a JSON file, with all texts as lines that no terminal acts on.
+
+    Args:
+        file: the file.
+        what: what is expected there.
+
+    Raises:
+        UserError: there is no such file, or it is not JSON.
+    """
     try:
-        content = _printable(json.loads(file.read_text(encoding="utf-8")))
+        return _printable(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{file}: expected a job's run.json, given a path that does not exist") from None
+        raise UserError(f"{file}: expected {what}, given a path that does not exist") from None
     except OSError as error:
         raise UserError(f"{file}: expected a readable file, given {error.strerror}") from None
     except RecursionError:
-        raise UserError(f"{file}: expected a job's run.json, given JSON that is nested too deeply") from None
+        raise UserError(f"{file}: expected {what}, given JSON that is nested too deeply") from None
     except ValueError as error:
         raise UserError(
             f"{file}: expected JSON, given a corrupt or incomplete file ({printable(str(error))})"
         ) from None
-    return parse(file, content)
 
 
 def parse(file: Path, data: Any) -> Run:
@@ -137,7 +153,7 @@ def parse(file: Path, data: Any) -> Run:
     try:
         run = Run.model_validate({**data, "file": file})
     except ValidationError as found:
-        raise UserError(f"{file}: {_wrong(found)}") from None
+        raise UserError(f"{file}: {wrong(found)}") from None
     seen: Counter[str] = Counter()
     rows = []
     for row in run.rows:
@@ -156,7 +172,7 @@ def _printable(value: Any) -> Any:
     return [_printable(one) for one in value] if isinstance(value, list) else value
 
 
-def _wrong(found: ValidationError) -> str:
+def wrong(found: ValidationError) -> str:
     """The first field that is not as it must be: where it is, what was expected, what was given."""
     error = found.errors(include_url=False)[0]
     if error["type"] == "value_error":

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from edgemin.report.figures import Drawing, literal, saved, style
+from edgemin.report.drawing import Drawing, literal, saved, style
 from edgemin.report.fold import Study
 from edgemin.report.sensitivity import Layer, Sensitivity, found
 

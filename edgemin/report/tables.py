@@ -5,26 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgemin.report import interaction, runtimes, sensitivity
+from edgemin.report import batches, interaction, profile, runtimes, sensitivity
 from edgemin.report import measures as m
 from edgemin.report.entries import Entry, entries, side_by_side
 from edgemin.report.fold import Study
-from edgemin.report.footnotes import cell_notes, column_notes, same_graph_notes, study_notes
+from edgemin.report.footnotes import cell_notes, column_notes, study_notes
 from edgemin.report.gate import MEASURES as GATE
 from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
 from edgemin.report.measures import Measure
+from edgemin.report.noise import Noise
+from edgemin.report.titles import metric_column, metric_title, split_title, task_title
 
 
-def tables(study: Study) -> list[Table]:
-    """All tables that the study has numbers for, the stage table first."""
+def tables(study: Study, with_devices: Study | None = None) -> list[Table]:
+    """All tables that the study has numbers for, the stage table first.
+
+    Args:
+        study: the jobs.
+        with_devices: the same with the rows that were measured on other devices too, for the tables of runtimes.
+    """
+    wider = with_devices or study
     built = (
         stage_table(study),
         accuracy(study),
         latency(study),
         size(study),
         operations(study),
-        runtimes.table(study),
+        runtimes.table(wider),
+        batches.table(wider),
+        profile.table(study),
         interaction.table(study),
         sensitivity.table(study),
     )
@@ -54,10 +64,13 @@ def stage_table(study: Study) -> Table | None:
         m.VISIBLE,
         m.PEAK_MEMORY,
         m.ENERGY,
+        m.less(m.MODEL_MEMORY, PAGE),
+        m.less(m.ENERGY, PAGE),
         m.throughput("padded", PAGE),
         m.throughput("task", PAGE),
         *(m.speed_up("task", reference, PAGE) for reference in m.REFERENCES),
-        *m.full([m.MACS, *m.DETAILS]),
+        *m.full([m.MACS, m.less(m.PEAK_MEMORY, FULL), *m.DETAILS, *m.COLD_START]),
+        *m.speed_ups_over_rounds(),
     ]
     for reference in (*m.REFERENCES, "parent"):
         measures += [m.difference(reference, FULL), m.ratio("params", reference, FULL)]
@@ -94,10 +107,10 @@ def _score(
 ) -> Measure:
     """The column of one metric; `source` is the task the models were trained for where that is another."""
     level = CORE if metric == primary.get(task, "accuracy") else MAIN
-    title = f"{m.task_title(task)} {m.split_title(split)} {m.metric_title(metric)}".replace(" validation ", " ")
+    title = f"{task_title(task)} {split_title(split)} {metric_title(metric)}".replace(" validation ", " ")
     key = f"{task}_{split}_{metric}" + (f"_zero_shot_from_{source}" if source else "")
     note = (
-        f"zero-shot: the model trained on {m.task_title(source)} scored on {m.task_title(task)}, "
+        f"zero-shot: the model trained on {task_title(source)} scored on {task_title(task)}, "
         "label spaces mapped by index"
         if source
         else ""
@@ -105,7 +118,7 @@ def _score(
     return Measure(
         "metrics",
         metric,
-        m.metric_column(metric, key, title, level),
+        metric_column(metric, key, title, level),
         task=task,
         split=split,
         transfer=source is not None,
@@ -128,6 +141,7 @@ def latency(study: Study) -> Table | None:
                 m.latency(form, "p90", PAGE),
                 *(m.latency(form, name, FULL) for name in ("p10", "p95", "mean", "n")),
                 *(m.speed_up(form, reference, level) for reference in m.REFERENCES),
+                *(m.speed_up(form, reference, FULL, name) for reference in m.REFERENCES for name in ("p10", "p90")),
                 m.throughput(form, PAGE),
             ]
             measures += [m.for_task(measure, task, several) for measure in own]
@@ -178,8 +192,9 @@ def _table(
         for measure in measures
         if (line := entry.line(measure.job_task)) is not None
     }
+    noise = Noise(lines)
     notes = {
-        (number, measure.column.key): cell_notes(measure, line, folds[number, measure.column.key])
+        (number, measure.column.key): cell_notes(measure, line, folds[number, measure.column.key], noise)
         for number, entry in enumerate(lines)
         for measure in measures
         if (line := entry.line(measure.job_task)) is not None
@@ -202,7 +217,7 @@ def _table(
             place = (number, measure.column.key)
             cells.append(Cell(folds.get(place), footnotes.mark(notes.get(place, []))))
         rows.append(tuple(cells))
-    footnotes.general += same_graph_notes(shown, lines) + study_notes(shown, study, lines)
+    footnotes.general += noise.notes(shown) + study_notes(shown, study, lines)
     sections = tuple(number for number in range(1, len(lines)) if lines[number].labels != lines[number - 1].labels)
     return Table(name, title, (*leading, *columns), tuple(rows), sections, footnotes.listed())
 

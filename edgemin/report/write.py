@@ -10,22 +10,25 @@ from edgemin.errors import UserError
 from edgemin.plain_text import printable
 from edgemin.report import published as literature
 from edgemin.report.bits_figure import bits_figures
+from edgemin.report.devices import Measured, merged
 from edgemin.report.figures import figures
 from edgemin.report.fold import Study, fold
 from edgemin.report.grid import Table
 from edgemin.report.order_figure import pipeline
 from edgemin.report.page import failed_jobs, page
 from edgemin.report.render import FORMATS, terminal
+from edgemin.report.runtimes_figure import latencies
 from edgemin.report.schema import Run, find, read
 from edgemin.report.sensitivity_figure import sensitivities
 from edgemin.report.tables import tables
 
 
-def write_job(run_dir: Path | str) -> dict[str, Path]:
+def write_job(run_dir: Path | str, devices: Sequence[Measured] = ()) -> dict[str, Path]:
     """Writes the tables, figures and page of one job beside its run.json.
 
     Args:
         run_dir: the job's directory.
+        devices: what was measured on other devices; those of artifacts that the job does not have are left to others.
 
     Returns:
         The files written, by their path relative to the directory: `tables/stages.md`, `report.md` ...
@@ -34,15 +37,17 @@ def write_job(run_dir: Path | str) -> dict[str, Path]:
         UserError: its run.json, or the published figures it names, cannot be used.
     """
     run = read(Path(run_dir))
-    return _write(Path(run_dir), [run], [])
+    own = {row.artifact for row in run.rows}
+    return _write(Path(run_dir), [run], [], devices=[one for one in devices if one.content.artifact in own])
 
 
-def write_study(study_dir: Path | str, failed: Sequence[str] = ()) -> dict[str, Path]:
+def write_study(study_dir: Path | str, failed: Sequence[str] = (), devices: Sequence[Measured] = ()) -> dict[str, Path]:
     """Writes the tables, figures and page over all jobs below a directory.
 
     Args:
         study_dir: the sweep's directory.
         failed: a line for each job that failed or is missing, for the page.
+        devices: what was measured on other devices.
 
     Returns:
         The files written, by their path relative to the directory.
@@ -53,23 +58,31 @@ def write_study(study_dir: Path | str, failed: Sequence[str] = ()) -> dict[str, 
     top = Path(study_dir)
     files = find(top)
     jobs = [file.parent for file in files if file.parent != top]
-    return _write(top, [read(file) for file in files], jobs, failed)
+    return _write(top, [read(file) for file in files], jobs, failed, devices)
 
 
-def rebuild(directory: Path | str) -> dict[str, Path]:
+def rebuild(directory: Path | str, devices: Sequence[Measured] = ()) -> dict[str, Path]:
     """Writes everything again: each job's, and the study's where the directory is not itself a job's.
+
+    Args:
+        directory: the job's or the study's.
+        devices: what was measured on other devices.
 
     Returns:
         The files written, by their path relative to the directory.
+
+    Raises:
+        UserError: a run.json cannot be used, or a device's artifact is in none.
     """
     top = Path(directory)
     files = find(top)
+    merged([read(file) for file in files], devices)  # refused before anything is written
     written: dict[str, Path] = {}
     for file in files:
         job = file.parent.relative_to(top)
-        written |= {(job / name).as_posix(): path for name, path in write_job(file.parent).items()}
+        written |= {(job / name).as_posix(): path for name, path in write_job(file.parent, devices).items()}
     if files[0].parent != top:
-        written |= write_study(top)
+        written |= write_study(top, devices=devices)
     return written
 
 
@@ -86,35 +99,41 @@ def print_job(run_dir: Path | str, file: TextIO | None = None) -> None:
     _print([read(Path(run_dir))], file)
 
 
-def print_study(study_dir: Path | str, file: TextIO | None = None, failed: Sequence[str] = ()) -> None:
+def print_study(
+    study_dir: Path | str,
+    file: TextIO | None = None,
+    failed: Sequence[str] = (),
+    devices: Sequence[Measured] = (),
+) -> None:
     """Prints the main tables over all jobs below a directory.
 
     Args:
         study_dir: the sweep's directory.
         file: where to; standard output by default.
         failed: a line for each job that failed or is missing, to be printed below the tables.
+        devices: what was measured on other devices.
     """
     runs = [read(path) for path in find(study_dir)]
-    _print(runs, file)
+    _print(runs, file, devices)
     if failed:
         said = [f"{failed_jobs(len(runs), failed)}:", *(f"  {printable(line)}" for line in failed)]
         print("\n".join(said), file=file)
 
 
-def _print(runs: Sequence[Run], file: TextIO | None) -> None:
+def _print(runs: Sequence[Run], file: TextIO | None, devices: Sequence[Measured] = ()) -> None:
     study = fold(runs)
-    built, remarks = _tables(study)
+    built, remarks = _tables(study, fold(merged(runs, devices)))
     main = ("stages",) if study.tasks else ("table3_size", "table4_flops")
     for table in built:
-        if table.name in (*main, "runtimes", "published"):
+        if table.name in (*main, "runtimes", "grid", "profile", "published"):
             terminal(table, file)
     for remark in remarks:
         print(remark, file=file)
 
 
-def _tables(study: Study) -> tuple[list[Table], list[str]]:
+def _tables(study: Study, with_devices: Study) -> tuple[list[Table], list[str]]:
     """The tables, the published figures beside ours last; and why these are missing where they are."""
-    built = tables(study)
+    built = tables(study, with_devices)
     names = [*dict.fromkeys(run.published for run in study.runs if run.published)]
     if not names:
         return built, []
@@ -137,13 +156,20 @@ def _locate(name: str, runs: Sequence[Run]) -> Path | None:
     return next((path for path in (Path(name), *above) if path.is_file()), None)
 
 
-def _write(top: Path, runs: Sequence[Run], jobs: Sequence[Path], failed: Sequence[str] = ()) -> dict[str, Path]:
+def _write(
+    top: Path,
+    runs: Sequence[Run],
+    jobs: Sequence[Path],
+    failed: Sequence[str] = (),
+    devices: Sequence[Measured] = (),
+) -> dict[str, Path]:
     if not any(run.rows for run in runs):
         raise UserError(f"{runs[0].file}: rows: expected at least one row, given none")
     study = fold(runs)
-    built, remarks = _tables(study)
+    with_devices = fold(merged(runs, devices))
+    built, remarks = _tables(study, with_devices)
     drawn, skipped = figures(study)
-    drawn += bits_figures(study) + sensitivities(study)
+    drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study)
     contents: dict[str, bytes] = {}
     for table in built:
         for suffix, form in FORMATS.items():

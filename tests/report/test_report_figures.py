@@ -13,7 +13,7 @@ import run_json
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from edgemin.report import figures, labels, measures, order_figure, write
+from edgemin.report import drawing, figures, labels, measures, order_figure, write
 from edgemin.report.fold import Study, fold
 from edgemin.report.grid import CORE
 from edgemin.report.points import Point, points
@@ -40,9 +40,9 @@ def sweep() -> list[dict[str, Any]]:
 
 
 def drawn(shown: list[Point]) -> Figure:
-    with figures.style():
+    with drawing.style():
         figure = figures.draw(shown, "T", "Accuracy (%)", measures.SIZE)
-        figures.saved(figure, "png")
+        drawing.saved(figure, "png")
     return figure
 
 

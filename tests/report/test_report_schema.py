@@ -103,6 +103,24 @@ def test_a_value_of_another_kind_is_refused_by_its_place(tmp_path: Path, path: s
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("latency_ms", {"padded": {"rounds": [0]}}, ".padded.rounds[0]: expected a number above 1e-12, given 0"),
+        ("grid", [{"batch": 0, "length": 16}], "[0].batch: expected a whole number of at least 1, given 0"),
+        ("grid", [{"batch": 1}], "[0].length: expected a whole number, given nothing"),
+        ("cold_start_ms", 5, ": expected an object, given a whole number"),
+        ("profile", {"operators": [{}]}, ".operators[0].name: expected a text, given nothing"),
+    ],
+)
+def test_what_a_runtime_measured_is_checked_too(tmp_path: Path, key: str, value: Any, expected: str) -> None:
+    data = run_json.run()
+    run_json.in_torch(data["rows"][1])[key] = value
+    with pytest.raises(UserError) as caught:
+        schema.read(run_json.save(tmp_path, data))
+    assert str(caught.value) == f"{tmp_path / 'run.json'}: rows[1].cost.runtimes.torch.{key}{expected}"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         '{"schema": ' + "[" * 100_000 + "]" * 100_000 + "}",
@@ -203,8 +221,8 @@ def test_overrides_are_read_with_their_signs_and_quotes_removed(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["studdy=x"], "error: expected study=<directory>, given studdy=x (see --help)"),
-        (["x"], "error: expected study=<directory>, given x (see --help)"),
+        (["studdy=x"], "error: expected study=<directory> or devices=<files>, given studdy=x (see --help)"),
+        (["x"], "error: expected study=<directory> or devices=<files>, given x (see --help)"),
         ([], "error: study: expected a directory, given nothing (see --help)"),
         (["study="], "error: study: expected a directory, given nothing (see --help)"),
         (["study=a", "study=b"], "error: study: expected one directory, given a and b (see --help)"),

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from report_tables import notes, study
 
 from edgemin.errors import UserError
-from edgemin.report import figures, render, schema, sensitivity, sensitivity_figure, write
+from edgemin.report import drawing, render, schema, sensitivity, sensitivity_figure, write
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.grid import Table
 
@@ -44,9 +44,9 @@ def rows(table: Table) -> list[dict[str, str]]:
 
 
 def drawn(folded: Study) -> Figure:
-    with figures.style():
+    with drawing.style():
         figure = sensitivity_figure.draw(sensitivity.found(folded)[0], "T")
-        figures.saved(figure, "png")
+        drawing.saved(figure, "png")
     return figure
 
 
