@@ -335,22 +335,19 @@ def profile(number: int, p50: float) -> dict[str, Any]:
     return {"trace": f"profile/{number}.json.gz", "operators": operators}
 
 
-def device(
-    artifact: str, p50: float, *, runtime: str = "onnxruntime", threads: int = 4, **changes: Any
-) -> dict[str, Any]:
+def device(artifact: str, p50: float) -> dict[str, Any]:
     """A device.json, as a bundle's bench.py writes it."""
     cells = [grid_cell(batch, length, p50) for batch in (1, 8) for length in (32, 128)]
     return {
         "schema": 1,
         "artifact": artifact,
-        "runtime": runtime,
+        "runtime": "onnxruntime",
         "device": {"name": "pi5", "cpu": "Cortex-A76", "machine": "aarch64", "system": "Linux-6.12"},
-        "threads": threads,
+        "threads": 4,
         "cold_start_ms": {"import": 300.0, "load_and_first_answer": 900.0},
         "peak_memory_bytes": 150_000_000,
         "latency": [
             {{"p10": "p10_ms", "p50": "p50_ms", "p90": "p90_ms"}.get(key, key): value for key, value in cell.items()}
             for cell in cells
         ],
-        **changes,
     }

@@ -109,10 +109,10 @@ def test_folded_seeds_have_error_bars() -> None:
 
 def test_equal_figures_are_equal_bytes() -> None:
     first, second = (figures.figures(study(run_json.run()))[0] for _ in range(2))
-    assert [drawing.files for drawing in first] == [drawing.files for drawing in second]
-    for drawing in first:
-        assert drawing.files["png"].startswith(b"\x89PNG")
-        assert ElementTree.fromstring(drawing.files["svg"]).tag.endswith("svg")
+    assert [one.files for one in first] == [one.files for one in second]
+    for one in first:
+        assert one.files["png"].startswith(b"\x89PNG")
+        assert ElementTree.fromstring(one.files["svg"]).tag.endswith("svg")
 
 
 def test_names_are_not_taken_for_mathematics() -> None:
@@ -207,7 +207,7 @@ def test_a_figure_that_is_missing_says_why_and_what_to_do() -> None:
     data = run_json.run(measured=False)
     data["config"]["measure"] = None
     made, (said,) = figures.figures(study(data))
-    assert [drawing.name for drawing in made] == ["accuracy_size"]
+    assert [one.name for one in made] == ["accuracy_size"]
     assert said.startswith("Figure 3: accuracy against latency, SST-2: not drawn, as measure=none took no latencies: ")
     assert "run the same command without it" in said
     data["config"]["measure"] = {"runs": 10}
