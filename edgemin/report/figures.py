@@ -112,13 +112,11 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure, floor
             zorder=4,
         )
     _labels(figure, axes, shown, xs, ys)
-    remarks = (
-        ["arrows: from each model to what was made of it"] if any(point.origin is not None for point in shown) else []
-    )
+    remarks = ["arrows: each model to what was made of it"] if any(point.origin is not None for point in shown) else []
     if any(point.y.n > 1 for point in shown):
-        remarks.append("bars: ± one sample standard deviation over seeds")
+        remarks.append("bars: ± standard deviation over seeds")
     if floor is not None and blurred:
-        remarks.append(f"grey bars that overlap: no difference, noise floor {floor.percent}")
+        remarks.append(f"overlapping grey bars: no difference, noise floor {floor.percent}")
     figure.text(0.98, 0.012, "; ".join(remarks), ha="right", fontsize=6.5, color="#666666")
     return figure
 

@@ -27,7 +27,7 @@ from edgemin.report.titles import task_title
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _WIDTH, _BAR, _GAP = 7.0, 0.17, 0.12
 """Inches: of the figure, of a bar, between rows."""
-_ABOVE, _BELOW = 0.75, 0.75
+_ABOVE, _BELOW = 0.75, 0.85
 _WORDS = {UNSTABLE: "unstable", BESIDE: "beside other work"}
 """What stands behind a bar, by the footnote that a table would have."""
 
@@ -103,7 +103,7 @@ def _remarks(study: Study, task: str | None, shown: Sequence[Bars]) -> str:
     floors = {name: noise.floor(_timed(name, "p50")) for name in runtimes}
     known = [f"{name} {floor.percent}" for name, floor in floors.items() if floor is not None]
     said += [f"noise floor: {', '.join(known)}; differences within it are none"] if known else []
-    return "; ".join(said)
+    return "\n".join(said)
 
 
 def draw(shown: Sequence[Bars], title: str, remarks: str) -> Figure:
@@ -138,7 +138,7 @@ def draw(shown: Sequence[Bars], title: str, remarks: str) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("latency of one sentence, padded (ms)", fontsize=8)
     figure.text(0.02, 1 - 0.2 / height, literal(title), fontsize=10, fontweight="bold", va="center")
-    figure.text(0.98, 0.1 / height, remarks, ha="right", fontsize=6.5, color="#666666")
+    figure.text(0.98, 0.1 / height, remarks, ha="right", va="bottom", fontsize=6.5, color="#666666")
     patches = [Patch(facecolor=colour, label=literal(name)) for name, colour in colours.items()]
     if any(bar.simulated for row in shown for bar in row.bars):
         patches.append(Patch(facecolor="white", edgecolor="#666666", hatch="////", label="simulated in float"))

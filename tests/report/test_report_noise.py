@@ -132,4 +132,8 @@ def test_points_within_the_floor_of_one_another_have_bars_that_overlap_and_no_ot
     }
     assert overlap == {(40.9, 39.4), (39.4, 38.1), (25.5, 25.1)}
     assert any("grey bars" in text.get_text() and "3.8 %" in text.get_text() for text in figure.texts)
+    seeds = study(*(run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.003 * n) for n in range(2)))
+    with drawing.style():
+        folded_too = figures.draw(points(seeds, "sst2", P50), "T", "Accuracy (%)", P50, found)
+    assert all(text.get_window_extent().x0 >= 0 for text in folded_too.texts), "all remarks at once fit below"
     assert not [line for line in bare.axes[0].lines if line.get_gid() == "noise"]
