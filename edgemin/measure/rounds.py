@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -12,11 +14,23 @@ import numpy as np
 T = TypeVar("T")
 
 
+class Cell(NamedTuple):
+    """A size of batches: so many sentences of so many tokens."""
+
+    batch: int
+    length: int
+
+    @property
+    def form(self) -> str:
+        """Its name as a form of input."""
+        return f"{self.batch}x{self.length}"
+
+
 class Turn(NamedTuple):
     """One variant's place in the plan: which inputs of which form it is timed on."""
 
     round: int  # from 0
-    form: str  # "padded" or "task"
+    form: str  # "padded", "task" or that of a cell
     name: str
     items: list[int]
 
@@ -30,36 +44,62 @@ class Timing(NamedTuple):
     seconds: float
 
 
-def schedule(names: Sequence[str], lengths: Sequence[int], rounds: int, runs: int) -> Iterator[Turn]:
-    """Plans the turns of all variants.
+@dataclass(frozen=True)
+class Schedule:
+    """The turns of all variants, round by round, for as many rounds as are asked for.
 
-    In every round each variant has one turn on the padded input and one on its share of the sentences. The
-    order is reversed from one round to the next and rotated after every two, so that no variant is always first
-    or always follows the same one. The sentences are dealt out by length like cards: all rounds get
-    about the same lengths, so that their medians can be compared. Within a turn they come in random order,
-    the same for every variant.
+    In every round each variant has one turn on every form of input. The order is reversed from one round to the next
+    and rotated after every two, so that no variant is always first or always follows the same one.
 
     Args:
         names: The variants.
         lengths: Tokens of each sentence; none if there is no task.
-        rounds: How many.
-        runs: Padded inferences of each variant over all rounds.
-
-    Yields:
-        Turns in their order.
+        rounds: How many rounds time every sentence once; the rounds after these time them again, in the same shares.
+        runs: Padded inferences of each variant over these rounds.
     """
-    by_length = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    for round_ in range(rounds):
-        shift = round_ // 2 % len(names)
-        order = [*names[shift:], *names[:shift]]
-        if round_ % 2:
-            order.reverse()
-        share = by_length[round_::rounds]
+
+    names: Sequence[str]
+    lengths: Sequence[int]
+    rounds: int
+    runs: int
+
+    def turns(self, round_: int) -> list[Turn]:
+        """The turns of a round on the padded input and on a share of the sentences.
+
+        The sentences are dealt out by length like cards: all rounds get about the same lengths, so that their medians
+        can be compared. Within a turn they come in random order, the same for every variant.
+        """
+        by_length = sorted(range(len(self.lengths)), key=lambda index: self.lengths[index])
+        share = by_length[round_ % self.rounds :: self.rounds]
         random.Random(round_).shuffle(share)
-        padded = [0] * len(range(round_, runs, rounds))
-        for form, items in (("padded", padded), ("task", share)):
-            if items:
-                yield from (Turn(round_, form, name, items) for name in order)
+        forms = {"padded": [0] * self._padded(round_), "task": share}
+        return [
+            Turn(round_, form, name, items) for form, items in forms.items() if items for name in self._order(round_)
+        ]
+
+    def grid_turns(self, round_: int, cells: Mapping[str, Sequence[Cell]]) -> list[Turn]:
+        """The turns of a round on batches: in each about as many sentences as on the padded input, at least one batch.
+
+        Args:
+            round_: From 0.
+            cells: Of each variant.
+        """
+        every = dict.fromkeys(cell for own in cells.values() for cell in own)
+        padded = self._padded(round_)
+        return [
+            Turn(round_, cell.form, name, [0] * -(-padded // cell.batch))
+            for cell in every
+            for name in self._order(round_)
+            if cell in cells[name]
+        ]
+
+    def _padded(self, round_: int) -> int:
+        return len(range(round_ % self.rounds, self.runs, self.rounds))
+
+    def _order(self, round_: int) -> list[str]:
+        shift = round_ // 2 % len(self.names)
+        order = [*self.names[shift:], *self.names[:shift]]
+        return order[::-1] if round_ % 2 else order
 
 
 def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
@@ -68,7 +108,7 @@ def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
     return [values[index * len(values) // count] for index in range(count)]
 
 
-def summary(latency_ms: Sequence[float]) -> dict[str, Any]:
+def percentiles(latency_ms: Sequence[float]) -> dict[str, Any]:
     """Percentiles (linear between order statistics, as numpy has them), mean and number of some latencies."""
     p10, p50, p90, p95 = (float(value) for value in np.percentile(latency_ms, (10, 50, 90, 95)))
     mean = statistics.fmean(latency_ms)
@@ -76,14 +116,17 @@ def summary(latency_ms: Sequence[float]) -> dict[str, Any]:
 
 
 def spread(timings: Sequence[Timing], form: str) -> dict[str, float]:
-    """How far the rounds of each variant disagree about its speed relative to the others.
+    """How far the rounds of each variant leave its speed relative to the others open.
 
     Per variant, the medians of its rounds, each divided by their median over the rounds, and by what was
-    common to all variants in that round; of these the largest less the smallest. A machine that is slower for
-    everybody during one round does not change a ratio of interleaved times and is divided out; a disturbance
-    that hit one variant is not. "Common" is the (low) median over the variants, or nothing if there is only
-    one. Percentiles over single inferences would not do: on a task's sentences they spread as widely as the
-    sentences' lengths.
+    common to all variants in that round. A machine that is slower for everybody during one round does not change a
+    ratio of interleaved times and is divided out; a disturbance that hit one variant is not. "Common" is the (low)
+    median over the variants, or nothing if there is only one. Percentiles over single inferences would not do: on a
+    task's sentences they spread as widely as the sentences' lengths.
+
+    Of these ratios the spread is the width of the interval that holds the true median with a probability of at least
+    94 %: from the smallest to the largest of up to eight rounds, without the outermost one on either side of 9, two of
+    12, three of 14. So further rounds make a disturbed one matter less.
 
     Args:
         timings: Of all variants and forms.
@@ -93,16 +136,32 @@ def spread(timings: Sequence[Timing], form: str) -> dict[str, float]:
         0 for a variant whose rounds agree perfectly; 0.2 where its speed-up from one round differs by about
         20 % from that of another.
     """
+    relative = {name: _relative(rounds) for name, rounds in round_medians(timings, form).items()}
+    common = {round_: 1.0 for rounds in relative.values() for round_ in rounds}
+    if len(relative) > 1:
+        common = {round_: statistics.median_low(r[round_] for r in relative.values()) for round_ in common}
+    apart = {name: sorted(r[round_] / common[round_] for round_ in r) for name, r in relative.items()}
+    return {name: _inner(values)[-1] - _inner(values)[0] for name, values in apart.items()}
+
+
+def round_medians(timings: Sequence[Timing], form: str) -> dict[str, dict[int, float]]:
+    """The median latency of each variant in each round that timed it on a form of input, in the order of rounds."""
     medians: dict[str, dict[int, float]] = {}
     for turn, latency_ms, _, _ in timings:
         if turn.form == form:
             medians.setdefault(turn.name, {})[turn.round] = statistics.median(latency_ms)
-    relative = {name: _relative(rounds) for name, rounds in medians.items()}
-    common = {round_: 1.0 for rounds in relative.values() for round_ in rounds}
-    if len(relative) > 1:
-        common = {round_: statistics.median_low(r[round_] for r in relative.values()) for round_ in common}
-    apart = {name: [r[round_] / common[round_] for round_ in r] for name, r in relative.items()}
-    return {name: max(values) - min(values) for name, values in apart.items()}
+    return medians
+
+
+def _inner(ordered: Sequence[float]) -> Sequence[float]:
+    """Those of some ordered values between which the median of all such values lies, as surely as within all of five.
+
+    Each value lies on either side of that median with equal chance.
+    """
+    count, outer = len(ordered), 0  # how many are left out on either side
+    while sum(math.comb(count, few) for few in range(outer + 2)) / 2**count <= 1 / 2**5:
+        outer += 1
+    return ordered[outer : count - outer]
 
 
 def _relative(rounds: Mapping[int, float]) -> dict[int, float]:

@@ -8,7 +8,7 @@ can be trusted.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,15 @@ from edgemin.deploy.runtime import check_installed, check_names
 from edgemin.errors import UserError
 from edgemin.measure.machine import WAIT_MINUTES, available_cores, machine_lock
 from edgemin.measure.process import WorkerProcess
-from edgemin.measure.rounds import Timing, evenly_spaced, schedule, spread, summary
+from edgemin.measure.rounds import Cell, Schedule, Timing, Turn, evenly_spaced, spread
+from edgemin.measure.summary import grid, latencies
 
 OPENER = "edgemin.deploy.runtime.open_model"
+LENGTHS = (16, 32, 64, 128)
+PROFILED = "torch"  # the runtime that can be looked into
 BESIDE = "measured_beside_other_work"  # in a result: its times and energy are not those of a quiet machine
 
+_CHUNK = 2**20
 Progress = Callable[[int, int, str], None]
 
 
@@ -37,26 +41,36 @@ class Variant(NamedTuple):
         path: the directory that the runtime opens.
         vocabulary: how many tokens the model knows.
         tokenizer: a file to be held in memory beside it; `None` where the runtime loads its own, or there is none.
+        longest: tokens of the longest input that it takes; `None`: any.
     """
 
     runtime: str
     path: Path
     vocabulary: int
     tokenizer: Path | None = None
+    longest: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(Checked):
-    """How to measure; batch size 1 throughout.
+    """How to measure: single sentences, and batches where `batch_sizes` are given.
 
     Args:
         runtimes: Where models are measured and, beside torch, also scored: names of
             [`RUNTIMES`][edgemin.deploy.runtime.RUNTIMES].
         length: Tokens of the padded input, and of the sentence whose operations are counted.
-        warmup: Untimed inferences of each process on each form of input, before anything is timed.
-        runs: Timed inferences of each variant on the padded input, over all rounds.
-        rounds: Turns that each variant gets.
-        sentences: At most so many of the task's sentences, evenly spaced, each timed once by each variant.
+        warmup: Untimed inferences of each process on each form of input, before anything is timed; unless it is 0, at
+            least one of every length that the task's sentences have.
+        runs: Timed inferences of each variant on the padded input, over `rounds` rounds.
+        rounds: Turns that each variant gets at least.
+        max_rounds: Turns that it gets at most: while any variant's spread is above `max_spread`, one more round of all
+            is measured.
+        sentences: At most so many of the task's sentences, evenly spaced, each timed once by each variant in `rounds`
+            rounds; further rounds time them again.
+        batch_sizes: Batches that are timed too, after the single sentences; none by default.
+        lengths: Tokens of the sentences of these batches, each with each; a model that does not take so many is not
+            timed on them.
+        profile: Whether to look with torch's profiler into the `torch` runtime, after everything is timed.
         threads: Threads of each inference; `None`: all physical cores that this process may use.
         watts: Power of one busy core where the processor's own counters (RAPL) cannot be read; 5 is about
             what servers' and laptops' processors are specified for. The result is marked as an estimate.
@@ -66,7 +80,7 @@ class Measure(Checked):
             that still counts as stable: the median over five rounds that lie within 0.25 is good to about 5 %.
 
     Raises:
-        UserError: A value out of range, a runtime that is not known or not installed.
+        UserError: A value out of range, a runtime that is not known or not installed, settings that contradict.
     """
 
     runtimes: Sequence[str] = ("torch",)
@@ -74,7 +88,11 @@ class Measure(Checked):
     warmup: Whole = 10
     runs: int = 100
     rounds: Annotated[int, Ge(2)] = 5  # a single one could not tell whether the machine is stable
+    max_rounds: Count = 15
     sentences: Whole = 100
+    batch_sizes: Sequence[Count] = ()
+    lengths: Sequence[Count] = LENGTHS
+    profile: bool = False
     threads: Count | None = None
     watts: Positive = 5.0
     max_spread: Positive = 0.25
@@ -86,8 +104,28 @@ class Measure(Checked):
         if not self.runtimes or len(set(self.runtimes)) < len(self.runtimes):
             raise UserError(f"runtimes: expected at least one runtime and each once, given {list(self.runtimes)}")
         check_installed(self.runtimes, "runtimes")
-        if self.runs < self.rounds:
-            raise UserError(f"runs: expected a whole number of at least {self.rounds}, as rounds, given {self.runs}")
+        for name in ("runs", "max_rounds"):
+            if getattr(self, name) < self.rounds:
+                least = f"a whole number of at least {self.rounds}, as rounds"
+                raise UserError(f"{name}: expected {least}, given {getattr(self, name)}")
+        self._check_grid()
+        if self.profile and PROFILED not in self.runtimes:
+            raise UserError(f"profile: expected {PROFILED} among runtimes, given true and {list(self.runtimes)}")
+
+    def _check_grid(self) -> None:
+        for name in ("batch_sizes", "lengths"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise UserError(f"{name}: expected each number once, given {list(given)}")
+        if self.batch_sizes and not self.lengths:
+            raise UserError("lengths: expected at least one length for the batch sizes, given []")
+        if not self.batch_sizes and tuple(self.lengths) != LENGTHS:
+            raise UserError(f"lengths: expected batch_sizes beside them, given {list(self.lengths)} and no batch size")
+
+    def cells(self, longest: int | None) -> list[Cell]:
+        """The batches that a model is timed on which takes inputs of so many tokens."""
+        lengths = [length for length in self.lengths if longest is None or length <= longest]
+        return [Cell(batch, length) for batch in self.batch_sizes for length in lengths]
 
     @property
     def content(self) -> dict[str, Any]:
@@ -100,6 +138,7 @@ def measure(
     sentences: Sequence[Sequence[int]],
     settings: Measure,
     *,
+    traces: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
     opener: str = OPENER,
@@ -107,21 +146,26 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Measures variants against one another, alone on the machine if possible; it takes the machine's lock itself.
 
+    The processes open their models one after the other, so that none disturbs another's loading, and then take turns.
+    Memory is asked for when the single sentences are timed, and before the batches are, which take more.
+
     Args:
         variants: What is measured, by the names that results are returned under.
         sentences: Token ids of the task's sentences, the same for all; none if there is no task.
         settings: How often, on which inputs and with how many threads.
-        progress: Called after each turn with (turns done, turns in all, name of the variant).
+        traces: Files for the profiler's traces, by the names of the variants to look into.
+        progress: Called after each step with (steps done, steps in all, what was done).
         waiting: Called once with a line if something else uses the machine.
         opener: "module.function" that opens a variant, given the name of its runtime, its path and the threads.
         lock_directory: Of the machine's lock, if not the usual one.
 
     Returns:
         For each name what `cost.runtimes.<runtime>` in run.json has of the clock: `latency_ms` and `throughput_per_s`,
-        each with `padded` and, if there are sentences, `task` (whose `length` is their mean); `peak_memory_bytes`,
-        `runtime_memory_bytes`, `model_memory_bytes` (the steady resident set less what the runtime alone holds);
-        `energy_mj` per padded inference, `power_w` and `energy_source`; `threads`; and, where other work ran beside the
-        measurement, `BESIDE`: true.
+        each with `padded` and, if there are sentences, `task` (whose `length` is their mean); `grid`, if there are
+        batch sizes; `cold_start_ms`; `peak_memory_bytes`, `runtime_memory_bytes`, `model_memory_bytes` (the steady
+        resident set less what the runtime alone holds); `energy_mj` per padded inference, `power_w` and
+        `energy_source`; `threads`; `profile`, where a trace was asked for, without the name of its file; and, where
+        other work ran beside the measurement, `BESIDE`: true.
 
     Raises:
         UserError: A process ended before it had answered; one line with its last words.
@@ -130,6 +174,11 @@ def measure(
         return {}
     threads = settings.threads or available_cores()
     chosen = evenly_spaced(sentences, settings.sentences)
+    cells = {name: settings.cells(variant.longest) for name, variant in variants.items()}
+    schedule = Schedule(list(variants), [len(sentence) for sentence in chosen], settings.rounds, settings.runs)
+    lengths: dict[str, float] = {"padded": settings.length}
+    if chosen:
+        lengths["task"] = statistics.fmean(map(len, chosen))
     setup = {
         "opener": opener,
         "threads": threads,
@@ -140,61 +189,104 @@ def measure(
     }
     lock = machine_lock("measuring", waiting, lock_directory, settings.wait_minutes)
     with lock as is_alone, ExitStack() as processes:
-        workers = {name: processes.enter_context(WorkerProcess(name, threads)) for name in variants}
-        for name, worker in workers.items():
-            worker.send({**_told(variants[name]), **setup})  # they load side by side
-        ready = {name: worker.answer() for name, worker in workers.items()}
-        timings, alone = _take_turns(workers, [len(sentence) for sentence in chosen], settings, progress, is_alone)
-        memory = {name: worker.ask({"form": None}) for name, worker in workers.items()}
-    lengths: dict[str, float] = {"padded": settings.length}
-    if chosen:
-        lengths["task"] = statistics.fmean(map(len, chosen))
-    timed = _results(timings, lengths, settings.max_spread)
-    flag = {} if alone else {BESIDE: True}
-    return {name: timed[name] | memory[name] | ready[name] | flag for name in variants}
+        at_work = _AtWork(progress or (lambda *_: None), is_alone)
+        at_work.expect(len(variants))
+        for name, variant in variants.items():
+            _into_file_cache(variant.path)
+            process = processes.enter_context(WorkerProcess(name, threads))
+            own = {"grid": {cell.form: cell for cell in cells[name]}}
+            at_work.open(process, {**_told(variant), **setup, **own})
+        timings = at_work.rounds(schedule, lengths, settings)
+        memory = at_work.ask_all("memory")
+        turns = [turn for round_ in range(settings.rounds) for turn in schedule.grid_turns(round_, cells)]
+        batches = at_work.take(turns)
+        profiles = at_work.profiles(traces or {})
+    flag = {} if at_work.alone else {BESIDE: True}
+    timed, of_batches = latencies(timings, lengths, settings.max_spread), grid(batches, cells)
+    parts = (timed, of_batches, memory, at_work.ready, profiles)
+    return {
+        name: {key: value for part in parts for key, value in part.get(name, {}).items()} | flag for name in variants
+    }
 
 
 def _told(variant: Variant) -> dict[str, Any]:
     """What a worker is told of its variant, as JSON has it."""
-    paths = {"path": str(variant.path), "tokenizer": None if variant.tokenizer is None else str(variant.tokenizer)}
-    return {**variant._asdict(), **paths}
+    tokenizer = None if variant.tokenizer is None else str(variant.tokenizer)
+    return {
+        "runtime": variant.runtime,
+        "path": str(variant.path),
+        "vocabulary": variant.vocabulary,
+        "tokenizer": tokenizer,
+    }
 
 
-def _take_turns(
-    workers: Mapping[str, WorkerProcess],
-    lengths: Sequence[int],
-    settings: Measure,
-    progress: Progress | None,
-    is_alone: Callable[[], bool],
-) -> tuple[list[Timing], bool]:
-    """All timings, and whether nothing else ran beside any of them."""
-    timings, alone = [], is_alone()
-    plan = list(schedule(list(workers), lengths, settings.rounds, settings.runs))
-    for number, turn in enumerate(plan, start=1):
-        answer = workers[turn.name].ask({"form": turn.form, "items": turn.items})
-        timings.append(Timing(turn, **answer))
-        alone = alone and is_alone()
-        if progress is not None:
-            progress(number, len(plan), turn.name)
-    return timings, alone
+def _into_file_cache(path: Path) -> None:
+    """Reads a model's files, so that how long it takes to load does not depend on whether that was done before."""
+    for file in path.iterdir():
+        if file.is_file():
+            with file.open("rb", buffering=0) as opened:
+                while opened.read(_CHUNK):
+                    pass
 
 
-def _results(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:
-    spreads = {form: spread(timings, form) for form in lengths}
-    results = {}
-    for name in spreads["padded"]:
-        own = {form: [t for t in timings if (t.turn.name, t.turn.form) == (name, form)] for form in lengths}
-        latency: dict[str, Any] = {}
-        for form, length in lengths.items():
-            samples = [value for timing in own[form] for value in timing.latency_ms]
-            width = spreads[form][name]
-            judged = {"spread": width, "unstable": width > max_spread}
-            latency[form] = {"length": length, **summary(samples), **judged}
-        joules = sum(timing.joules for timing in own["padded"])
-        results[name] = {
-            "latency_ms": latency,
-            "throughput_per_s": {form: 1000 / values["mean"] for form, values in latency.items()},
-            "energy_mj": 1000 * joules / latency["padded"]["n"],
-            "power_w": joules / sum(timing.seconds for timing in own["padded"]),
-        }
-    return results
+class _AtWork:
+    """The processes that measure, and what was asked of them so far.
+
+    Attributes:
+        ready: what each answered when it had opened its model.
+        alone: whether nothing else ran beside any of it.
+    """
+
+    def __init__(self, progress: Progress, is_alone: Callable[[], bool]) -> None:
+        self.workers: dict[str, WorkerProcess] = {}
+        self.ready: dict[str, dict[str, Any]] = {}
+        self.alone = is_alone()
+        self._progress, self._is_alone = progress, is_alone
+        self._done = self._expected = 0
+
+    def expect(self, steps: int) -> None:
+        """Counts steps that are still to come."""
+        self._expected += steps
+
+    def _step(self, what: str) -> None:
+        self.alone = self.alone and self._is_alone()
+        self._done += 1
+        self._progress(self._done, self._expected, what)
+
+    def open(self, process: WorkerProcess, setup: Mapping[str, Any]) -> None:
+        """Has a process open its model, and waits for it."""
+        self.workers[process.name] = process
+        self.ready[process.name] = process.ask(setup)
+        self._step(f"opening {process.name}")
+
+    def ask_all(self, what: str) -> dict[str, dict[str, Any]]:
+        """The answers of all processes, one after the other."""
+        return {name: worker.ask({what: {}}) for name, worker in self.workers.items()}
+
+    def take(self, turns: Sequence[Turn]) -> list[Timing]:
+        """The timings of some turns."""
+        self.expect(len(turns))
+        timings = []
+        for turn in turns:
+            answer = self.workers[turn.name].ask({"timed": {"form": turn.form, "items": turn.items}})
+            timings.append(Timing(turn, **answer))
+            self._step(f"timing {turn.name}")
+        return timings
+
+    def rounds(self, schedule: Schedule, forms: Collection[str], settings: Measure) -> list[Timing]:
+        """The timings of single sentences: of all rounds, and of further ones for as long as any spread is too wide."""
+        timings = self.take([turn for round_ in range(settings.rounds) for turn in schedule.turns(round_)])
+        for round_ in range(settings.rounds, settings.max_rounds):
+            if all(max(spread(timings, form).values()) <= settings.max_spread for form in forms):
+                break
+            timings += self.take(schedule.turns(round_))
+        return timings
+
+    def profiles(self, traces: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+        """What the profiler says of some variants; their traces are written."""
+        self.expect(len(traces))
+        found = {}
+        for name, trace in traces.items():
+            found[name] = {"profile": self.workers[name].ask({"profile": {"trace": str(trace)}})}
+            self._step(f"profiling {name}")
+        return found

@@ -2,9 +2,10 @@
 
 It speaks JSON, one object per line, over its standard input and output. The first line it reads is the set-up, whose
 keys are the arguments of [`Opened`][edgemin.measure.worker.Opened]; it opens the model in its runtime, warms up and
-answers `{"threads": n, "energy_source": "estimate"}`. Each further line asks for timed inferences, `{"form": "padded",
-"items": [0, 0]}`, answered with `latency_ms` of each and with the `joules` and `seconds` of all, until `{"form": null}`
-asks for the memory it took and ends it. End of input ends it too, so that it never outlives the process that asked.
+answers with `threads`, `energy_source` and `cold_start_ms`. Each further line names a method of
+[`Opened`][edgemin.measure.worker.Opened] and gives its arguments, and is answered with what that returns:
+`{"timed": {"form": "padded", "items": [0, 0]}}`, `{"memory": {}}`, `{"profile": {"trace": "<file>"}}`. It ends with its
+input, so that it never outlives the process that asked.
 
 Nothing is imported here but what the runtime needs: a process that serves with ONNX Runtime holds no torch.
 """
@@ -17,7 +18,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,6 +34,7 @@ from edgemin.measure.memory import peak_bytes, resident_bytes
 # Untimed inferences at the start of each turn: the other variants had the caches since the last one.
 _REWARM = 2
 _QUIET_S, _QUIET_AT_MOST_S = 0.02, 1.0
+_PROFILER = "edgemin.measure.profiling.profile"  # by name: it loads torch
 
 
 class Opened:
@@ -45,9 +47,13 @@ class Opened:
         tokenizer: A file that is kept in memory beside the model, as whoever serves it does; `None`: the runtime's own.
         vocabulary: How many tokens the model knows.
         threads: Of each inference.
-        warmup: Untimed inferences on each form of input.
+        warmup: Untimed inferences on each form of input, of batches as many as make so many sentences; unless it is 0,
+            at least one of each length that occurs. Runtimes build kernels and plan memory for every new shape, and a
+            process that has served for a while has met them all.
         length: Tokens of the padded input.
         sentences: Token ids of the task's sentences; may be empty.
+        grid: Further forms of input by name, each a batch of so many sentences of so many tokens. They are made and
+            warmed up when they are first asked for: what they take of memory is not that of single sentences.
         watts: Power of one busy core, where energy has to be estimated.
     """
 
@@ -62,20 +68,37 @@ class Opened:
         warmup: int,
         length: int,
         sentences: Sequence[Sequence[int]],
+        grid: Mapping[str, tuple[int, int]],
         watts: float,
     ) -> None:
         runtimes.start(runtime, threads)
-        open_model = _function(opener)
-        self.before_bytes = resident_bytes()
-        self.model = open_model(runtime, Path(path), threads)
-        self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
-        self.meter = EnergyMeter(watts)
+        open_model: Callable[[str, Path, int], Runtime] = _function(opener)
+        _come_to_rest()
+        self.vocabulary, self.grid, self.warmup = vocabulary, grid, warmup
         self.inputs: dict[str, list[Batch]] = {"padded": [padded_input(vocabulary, length)]}
         if sentences:
             self.inputs["task"] = [sentence_input(vocabulary, sentence) for sentence in sentences]
+        self.before_bytes = resident_bytes()
+        began = time.perf_counter_ns()
+        self.model = open_model(runtime, Path(path), threads)
+        self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+        loaded = time.perf_counter_ns()
+        self.infer(self.inputs["padded"][0])
+        answered = time.perf_counter_ns()
+        self.cold_start_ms = {"load": (loaded - began) / 1e6, "first_answer": (answered - loaded) / 1e6}
+        self.meter = EnergyMeter(watts)
         for inputs in self.inputs.values():
-            for run in range(warmup):
-                self.infer(inputs[run % len(inputs)])
+            self.warm_up(inputs)
+        _come_to_rest()
+
+    def warm_up(self, inputs: Sequence[Batch]) -> None:
+        """Runs inferences that are not timed, as many as `warmup` asks for."""
+        if not self.warmup:
+            return
+        shapes = list({batch["input_ids"].shape: batch for batch in inputs}.values())
+        sentences = len(shapes[0]["input_ids"])
+        for run in range(max(len(shapes), -(-self.warmup // sentences))):
+            self.infer(shapes[run % len(shapes)])
 
     def infer(self, batch: Batch) -> None:
         """Runs the model once on one input and discards the logits."""
@@ -83,6 +106,10 @@ class Opened:
 
     def timed(self, form: str, items: Sequence[int]) -> dict[str, Any]:
         """Times one inference per item, then waits until this process has come to rest."""
+        if form not in self.inputs:
+            batch, length = self.grid[form]
+            self.inputs[form] = [padded_input(self.vocabulary, length, batch)]
+            self.warm_up(self.inputs[form])
         inputs = self.inputs[form]
         latency_ms = []
         gc.collect()
@@ -108,21 +135,26 @@ class Opened:
             "model_memory_bytes": resident - self.before_bytes,
         }
 
+    def profile(self, trace: str) -> dict[str, Any]:
+        """Looks into torch at work on the padded input; the trace is written to a file."""
+        return {"operators": _function(_PROFILER)(lambda: self.infer(self.inputs["padded"][0]), Path(trace))}
 
-def padded_input(vocabulary: int, length: int) -> Batch:
-    """A sentence of which half is padding: without any, the attention would be spared its mask.
+
+def padded_input(vocabulary: int, length: int, batch: int = 1) -> Batch:
+    """Sentences of which half is padding: without any, the attention would be spared its mask.
 
     Args:
         vocabulary: Ids are drawn below it.
         length: Tokens T.
+        batch: Sentences B, all alike.
 
     Returns:
-        The same ids for the same arguments, [1, T].
+        The same ids for the same arguments, [B, T].
     """
     draw = random.Random(length)
-    batch = sentence_input(vocabulary, [draw.randrange(vocabulary) for _ in range(length)])
-    batch["attention_mask"][:, (length + 1) // 2 :] = 0
-    return batch
+    one = sentence_input(vocabulary, [draw.randrange(vocabulary) for _ in range(length)])
+    one["attention_mask"][:, (length + 1) // 2 :] = 0
+    return {name: np.repeat(values, batch, axis=0) for name, values in one.items()}
 
 
 def sentence_input(vocabulary: int, sentence: Sequence[int]) -> Batch:
@@ -135,9 +167,9 @@ def sentence_input(vocabulary: int, sentence: Sequence[int]) -> Batch:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def _function(dotted: str) -> Callable[[str, Path, int], Runtime]:
+def _function(dotted: str) -> Callable[..., Any]:
     module, _, name = dotted.rpartition(".")
-    function: Callable[[str, Path, int], Runtime] = getattr(import_module(module), name)
+    function: Callable[..., Any] = getattr(import_module(module), name)
     return function
 
 
@@ -159,7 +191,7 @@ def _private_output() -> TextIO:
 
 
 def main() -> None:
-    """Measures what the process that started this one asks for, until it asks for the memory."""
+    """Measures what the process that started this one asks for, until it asks no more."""
     answers = _private_output()
 
     def answer(message: dict[str, Any]) -> None:
@@ -168,13 +200,16 @@ def main() -> None:
 
     setup = json.loads(sys.stdin.readline())
     variant = Opened(**setup)
-    answer({"threads": setup["threads"], "energy_source": variant.meter.source})
+    source, cold = variant.meter.source, variant.cold_start_ms
+    answer({"threads": setup["threads"], "energy_source": source, "cold_start_ms": cold})
+    answers_to: dict[str, Callable[..., dict[str, Any]]] = {
+        "timed": variant.timed,
+        "memory": variant.memory,
+        "profile": variant.profile,
+    }
     for line in sys.stdin:
-        request = json.loads(line)
-        if request["form"] is None:
-            answer(variant.memory())
-            return
-        answer(variant.timed(request["form"], request["items"]))
+        for name, given in json.loads(line).items():
+            answer(answers_to[name](**given))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import json
 import math
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,12 @@ from edgemin.encoder import building
 from edgemin.errors import UserError
 from edgemin.measure import runtime
 from edgemin.measure.process import WorkerProcess
-from edgemin.measure.rounds import Timing, Turn, evenly_spaced, schedule, spread, summary
-from edgemin.measure.runtime import Measure, Variant, measure
-from edgemin.measure.worker import padded_input, sentence_input
+from edgemin.measure.rounds import Cell, Schedule, Timing, Turn, evenly_spaced, percentiles, spread
+from edgemin.measure.runtime import LENGTHS, Measure, Variant, measure
+from edgemin.measure.worker import Opened, padded_input, sentence_input
 
 CONF = Path(__file__).parents[2] / "conf"
-QUICK = Measure(length=16, warmup=1, runs=7, rounds=3, sentences=5, threads=1)
+QUICK = Measure(length=16, warmup=1, runs=7, rounds=3, max_rounds=3, sentences=5, threads=1)
 # Opens what the test saved, talks too much while it does, and leaves behind what it saw.
 OPENER = """
 import json, os, subprocess, sys
@@ -111,30 +114,37 @@ def test_every_variant_is_measured_padded_and_on_the_same_sentences(tmp_path: Pa
     for cost in results.values():
         assert set(cost) == {
             *("latency_ms", "throughput_per_s", "energy_mj", "power_w", "energy_source", "threads"),
-            *("peak_memory_bytes", "runtime_memory_bytes", "model_memory_bytes"),
+            *("peak_memory_bytes", "runtime_memory_bytes", "model_memory_bytes", "cold_start_ms"),
         }
         assert json.loads(json.dumps(cost)) == cost
         for form, length, count in (("padded", 16, 7), ("task", 10 / 3, 3)):
             latency = cost["latency_ms"][form]
-            assert list(latency) == ["length", "p10", "p50", "p90", "p95", "mean", "n", "spread", "unstable"]
+            assert list(latency) == ["length", "p10", "p50", "p90", "p95", "mean", "n", "spread", "unstable", "rounds"]
+            assert len(latency["rounds"]) == 3
+            assert latency["p10"] <= statistics.median(latency["rounds"]) <= latency["p90"]
             assert (latency["length"], latency["n"]) == (pytest.approx(length), count)
             assert 0 < latency["p10"] <= latency["p50"] <= latency["p90"] <= latency["p95"]
             assert latency["unstable"] == (latency["spread"] > QUICK.max_spread)
             assert cost["throughput_per_s"][form] == pytest.approx(1000 / latency["mean"])
+        assert set(cost["cold_start_ms"]) == {"load", "first_answer"}
+        assert min(cost["cold_start_ms"].values()) > 0
         assert cost["threads"] == 1
         assert cost["energy_source"] in {"rapl", "estimate"}
         assert cost["energy_mj"] >= 0
         assert cost["peak_memory_bytes"] >= cost["runtime_memory_bytes"] > cost["model_memory_bytes"]
 
-    plan = list(schedule(list(artifacts), [3, 5, 2], QUICK.rounds, QUICK.runs))
-    assert turns == [(number, len(plan), turn.name) for number, turn in enumerate(plan, start=1)]
+    plan = [f"timing {turn.name}" for turn in planned(list(artifacts), [3, 5, 2], QUICK.rounds, QUICK.runs)]
+    steps = [*(f"opening {name}" for name in artifacts), *plan]
+    assert [what for *_, what in turns] == steps
+    assert [done for done, *_ in turns] == list(range(1, len(steps) + 1))
+    assert {total for done, total, _ in turns if done > 2} == {len(steps)}
     seen = [json.loads((path / "seen.json").read_text()) for path in artifacts.values()]
     assert len({record.pop("pid") for record in seen} | {os.getpid()}) == 3
     assert seen == [{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "threads": 1}] * 2
 
 
 def test_without_sentences_only_the_padded_input_is_timed_and_threads_are_really_set(tmp_path: Path) -> None:
-    settings = Measure(length=8, warmup=0, runs=2, rounds=2, threads=2)
+    settings = Measure(length=8, warmup=0, runs=2, rounds=2, max_rounds=2, threads=2)
     (cost,) = run({"one": save(tmp_path / "a")}, [], settings).values()
     assert list(cost["latency_ms"]) == list(cost["throughput_per_s"]) == ["padded"]
     seen = json.loads((tmp_path / "a" / "seen.json").read_text())
@@ -142,7 +152,7 @@ def test_without_sentences_only_the_padded_input_is_timed_and_threads_are_really
 
 
 def test_what_is_measured_beside_other_work_is_flagged(tmp_path: Path) -> None:
-    settings = Measure(length=8, warmup=0, runs=2, rounds=2, threads=1, wait_minutes=0)
+    settings = Measure(length=8, warmup=0, runs=2, rounds=2, max_rounds=2, threads=1, wait_minutes=0)
     artifacts = {"one": save(tmp_path / "a")}
     assert "measured_beside_other_work" not in run(artifacts, [], settings)["one"]
     held, done = threading.Event(), threading.Event()
@@ -209,9 +219,9 @@ def test_a_process_that_is_not_asked_rests_and_ends_with_its_parent(tmp_path: Pa
     setup = {"path": str(save(tmp_path / "a")), "opener": "tiny_opener.load", "threads": 2, "warmup": 1}
     setup |= {"runtime": "torch", "tokenizer": None, "vocabulary": 101}
     with WorkerProcess("a", 2) as worker:
-        worker.send({**setup, "length": 16, "sentences": [], "watts": 5.0})
+        worker.send({**setup, "length": 16, "sentences": [], "grid": {}, "watts": 5.0})
         assert worker.answer()["threads"] == 2
-        worker.ask({"form": "padded", "items": [0] * 5})
+        worker.ask({"timed": {"form": "padded", "items": [0] * 5}})
         process = psutil.Process(worker._process.pid)
         before = sum(process.cpu_times()[:2])
         with pytest.raises(subprocess.TimeoutExpired):
@@ -255,7 +265,7 @@ def test_padded_input_is_reproducible_inside_the_vocabulary_and_half_padding() -
 def test_variants_are_interleaved_and_nobody_keeps_a_place() -> None:
     for names in (["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d", "e", "f"]):
         rounds = 2 * len(names)
-        plan = list(schedule(names, [], rounds, 10 * rounds))
+        plan = planned(names, [], rounds, 10 * rounds)
         orders = [[turn.name for turn in plan if turn.round == round_] for round_ in range(rounds)]
         assert all(sorted(order) == names for order in orders)
         places = Counter((name, place) for order in orders for place, name in enumerate(order))
@@ -267,7 +277,7 @@ def test_variants_are_interleaved_and_nobody_keeps_a_place() -> None:
 
 def test_all_runs_are_dealt_out_and_every_sentence_once_to_everybody() -> None:
     lengths = [int(length) for length in np.random.default_rng(0).integers(3, 60, 101)]
-    plan = list(schedule(["a", "b"], lengths, rounds=5, runs=102))
+    plan = planned(["a", "b"], lengths, rounds=5, runs=102)
     for name in ("a", "b"):
         assert sum(len(turn.items) for turn in plan if (turn.name, turn.form) == (name, "padded")) == 102
         tasks = [turn for turn in plan if (turn.name, turn.form) == (name, "task")]
@@ -276,7 +286,36 @@ def test_all_runs_are_dealt_out_and_every_sentence_once_to_everybody() -> None:
         assert max(means) - min(means) < 5
     by_round = {(turn.round, turn.name): turn.items for turn in plan if turn.form == "task"}
     assert all(by_round[round_, "a"] == by_round[round_, "b"] for round_ in range(5))
-    assert list(schedule(["a"], [4, 4], 5, 5))[-1].form == "padded"  # fewer sentences than rounds
+    assert planned(["a"], [4, 4], 5, 5)[-1].form == "padded"  # fewer sentences than rounds
+
+
+def test_a_further_round_times_the_same_shares_again_and_keeps_the_balance() -> None:
+    names = ["a", "b", "c"]
+    plan = Schedule(names, list(range(3, 33)), rounds=5, runs=52)
+    for round_ in range(5, 15):
+        again, before = plan.turns(round_), plan.turns(round_ - 5)
+        assert {turn.round for turn in again} == {round_}
+        for form in ("padded", "task"):
+            mine, theirs = ([turn.items for turn in turns if turn.form == form] for turns in (again, before))
+            assert [sorted(items) for items in mine] == [sorted(items) for items in theirs] and mine
+    orders = [[turn.name for turn in plan.turns(round_) if turn.form == "padded"] for round_ in range(12)]
+    assert set(Counter((name, place) for order in orders for place, name in enumerate(order)).values()) == {4}
+
+
+def test_batches_take_turns_as_all_does_and_compute_about_as_many_sentences() -> None:
+    small, large = Cell(1, 16), Cell(8, 32)
+    plan = Schedule(["a", "b"], [], rounds=5, runs=100)
+    first, second = (plan.grid_turns(round_, {"a": [small, large], "b": [small]}) for round_ in (0, 1))
+    assert [(turn.form, turn.name, len(turn.items)) for turn in first] == [
+        *(("1x16", "a", 20), ("1x16", "b", 20), ("8x32", "a", 3)),
+    ]
+    assert [turn.name for turn in second] == ["b", "a", "a"]
+    assert [len(turn.items) for turn in Schedule(["a"], [], 5, 5).grid_turns(0, {"a": [Cell(32, 4)]})] == [1]
+
+
+def planned(names: list[str], lengths: list[int], rounds: int, runs: int) -> list[Turn]:
+    plan = Schedule(names, lengths, rounds, runs)
+    return [turn for round_ in range(rounds) for turn in plan.turns(round_)]
 
 
 def test_sentences_are_taken_from_the_whole_split() -> None:
@@ -287,7 +326,7 @@ def test_sentences_are_taken_from_the_whole_split() -> None:
 
 def test_a_summary_has_the_percentiles_of_its_definition() -> None:
     values = list(np.random.default_rng(0).lognormal(size=37))
-    result = summary(values)
+    result = percentiles(values)
     ordered = sorted(values)
     for name, share in {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p95": 0.95}.items():
         place = share * (len(ordered) - 1)
@@ -324,6 +363,146 @@ def test_a_disturbance_of_one_variant_is_its_own(others: int) -> None:
     assert all(found[name] == 0 for name in quiet)
 
 
+def test_more_rounds_leave_less_open() -> None:
+    rough = [10.0] * 4 + [16.0]
+    assert spread(timings(a=rough, b=[5.0] * 5), "padded")["a"] == pytest.approx(0.6)
+    assert spread(timings(a=[*rough, *[10.0] * 3], b=[5.0] * 8), "padded")["a"] == pytest.approx(0.6)
+    assert spread(timings(a=[*rough, *[10.0] * 4], b=[5.0] * 9), "padded")["a"] == 0
+    often = [10.0, 16.0, 10.0, 4.0] * 3 + [10.0] * 3
+    assert spread(timings(a=often[:12], b=[5.0] * 12), "padded")["a"] == pytest.approx(0.6)
+    assert spread(timings(a=often, b=[5.0] * 15), "padded")["a"] == 0
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, slow: dict[str, set[int]]) -> None:
+    """Workers that take 1 ms, or 2 ms in some rounds, each counted by its padded turns."""
+
+    class Pretended:
+        def __init__(self, name: str, _threads: int) -> None:
+            self.name, self.turns = name, 0
+
+        def __enter__(self) -> Pretended:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+            if "timed" not in message:
+                return {}
+            ms = 2.0 if self.turns in slow.get(self.name, set()) else 1.0
+            self.turns += message["timed"]["form"] == "padded"
+            return {"latency_ms": [ms] * len(message["timed"]["items"]), "joules": 1.0, "seconds": 1.0}
+
+    monkeypatch.setattr(runtime, "WorkerProcess", Pretended)
+
+
+@pytest.mark.parametrize(
+    ("slow", "rounds", "unstable"),
+    [({}, 5, False), ({"b": {3}}, 9, False), ({"b": {*range(1, 99, 3)}}, 15, True)],
+)
+def test_rounds_are_added_until_the_spread_is_narrow_or_there_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: dict[str, set[int]], rounds: int, unstable: bool
+) -> None:
+    pretend(monkeypatch, slow)
+    turns: list[tuple[int, int, str]] = []
+    results = run(
+        {name: save(tmp_path / name) for name in ("a", "b")}, [], Measure(), progress=lambda *t: turns.append(t)
+    )
+    assert {len(cost["latency_ms"]["padded"]["rounds"]) for cost in results.values()} == {rounds}
+    assert {name: cost["latency_ms"]["padded"]["unstable"] for name, cost in results.items()} == {
+        "a": False,
+        "b": unstable,
+    }
+    assert results["a"]["latency_ms"]["padded"]["n"] == 20 * rounds
+    assert turns[-1][:2] == (2 + 2 * rounds, 2 + 2 * rounds)
+
+
+def test_batches_are_timed_up_to_the_longest_input_of_each_model_and_take_no_memory_of_single_ones(
+    tmp_path: Path,
+) -> None:
+    path = save(tmp_path / "a", max_position_embeddings=64)
+    artifacts = {"long": Variant("torch", path, 101), "short": Variant("torch", path, 101, None, 16)}
+    settings = Measure(
+        length=8, warmup=1, runs=4, rounds=2, max_rounds=2, threads=1, batch_sizes=[1, 3], lengths=[4, 64]
+    )
+    results = measure(artifacts, [], settings, opener="tiny_opener.load", lock_directory=tmp_path)
+    cells = {name: [(cell["batch"], cell["length"]) for cell in cost["grid"]] for name, cost in results.items()}
+    assert cells == {"long": [(1, 4), (1, 64), (3, 4), (3, 64)], "short": [(1, 4), (3, 4)]}
+    for cell in results["long"]["grid"]:
+        assert list(cell) == ["batch", "length", "p10", "p50", "p90", "n", "sentences_per_s"]
+        assert cell["n"] == {1: 4, 3: 2}[cell["batch"]]
+        assert 0 < cell["p10"] <= cell["p50"] <= cell["p90"]
+    large = Measure(length=8, warmup=0, runs=2, rounds=2, max_rounds=2, threads=1, batch_sizes=[256], lengths=[64])
+    without = replace(large, batch_sizes=[], lengths=LENGTHS)
+    with_batches, single = (
+        measure({"one": artifacts["long"]}, [], asked, opener="tiny_opener.load", lock_directory=tmp_path)["one"]
+        for asked in (large, without)
+    )
+    assert "grid" not in single
+    assert with_batches["peak_memory_bytes"] - single["peak_memory_bytes"] < 20e6  # the batches take some 100 MB
+
+
+def test_a_process_is_opened_when_the_one_before_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, {})
+    said: list[str] = []
+    real = runtime.WorkerProcess
+
+    class Watched(real):  # type: ignore[misc, valid-type]
+        def __enter__(self) -> Any:
+            said.append(f"starts {self.name}")
+            return super().__enter__()
+
+    monkeypatch.setattr(runtime, "WorkerProcess", Watched)
+    run({name: save(tmp_path / name) for name in ("a", "b")}, [], QUICK, progress=lambda *step: said.append(step[2]))
+    assert said[:4] == ["starts a", "opening a", "starts b", "opening b"]
+
+
+def test_a_warm_up_meets_every_length_once_at_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[tuple[int, ...]] = []
+
+    class Met:
+        def answers(self, batch: Any) -> Any:
+            met.append(batch["input_ids"].shape)
+
+    monkeypatch.setattr(sys.modules[__name__], "met", lambda *_: Met(), raising=False)
+    sentences = [[1] * length for length in (3, 5, 3, 4, 5)]
+    given = {"path": "", "runtime": "torch", "opener": f"{__name__}.met", "tokenizer": None, "vocabulary": 7}
+    given |= {"threads": 1, "length": 8, "sentences": sentences, "grid": {"4x2": (4, 2)}, "watts": 5.0}
+    opened = Opened(**given, warmup=2)  # type: ignore[arg-type]
+    assert met == [(1, 8)] + [(1, 8)] * 2 + [(1, 3), (1, 5), (1, 4)], "a first answer, then each form"
+    met.clear()
+    opened.timed("4x2", [0])
+    assert met == [(4, 2)] * (1 + 1 + 1), "one batch makes two sentences; one before the turn; the timed one"
+    met.clear()
+    Opened(**given, warmup=0)  # type: ignore[arg-type]
+    assert met == [(1, 8)], "the first answer alone"
+
+
+def test_the_profiler_names_the_costliest_operators_and_no_place(tmp_path: Path) -> None:
+    path, trace = save(tmp_path / "a"), tmp_path / "trace.json.gz"
+    settings = replace(QUICK, profile=True)
+    variants = {"one": Variant("torch", path, 101), "other": Variant("torch", path, 101)}
+    more: dict[str, Any] = {"opener": "tiny_opener.load", "lock_directory": tmp_path}
+    results = measure(variants, [], settings, traces={"one": trace}, **more)
+    assert "profile" not in results["other"]
+    operators = results["one"]["profile"]["operators"]
+    assert len(operators) == 10
+    assert all(list(one) == ["name", "self_ms", "share", "memory_bytes", "calls"] for one in operators)
+    times = [one["self_ms"] for one in operators]
+    assert times == sorted(times, reverse=True) and times[-1] > 0
+    assert 0.3 < sum(one["share"] for one in operators) <= 1
+    products = next(one for one in operators if one["name"] == "aten::addmm")
+    assert products["calls"] >= 12
+    assert products["memory_bytes"] > 0
+    written = gzip.decompress(trace.read_bytes())
+    names = {event.get("name") for event in json.loads(written)["traceEvents"]}
+    assert {"aten::addmm", "[memory]"} <= names
+    for place in (platform.node(), str(tmp_path), os.environ.get("TMPDIR", "/tmp/")):
+        assert f'"{place}'.encode() not in written
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
@@ -335,6 +514,13 @@ def test_a_disturbance_of_one_variant_is_its_own(others: int) -> None:
         ("warmup", -1, "warmup: expected a whole number of at least 0, given -1"),
         ("rounds", 1, "rounds: expected a whole number of at least 2, given 1"),
         ("runs", 4, "runs: expected a whole number of at least 5, as rounds, given 4"),
+        ("max_rounds", 4, "max_rounds: expected a whole number of at least 5, as rounds, given 4"),
+        ("batch_sizes", [1, 0], "batch_sizes: expected a list, each entry a whole number of at least 1, given [1, 0]"),
+        ("batch_sizes", [8, 8], "batch_sizes: expected each number once, given [8, 8]"),
+        ("batch_sizes", 8, "batch_sizes: expected a list, each entry a whole number of at least 1, given 8"),
+        ("lengths", [16], "lengths: expected batch_sizes beside them, given [16] and no batch size"),
+        ("lengths", [16, 16], "lengths: expected each number once, given [16, 16]"),
+        ("profile", 1, "profile: expected true or false, given 1"),
         ("sentences", 1.5, "sentences: expected a whole number of at least 0, given 1.5"),
         ("threads", 0, "threads: expected a whole number of at least 1 or null, given 0"),
         ("threads", True, "threads: expected a whole number of at least 1 or null, given True"),
@@ -365,8 +551,18 @@ def test_a_runtime_that_is_not_installed_is_one_line_that_names_the_extra(monkey
     assert str(caught.value) == f"runtimes: {missing}"
 
 
+def test_settings_that_contradict_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"^lengths: expected at least one length for the batch sizes, given \[\]$"):
+        Measure(batch_sizes=[1], lengths=[])
+    with pytest.raises(UserError, match=r"^profile: expected torch among runtimes, given true and \['onnxruntime'\]$"):
+        Measure(profile=True, runtimes=["onnxruntime"])
+
+
 def test_the_configuration_is_the_class_and_none_is_nothing() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node = OmegaConf.to_container(compose(overrides=["+measure=default"]).measure)
-        assert config.construct(node, "measure") == Measure(runtimes=["torch"])
+        plain = Measure(runtimes=["torch"], batch_sizes=[], lengths=list(LENGTHS))
+        assert config.construct(node, "measure") == plain
+        grid = OmegaConf.to_container(compose(overrides=["+measure=grid"]).measure)
+        assert config.construct(grid, "measure") == replace(plain, batch_sizes=[1, 8, 32])
         assert compose(overrides=["+measure=none"]).measure is None

@@ -169,7 +169,7 @@ BASE = ("stages=[finetune,distill,prune,quantize]", "distill.steps=5", "prune.st
 TRAINED = ("quantize=qat", "quantize.epochs=null", "quantize.steps=5")
 BLOCKS = ("quantize=reconstruct", "quantize.epochs=null", "quantize.steps=3", "quantize.calibration_examples=16")
 MIXED = ("quantize=static", "quantize.sensitivity=true", "quantize.calibration_examples=16")
-MEASURED = ("measure=default", "measure.runs=4", "measure.rounds=2", "measure.wait_minutes=0")
+MEASURED = ("measure=default", "measure.runs=4", "measure.rounds=2", "measure.max_rounds=2", "measure.wait_minutes=0")
 KINDS: dict[str, tuple[str, tuple[int, int], tuple[str, ...]]] = {
     "planning": ("edgemin.study.plan:build", (1, 1), TRAINED),
     "fine-tuning": ("edgemin.finetune:Finetune.loss", (4, 5), TRAINED),

@@ -19,8 +19,8 @@ pytest.importorskip("onnxscript")
 ASKED = (
     "measure=default",
     "measure.runtimes=[torch,onnxruntime]",
-    *("measure.length=16", "measure.warmup=1", "measure.runs=4", "measure.rounds=2", "measure.sentences=4"),
-    *("measure.threads=1", "measure.wait_minutes=0"),
+    *("measure.length=16", "measure.warmup=1", "measure.runs=4", "measure.rounds=2", "measure.max_rounds=2"),
+    *("measure.sentences=4", "measure.threads=1", "measure.wait_minutes=0"),
     "stages=[finetune,quantize]",
 )
 Run = dict[str, Any]

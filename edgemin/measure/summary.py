@@ -1,0 +1,60 @@
+"""From the timings of all turns to what run.json has of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgemin.measure.rounds import Cell, Timing, percentiles, round_medians, spread
+
+
+def latencies(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:
+    """What single sentences take, by variant.
+
+    Args:
+        timings: Of all variants.
+        lengths: The forms of input, with their (mean) length.
+        max_spread: What is wider is flagged.
+
+    Returns:
+        `latency_ms`, `throughput_per_s`, `energy_mj` and `power_w`.
+    """
+    spreads = {form: spread(timings, form) for form in lengths}
+    medians = {form: round_medians(timings, form) for form in lengths}
+    found = {}
+    for name in spreads["padded"]:
+        latency: dict[str, Any] = {}
+        for form, length in lengths.items():
+            width = spreads[form][name]
+            judged = {"spread": width, "unstable": width > max_spread, "rounds": list(medians[form][name].values())}
+            latency[form] = {"length": length, **percentiles(_samples(timings, name, form)), **judged}
+        padded = [timing for timing in timings if (timing.turn.name, timing.turn.form) == (name, "padded")]
+        joules = sum(timing.joules for timing in padded)
+        found[name] = {
+            "latency_ms": latency,
+            "throughput_per_s": {form: 1000 / values["mean"] for form, values in latency.items()},
+            "energy_mj": 1000 * joules / latency["padded"]["n"],
+            "power_w": joules / sum(timing.seconds for timing in padded),
+        }
+    return found
+
+
+def grid(timings: Sequence[Timing], cells: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, Any]]:
+    """What batches take, by variant: `grid`, where it was timed on any."""
+    return {
+        name: {"grid": [_of_cell(cell, _samples(timings, name, cell.form)) for cell in own]}
+        for name, own in cells.items()
+        if own
+    }
+
+
+def _of_cell(cell: Cell, latency_ms: Sequence[float]) -> dict[str, Any]:
+    found = percentiles(latency_ms)
+    kept = {name: found[name] for name in ("p10", "p50", "p90", "n")}
+    return {**cell._asdict(), **kept, "sentences_per_s": 1000 * cell.batch / found["mean"]}
+
+
+def _samples(timings: Sequence[Timing], name: str, form: str) -> list[float]:
+    return [
+        ms for timing in timings if (timing.turn.name, timing.turn.form) == (name, form) for ms in timing.latency_ms
+    ]
