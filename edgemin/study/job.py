@@ -30,6 +30,7 @@ from edgemin.study.order import ablation, order_name, row_specs, student_stages
 from edgemin.study.pipeline import Done, Pipeline
 from edgemin.study.plan import build, unused
 from edgemin.study.roots import Root
+from edgemin.study.runtimes import check_lengths
 from edgemin.study.scoring import Scoring
 from edgemin.tracking import Tracker
 from edgemin.training.fitting import Trainer, use_threads
@@ -192,6 +193,8 @@ def _asked(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappin
     published = _published(settings.get("published"))
     store, plan = Store(settings["paths"]["store"], settings["paths"]["outputs"]), build(study)
     store.check_writable({node.key: node.path for node in plan.nodes})
+    if measured is not None:
+        check_lengths(measured, [row.node for row in plan.rows])
     plan.notes += unused(plan, settings, job["given"])
     return _Asked(study, plan, store, tracker, measured, others, published)
 

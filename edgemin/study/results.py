@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemin import artifact
+from edgemin.measure.runtime import PROFILED
 from edgemin.store.artifacts import Store
 from edgemin.store.disk import write_atomically
 from edgemin.study.nodes import Plan, Row
@@ -25,7 +26,7 @@ def rows(
     primary: tuple[str, str, str] | None,
     transfer: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The rows of `run.json`; predictions are copied beside it.
+    """The rows of `run.json`; predictions and traces are copied beside it.
 
     Args:
         plan: its rows, in order.
@@ -65,7 +66,7 @@ def _row(number: int, row: Row, scored: Scored, run_dir: Path, transfer: Sequenc
         "artifact": row.node.key,
         "metrics": scored.metrics,
         "transfer": [name for name in transfer if name in scored.metrics],
-        "cost": scored.cost,
+        "cost": _with_trace(number, scored, run_dir),
         "notes": list(scored.notes),
         **({"findings": scored.findings} if scored.findings else {}),
         **({"gate": scored.gate} if scored.gate is not None else {}),
@@ -78,6 +79,18 @@ def _row(number: int, row: Row, scored: Scored, run_dir: Path, transfer: Sequenc
             shutil.copyfile(source, directory / f"{name}.safetensors")
         made["predictions"] = f"predictions/{number}"
     return made
+
+
+def _with_trace(number: int, scored: Scored, run_dir: Path) -> dict[str, Any]:
+    """A row's cost; the profiler's trace is copied beside `run.json`, and named there."""
+    if scored.trace is None:
+        return scored.cost
+    name = f"profile/{number}.json.gz"
+    (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(scored.trace, run_dir / name)
+    costs = scored.cost["runtimes"]
+    profiled = {**costs[PROFILED], "profile": {"trace": name, **costs[PROFILED]["profile"]}}
+    return {**scored.cost, "runtimes": {**costs, PROFILED: profiled}}
 
 
 def _made_from(index: int, rows: Sequence[Row]) -> int | None:

@@ -9,7 +9,7 @@ import functools
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,11 @@ from edgemin.deploy import bundle, onnx_runtime, open_vino
 from edgemin.deploy.runtime import RUNTIMES, open_model, versions
 from edgemin.deploy.scored import score
 from edgemin.encoder import quantized
+from edgemin.errors import UserError
 from edgemin.measure.cost import RUNTIME
 from edgemin.measure.machine import available_cores, host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
-from edgemin.measure.runtime import BESIDE, Measure, Variant, measure
+from edgemin.measure.runtime import BESIDE, PROFILED, Measure, Variant, measure
 from edgemin.progress import live_line, node_line
 from edgemin.store.artifacts import Store
 from edgemin.store.content import content_key
@@ -40,8 +41,12 @@ log = logging.getLogger(__name__)
 # task and the providers of quantized layers.
 EXPORT_CODE = ("edgemin.deploy.bundle",)
 SCORE_CODE = ("edgemin.deploy.scored", *EXPORT_CODE)
-MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.artifact")
+MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.measure.profiling", "edgemin.artifact")
 _TOKENIZER = "tokenizer.json"
+
+
+def _trace(measurement: str, artifact: str) -> str:
+    return f"measurement/{measurement}/{artifact}.json.gz"
 
 
 class Lazy:
@@ -69,11 +74,37 @@ def machine(node: Node) -> AbstractContextManager[object]:
     return machine_lock("training", lambda line: node_line(node.path, "waiting", line))
 
 
+def check_lengths(settings: Measure, nodes: Iterable[Node]) -> None:
+    """Refuse to measure on more tokens than a model takes.
+
+    Raises:
+        UserError: names the model.
+    """
+    for node in nodes:
+        limit = node.outline.max_tokens
+        if limit is not None and settings.length > limit:
+            raise UserError(
+                f"measure.length: expected at most {limit}, what {node.path} takes, given {settings.length}"
+            )
+
+
 class Exported(NamedTuple):
     """What a runtime loads a model from."""
 
     path: Path
     size_bytes: int
+
+
+class Measured(NamedTuple):
+    """What was measured of rows, by their keys.
+
+    Attributes:
+        costs: by key and runtime.
+        traces: of torch's profiler, where it was asked for.
+    """
+
+    costs: dict[str, dict[str, dict[str, Any]]]
+    traces: dict[str, Path]
 
 
 class Runtimes:
@@ -92,9 +123,13 @@ class Runtimes:
 
     def note(self, node: Node) -> list[str]:
         """What a row's reader must know of where it was not measured."""
-        if not (node.final and self.others):
-            return []
-        return [f"not in {' and '.join(self.others)}: torch's dynamic INT8 runs in torch alone"]
+        notes = []
+        if node.final and self.others:
+            notes.append(f"not in {' and '.join(self.others)}: torch's dynamic INT8 runs in torch alone")
+        limit, settings = node.outline.max_tokens, self.settings
+        if limit is not None and settings.batch_sizes and (over := [n for n in settings.lengths if n > limit]):
+            notes.append(f"no batches of {', '.join(map(str, over))} tokens: it takes at most {limit}")
+        return notes
 
     def scored(
         self, node: Node, cached: Lazy, answers: Path | None
@@ -198,14 +233,11 @@ class Runtimes:
 
     # -- measuring ---------------------------------------------------------------------------------
 
-    def measured(self, nodes: Mapping[str, Node]) -> dict[str, dict[str, dict[str, Any]]]:
+    def measured(self, nodes: Mapping[str, Node]) -> Measured:
         """Measure rows in their runtimes in turns, all against one another.
 
         Args:
             nodes: of the rows, by their keys.
-
-        Returns:
-            What was measured, by key and runtime.
         """
         here, settings, sentences = host(), self.settings, self._sentences(nodes)
         runtimes = {name for node in nodes.values() for name in self._runtimes(node)}
@@ -221,23 +253,33 @@ class Runtimes:
                 "versions": {name: versions(name) for name in sorted(runtimes)},
             }
         )
+        profiled = list(nodes) if settings.profile else []
         kept = self.store.result("measurement", key)
-        if kept is not None:
+        traces = {of: self.store.results.find(_trace(key, of)) for of in profiled} if kept is not None else {}
+        whole = {of: trace for of, trace in traces.items() if trace is not None}
+        if kept is not None and len(whole) == len(profiled):
             node_line("latency", "cached", key)
-            return kept
+            return Measured(kept, whole)
         places = {f"{node.path} ({name})": (key, name) for key, node in nodes.items() for name in self._runtimes(node)}
         variants = {title: self._variant(nodes[key], name) for title, (key, name) in places.items()}
         node_line("latency", "measuring", f"{len(variants)} variants, each in its own process, in turns")
         with live_line("latency  measuring") as line:
 
-            def took_turn(done: int, total: int, title: str) -> None:
-                line.text, line.done, line.total = f"latency  measuring  {title}  turn", done, total
+            def progress(done: int, total: int, what: str) -> None:
+                line.text, line.done, line.total = f"latency  {what}  step", done, total
 
             def waits(reason: str) -> None:
                 node_line("latency", "waiting", reason)
                 line.text = f"latency  waiting  {reason}"
 
-            timed = measure(variants, sentences, settings, progress=took_turn, waiting=waits)
+            with tempfile.TemporaryDirectory() as directory:
+                made = {of: Path(directory) / of for of in profiled}
+                looked_into = {
+                    title: made[of] for title, (of, name) in places.items() if of in made and name == PROFILED
+                }
+                timed = measure(variants, sentences, settings, traces=looked_into, progress=progress, waiting=waits)
+                for of, trace in made.items():
+                    whole[of] = self.store.results.keep(_trace(key, of), functools.partial(shutil.copyfile, trace))
         found: dict[str, dict[str, dict[str, Any]]] = {key: {} for key in nodes}
         for title, (of, name) in places.items():
             found[of][name] = timed[title]
@@ -245,7 +287,7 @@ class Runtimes:
             log.warning("latency: measured beside other work on the machine: flagged, and not kept for later jobs")
         else:
             self.store.keep_result("measurement", key, found)
-        return found
+        return Measured(found, whole)
 
     def _sentences(self, nodes: Mapping[str, Node]) -> list[list[int]]:
         """The same sentences for all, in the student's tokens: what is deployed is the student."""
@@ -258,7 +300,8 @@ class Runtimes:
     def _variant(self, node: Node, runtime: str) -> Variant:
         path = self.store.path(node.key)
         if runtime == RUNTIME:
-            return Variant(runtime, path, node.outline.vocabulary)
+            return Variant(runtime, path, node.outline.vocabulary, None, node.outline.max_tokens)
         tokenizer = path / _TOKENIZER
         exported = self._export(node, Lazy(path), runtime).path
-        return Variant(runtime, exported, node.outline.vocabulary, tokenizer if tokenizer.is_file() else None)
+        held = tokenizer if tokenizer.is_file() else None
+        return Variant(runtime, exported, node.outline.vocabulary, held, node.outline.max_tokens)

@@ -52,6 +52,7 @@ class Scored:
         gate: the comparison with the model it was made from ([`compare`][edgemin.study.gate.compare]), where it was
             asked for.
         collapsed: by task and split, the one answer that it gives to all examples, where it does.
+        trace: the file of torch's profiler, where `measure.profile` asked for it.
     """
 
     metrics: dict[str, dict[str, dict[str, float]]]
@@ -61,6 +62,7 @@ class Scored:
     findings: dict[str, Any]
     gate: dict[str, Any] | None
     collapsed: dict[str, dict[str, Any]]
+    trace: Path | None = None
 
 
 class Scoring:
@@ -115,8 +117,10 @@ class Scoring:
                 predictions |= answers_there
             scored[key] = Scored(metrics, cost, predictions, notes, provenance["findings"], judged, collapsed)
         if runtimes is not None:
-            for key, measured in runtimes.measured(nodes).items():
-                for name, cost in measured.items():
+            measured = runtimes.measured(nodes)
+            for key, costs in measured.costs.items():
+                scored[key].trace = measured.traces.get(key)
+                for name, cost in costs.items():
                     scored[key].cost["runtimes"][name] |= cost
         return scored
 
