@@ -52,6 +52,10 @@ def open(path: Path, threads: int) -> OpenVINO:
 
     What is not integer is computed in fp32 (`INFERENCE_PRECISION_HINT`): left alone, OpenVINO takes bf16 on some CPUs,
     and an fp32 row would not be one.
+
+    The first input of a length costs about as much again as two of a length seen before: OpenVINO makes its kernels for
+    each length when it meets it, and keeps them. No setting changes that. A process that has seen all lengths is as
+    fast as ONNX Runtime on short inputs; where only one length matters, export with it (`length=`).
     """
     openvino = extra("openvino", "openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
