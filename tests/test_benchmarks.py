@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import distillation_step, relation_loss, rounds, same_results
+from benchmarks import distillation_step, nncf_int8, relation_loss, rounds, same_results
+from edgemin.encoder import quantized
+from edgemin.quantization.model import static_layers
 
 
 def test_the_step_written_as_published_has_our_loss_and_gradient_padding_included() -> None:
@@ -54,6 +58,26 @@ def test_a_table_has_columns_as_wide_as_their_content() -> None:
 
 def test_shapes_are_sequences_by_tokens() -> None:
     assert rounds.parser("", 3).parse_args(["--shapes", "8x128", "4x512"]).shapes == [(8, 128), (4, 512)]
+
+
+def test_int8_variants_are_calibrated_copies_and_pruning_takes_half_of_the_heads() -> None:
+    model = tiny.model(heads=4)
+    half = nncf_int8.half_of_heads(model)
+    rounded = nncf_int8.static(half, nncf_int8.batches(quantized.outline(model).vocabulary)[:2])
+    assert [layer.heads for layer in quantized.outline(rounded).layers] == [2, 2, 2]
+    assert all(torch.isfinite(layer.input_scale) for layer in static_layers(rounded).values())
+    assert static_layers(rounded) and not static_layers(half)
+    assert [layer.heads for layer in quantized.outline(model).layers] == [4, 4, 4]
+
+
+def test_ratios_to_nncf_are_formed_inside_a_round() -> None:
+    assert nncf_int8.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0]) == "3.00 (2.20-3.80)"
+
+
+def test_without_nncf_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(SystemExit, match="nncf_int8: expected nncf to be installed"):
+        nncf_int8.nncf()
 
 
 def _leave(out: Path, weight: float, accuracy: float, stage: str = "prune", schema: int = 2) -> Path:
