@@ -54,8 +54,8 @@ def open(path: Path, threads: int) -> OpenVINO:
     and an fp32 row would not be one.
 
     The first input of a length takes about 2.5 times as long as later ones of that length, because OpenVINO makes
-    kernels for a length when it meets it, and keeps them (12 layers of width 384 in INT8, 6 to 45 tokens in random order:
-    28 ms of CPU time at first, then 11, where ONNX Runtime takes 9 from the start). A larger cache of kernels
+    kernels for a length when it meets it, and keeps them (12 layers of width 384 in INT8, 6 to 45 tokens in random
+    order: 28 ms of CPU time at first, then 11, where ONNX Runtime takes 9 from the start). A larger cache of kernels
     (`CPU_RUNTIME_CACHE_CAPACITY`) gains nothing. Where all inputs are padded to one length, export with it.
     """
     openvino = extra("openvino", "openvino")
