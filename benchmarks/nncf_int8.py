@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,8 +52,9 @@ def given(path: Path | None) -> PreTrainedModel:
         return artifact.load(path)[0]
     torch.manual_seed(0)
     shape = shapes.configure("bert", layers=12, hidden=384, heads=12, intermediate=1536, vocabulary=30522)
-    model = building.build(shape).eval()
+    model = building.build(shape)
     building.attach_head(model, ["negative", "positive"])
+    model.eval()
     return model
 
 
@@ -104,7 +105,8 @@ def written(model: PreTrainedModel, root: Path) -> dict[str, Variant]:
         return path
 
     artifact.save(place("torch, fp32", "torch"), model, None, {})
-    artifact.save(place(REFERENCES[0], "torch"), torch_layers.quantize(copy.deepcopy(model)), None, {})
+    dynamic = cast(PreTrainedModel, torch_layers.quantize(copy.deepcopy(model)))
+    artifact.save(place(REFERENCES[0], "torch"), dynamic, None, {})
     bundle.write_model(model, "openvino", place("OpenVINO, fp32", "openvino"))
     by_nncf(found["OpenVINO, fp32"].path, sentences, place(NNCF, "openvino"))
     for ending, pruned in (("", model), (", half of the heads", half_of_heads(model))):
