@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +12,31 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from edgemin import artifact
-from edgemin.deploy import onnx_file, onnx_runtime, open_vino, torch_eager
+from edgemin.deploy import inputs, model_files, torch_eager
 from edgemin.deploy.extras import extra
-from edgemin.deploy.runtime import RUNTIMES, Batch, Runtime, open_model
+from edgemin.deploy.inputs import Inputs
+from edgemin.deploy.runtime import Runtime, open_model
 from edgemin.encoder import parts, quantized
 from edgemin.errors import UserError
 
 FILES = Path(__file__).parent / "files"
 TOKENIZER, CARD = "tokenizer.json", "README.md"
+_HOW_TO_MEASURE = (
+    "Not here: `python bench.py threads=2` measures latency, throughput, memory and cold start on the device that it "
+    "runs on, and writes `device.json`."
+)
 _NEEDS = {"onnxruntime": "onnxruntime tokenizers", "openvino": "openvino tokenizers"}
-# Sentences for the comparison with torch where no others are given: of every length, with rare pieces too.
-_TRIED = 32
 
 
-def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -> dict[str, Any]:
+def write(
+    source: Path,
+    runtime: str,
+    out: Path,
+    *,
+    length: int | None = None,
+    texts: Path | None = None,
+    measured: str | None = None,
+) -> dict[str, Any]:
     """Export an artifact as a bundle, and compare what it answers with torch.
 
     Args:
@@ -32,12 +44,15 @@ def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -
         runtime: `onnxruntime` or `openvino`.
         out: an empty directory.
         length: fixed length of all inputs; `None`: any.
+        texts: a file of sentences to compare on; `None`: those of the artifact's task where they can be read.
+        measured: the table of the card that says what was measured; `None`: it says how to measure.
 
     Returns:
-        The comparison: `examples`, `largest_difference` of two logits, `agreement` (share of equal predictions).
+        The comparison, as [`Inputs.compared`][edgemin.deploy.inputs.Inputs.compared] gives it.
 
     Raises:
-        UserError: no tokenizer, a layer that cannot be exported, a length that the model does not take.
+        UserError: no tokenizer, a layer that cannot be exported, a length that the model does not take, a file of
+            sentences that cannot be used.
     """
     extra(runtime, runtime)
     model, tokenizer = artifact.load(source)
@@ -47,7 +62,8 @@ def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -
     if length is not None and not 2 <= length <= longest:
         raise UserError(f"length: expected a whole number from 2 to {longest}, what the model takes, given {length}")
     facts, provenance = own(source, model, runtime, length)
-    write_model(model, runtime, out, length=length)
+    tried = inputs.find(model, copy.deepcopy(tokenizer), provenance, texts, length)
+    model_files.write(model, runtime, out, length=length)
     tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
     config = model.config.to_diff_dict() | {
         "id2label": {str(index): label for index, label in enumerate(parts.label_names(model))},
@@ -60,8 +76,8 @@ def write(source: Path, runtime: str, out: Path, *, length: int | None = None) -
     start = (FILES / f"predict_{runtime}.py.txt").read_text()
     (out / "predict.py").write_text(start + (FILES / "predict_main.py.txt").read_text())
     (out / "bench.py").write_text((FILES / "bench.py.txt").read_text())
-    found = compare(source, out, runtime, tried(model, length))
-    (out / CARD).write_text(_card(model, facts, provenance, found))
+    found = compare(open_model("torch", source, 1), open_model(runtime, out, 1), tried, len(parts.label_names(model)))
+    (out / CARD).write_text(_card(model, facts, provenance, found, measured))
     return found
 
 
@@ -83,56 +99,34 @@ def own(
     return found, provenance
 
 
-def write_model(model: PreTrainedModel, runtime: str, out: Path, *, length: int | None = None) -> None:
-    """Write only the files that a runtime loads a model from."""
-    form = RUNTIMES[runtime].form
-    onnx = out / onnx_runtime.FILE
-    onnx_file.write(model, onnx, length=length)
-    if form == "openvino":
-        open_vino.write(onnx, out)
-        onnx.unlink()
+def compare(one: Runtime, other: Runtime, inputs: Inputs, outputs: int) -> dict[str, Any]:
+    """What two opened models answer to the same inputs, as [`Inputs.compared`][edgemin.deploy.inputs.Inputs.compared].
 
-
-def tried(model: PreTrainedModel, length: int | None) -> list[Batch]:
-    """Inputs to compare on where no sentences are given: random tokens of many lengths, some padded."""
-    draw = np.random.default_rng(0)
-    vocabulary, longest = quantized.outline(model).vocabulary, length or torch_eager.longest(model)
-    batches: list[Batch] = []
-    for number in range(_TRIED):
-        tokens = length or int(draw.integers(2, min(longest, 128) + 1))
-        ids = draw.integers(0, vocabulary, (1, tokens))
-        mask = np.ones_like(ids)
-        if number % 2:
-            mask[:, (tokens + 1) // 2 :] = 0
-        batches.append({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
-    return batches
-
-
-def compare(source: Path, exported: Path, runtime: str, batches: list[Batch]) -> dict[str, Any]:
-    """What an export answers beside what torch answers on the same inputs."""
-    return differences(open_model("torch", source, 1), open_model(runtime, exported, 1), batches)
-
-
-def differences(one: Runtime, other: Runtime, batches: list[Batch]) -> dict[str, Any]:
-    """How far apart two opened models answer; both are released.
-
-    Returns:
-        `examples`, `largest_difference` of two logits, and `agreement`, the share of examples whose largest logit is
-        the same one.
+    Both are released.
     """
-    pairs = [(one.answers(batch), other.answers(batch)) for batch in batches]
+    pairs = [(one.answers(batch), other.answers(batch)) for batch in inputs.batches]
     for opened in (one, other):
         opened.release()
     mine, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    return {
-        "examples": len(mine),
-        "largest_difference": float(np.abs(mine - theirs).max()),
-        "agreement": float((mine.argmax(1) == theirs.argmax(1)).mean()),
-    }
+    return inputs.compared(mine, theirs, outputs)
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """A comparison in a line."""
+    said = f"on {found['examples']} {found['inputs']}: logits differ by at most {found['largest_difference']:.2g}"
+    if found["agreement"] is not None:
+        said += f", {100 * found['agreement']:.1f} % equal predictions"
+    if found["metrics"]:
+        said += f", in the runtime {_scores(found['metrics'])}"
+    return said
 
 
 def _card(
-    model: PreTrainedModel, facts: Mapping[str, Any], provenance: Mapping[str, Any], found: Mapping[str, Any]
+    model: PreTrainedModel,
+    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    found: Mapping[str, Any],
+    measured: str | None,
 ) -> str:
     return f"""# {title(provenance)}, exported by EdgeMIN for {facts["runtime"]}
 
@@ -143,6 +137,10 @@ python bench.py threads=2          # latency on this device, into device.json
 ```
 
 {markdown(card_rows(model, facts, provenance, found))}
+
+## Measured
+
+{measured or _HOW_TO_MEASURE}
 """
 
 
@@ -166,13 +164,16 @@ def card_rows(
         "architecture": f"{outline.family}, {len(outline.layers)} layers, hidden size {outline.hidden}, heads "
         + ", ".join(str(layer.heads) for layer in outline.layers),
         "weights": "fp32" if summary is None else f"quantized: {bits(summary)}",
-        "compared with torch": f"on {found['examples']} inputs of random tokens: logits differ by at most "
-        f"{found['largest_difference']:.2g}, {100 * found['agreement']:.1f} % equal predictions",
+        "compared with torch": in_words(found),
         "artifact": facts["artifact"],
         "seed": provenance.get("seed", "not recorded"),
         "git": provenance.get("git") or "not recorded",
         "versions": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
     }
+
+
+def _scores(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def markdown(rows: Mapping[str, str]) -> str:

@@ -10,21 +10,22 @@ import transformers
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from edgemin import artifact
-from edgemin.deploy import bundle, twins
+from edgemin.deploy import bundle, inputs, twins
 from edgemin.deploy.torch_eager import TorchEager
-from edgemin.encoder import padding, quantized
+from edgemin.encoder import padding, parts, quantized
 from edgemin.errors import UserError
 
 # Logits of the same float model, in matrices of another shape: sums in another order.
 ROUNDING = 1e-4
 
 
-def write(source: Path, out: Path) -> dict[str, Any]:
+def write(source: Path, out: Path, *, texts: Path | None = None) -> dict[str, Any]:
     """Write an artifact as a checkpoint of transformers, and compare what transformers makes of it with the artifact.
 
     Args:
         source: the artifact's directory; it has a tokenizer.
         out: an empty directory.
+        texts: a file of sentences to compare on; `None`: those of the artifact's task where they can be read.
 
     Returns:
         The comparison, as [`bundle.write`][edgemin.deploy.bundle.write] gives it.
@@ -36,6 +37,8 @@ def write(source: Path, out: Path) -> dict[str, Any]:
     if tokenizer is None:
         raise UserError(f"artifact: expected one with a tokenizer, given {source} without")
     twins.check(model)
+    facts, provenance = bundle.own(source, model, "transformers", None)
+    tried = inputs.find(model, copy.deepcopy(tokenizer), provenance, texts)
     stock, notes = padding.padded(model)
     transformers.utils.logging.disable_progress_bar()
     stock.save_pretrained(out)
@@ -43,17 +46,17 @@ def write(source: Path, out: Path) -> dict[str, Any]:
     reloaded = AutoModelForSequenceClassification.from_pretrained(out, local_files_only=True)
     # Copied: weights that are read where they lie in the file are not aligned, and products then add in another order.
     reloaded = copy.deepcopy(reloaded).eval()
-    found = bundle.differences(TorchEager(source, model), TorchEager(out, reloaded), bundle.tried(model, None))
+    outputs = len(parts.label_names(model))
+    found = bundle.compare(TorchEager(source, model), TorchEager(out, reloaded), tried, outputs)
     summary = quantized.summary(model)
     is_rounded = summary is not None and summary["activations"] != "none"
     assert is_rounded or found["largest_difference"] < ROUNDING, f"{found} where nothing was lost: {notes}"
-    (out / bundle.CARD).write_text(_card(source, model, found, notes))
+    rows = bundle.card_rows(model, facts, provenance, found)
+    (out / bundle.CARD).write_text(_card(model, rows, found, notes, bundle.title(provenance)))
     return found
 
 
-def _card(source: Path, model: PreTrainedModel, found: dict[str, Any], notes: list[str]) -> str:
-    facts, provenance = bundle.own(source, model, "transformers", None)
-    rows = bundle.card_rows(model, facts, provenance, found)
+def _card(model: PreTrainedModel, rows: dict[str, str], found: dict[str, Any], notes: list[str], title: str) -> str:
     rows["filled up with zeros"] = "; ".join(notes) or "nothing"
     summary = quantized.summary(model)
     if summary is not None:
@@ -68,7 +71,7 @@ library_name: transformers
 pipeline_tag: text-classification
 ---
 
-# {bundle.title(provenance)}, exported by EdgeMIN for transformers
+# {title}, exported by EdgeMIN for transformers
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

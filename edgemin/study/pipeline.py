@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -195,7 +196,7 @@ class Pipeline:
             "parent": node.parent.key if node.parent else None,
             "teachers": [teacher.key for teacher in node.teachers],
             "source": node.start.root.source,
-            "task": {name: getattr(task, name) for name in ("name", "text_columns", "max_length")},
+            "task": {**asdict(task), "path": _place(task.path)},
             "head_trained": node.head_trained,
             "notes": fitted.notes,
             "findings": fitted.findings,
@@ -207,3 +208,9 @@ class Pipeline:
             "seconds": round(fitted.seconds, 3),
             "steps": fitted.steps,
         }
+
+
+def _place(path: str | None) -> str | None:
+    """Where data lies, for whoever reads it later from another directory; a Hub id stays what it is."""
+    place = None if path is None else Path(path).expanduser()
+    return str(place.resolve()) if place is not None and place.exists() else path

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edgemin import artifact
-from edgemin.deploy import bundle, onnx_runtime, open_vino
+from edgemin.deploy import model_files, onnx_runtime, open_vino
 from edgemin.deploy.runtime import RUNTIMES, open_model, versions
 from edgemin.deploy.scored import score
 from edgemin.encoder import quantized
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 # What decides an exported file, a score in a runtime and a measurement, beside the runtime's own module, the kind of
 # task and the providers of quantized layers.
-EXPORT_CODE = ("edgemin.deploy.bundle",)
+EXPORT_CODE = ("edgemin.deploy.model_files",)
 SCORE_CODE = ("edgemin.deploy.scored", *EXPORT_CODE)
 MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.measure.profiling", "edgemin.artifact")
 _TOKENIZER = "tokenizer.json"
@@ -187,7 +187,7 @@ class Runtimes:
                     open_vino.write(onnx.path / onnx_runtime.FILE, Path(directory))
                 else:
                     nn.Module.to(cached.model, "cpu")
-                    bundle.write_model(cached.model, runtime, Path(directory))
+                    model_files.write(cached.model, runtime, Path(directory))
                 made = sorted(Path(directory).iterdir())
                 whole = [
                     results.keep(f"export/{key}/{file.name}", functools.partial(shutil.copyfile, file)) for file in made

@@ -1,0 +1,135 @@
+"""From a finished run to what is served: the row to export, as a command, and the measurements that its card shows."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgemin.errors import UserError
+from edgemin.report.fields import Latency, Row, Runtime
+from edgemin.report.schema import Run, find, read
+
+EXPORTED = ("onnxruntime", "openvino")  # runtimes that have a bundle
+_MIB = 2**20
+
+
+def commands(directory: Path) -> list[str]:
+    """How to export and ask the fastest row that passed the quality gate, over all jobs below a directory.
+
+    Args:
+        directory: of a job or a sweep; its `run.json` files have just been written.
+
+    Returns:
+        Lines to print; none where no row was exported to a runtime that has a bundle.
+    """
+    candidates = [
+        (_rank(cost), run, row, name)
+        for run in map(read, find(directory))
+        for row in run.rows
+        if not row.control and not row.collapsed and (row.gate is None or row.gate.passed)
+        for name, cost in row.cost.runtimes.items()
+        if name in EXPORTED
+    ]
+    if not candidates:
+        return []
+    _, run, row, name = min(candidates, key=lambda candidate: candidate[0])
+    cost, out = row.cost.runtimes[name], directory / "bundle"
+    facts = [text for text in (_score(run, row, name), _milliseconds(cost), _size(cost)) if text]
+    artifact = Path(str(run.chosen("paths", "store"))) / str(row.artifact)
+    export = {"artifact": artifact, "deploy": name, "study": run.file.parent, "out": out}
+    ask = {"model": out, "text": "a gripping story"}
+    if len(run.chosen("task", "text_columns") or ()) == 2:
+        ask["text_pair"] = "a dull one"
+    return [
+        f"To serve {row.name}, of the rows that passed the quality gate the fastest ({', '.join(facts)} in {name}):",
+        f"  {_command('edgemin.export', export)}",
+        f"  {_command('edgemin.predict', ask)}",
+    ]
+
+
+def _rank(cost: Runtime) -> tuple[float, float]:
+    return _padded(cost).p50 or math.inf, cost.size_bytes or math.inf
+
+
+def _padded(cost: Runtime) -> Latency:
+    return cost.latency_ms.padded if cost.latency_ms is not None else Latency()
+
+
+def _command(module: str, words: dict[str, object]) -> str:
+    return " ".join([f"python -m {module}", *(shlex.quote(f"{key}={value}") for key, value in words.items())])
+
+
+def _score(run: Run, row: Row, runtime: str) -> str:
+    task = run.task
+    value = row.score(task.name, run.first_split, task.metric, None if runtime == "torch" else runtime)
+    return "" if value is None or task.metric is None else f"{task.metric} {value:.4f}"
+
+
+def _milliseconds(cost: Runtime) -> str:
+    padded = _padded(cost)
+    return "" if padded.p50 is None else f"{padded.p50:.2f} ms at {padded.length or 0:.0f} tokens"
+
+
+def _size(cost: Runtime) -> str:
+    return "" if cost.size_bytes is None else f"{cost.size_bytes / _MIB:.1f} MiB"
+
+
+def measured(study: Path, artifact: str) -> str:
+    """What was measured of an artifact, as a table in Markdown.
+
+    Args:
+        study: the directory of a job or a sweep.
+        artifact: its key. Where several jobs have it, the one that ended last counts.
+
+    Raises:
+        UserError: no job there has it, or a `run.json` cannot be used.
+    """
+    runs = sorted(map(read, find(study)), key=lambda run: run.when)
+    found = [(run, row) for run in runs for row in run.rows if row.artifact == artifact]
+    if not found:
+        raise UserError(f"study: expected a run with a row of the artifact {artifact}, given {study}, which has none")
+    run, row = found[-1]
+    metric = run.task.metric or "score"
+    header = [
+        "runtime",
+        metric,
+        "size, MiB",
+        "p50, ms",
+        "p10 - p90, ms",
+        "task's sentences, ms",
+        "same answers, %",
+    ]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for name, cost in row.cost.runtimes.items():
+        lines.append([name, *_cells(run, row, name, cost)])
+    costs = list(row.cost.runtimes.values())
+    padded = next((_padded(cost) for cost in costs if cost.latency_ms is not None), Latency())
+    where = [run.host.cpu or "a CPU that is not recorded", run.when[:10], f"row {row.name!r} of the study {run.study}"]
+    where += [f"{cost.threads:.0f} threads" for cost in costs[:1] if cost.threads is not None]
+    where += [f"batch 1, {padded.length:.0f} tokens unless said otherwise"] if padded.length else []
+    beside = any(cost.measured_beside_other_work for cost in costs)
+    notes = ["; measured beside other work on the machine"] if beside else []
+    return "\n".join([*map(_line, lines), "", f"Measured on {'; '.join(where)}{''.join(notes)}."])
+
+
+def _cells(run: Run, row: Row, name: str, cost: Runtime) -> Sequence[str]:
+    padded = _padded(cost)
+    task = cost.latency_ms.task if cost.latency_ms is not None else Latency()
+    return [
+        _score(run, row, name).rpartition(" ")[2],
+        _size(cost).removesuffix(" MiB"),
+        _number(padded.p50) + (" (unstable)" if padded.unstable else ""),
+        f"{_number(padded.p10)} - {_number(padded.p90)}" if padded.p10 else "",
+        _number(task.p50) + (" (unstable)" if task.unstable else ""),
+        "" if cost.agreement is None else f"{100 * cost.agreement:.1f}",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

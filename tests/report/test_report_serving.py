@@ -1,0 +1,70 @@
+"""From a run to its bundle: which row is named, by which commands, and what a card says was measured."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_json
+
+from edgemin.errors import UserError
+from edgemin.report.serving import commands, measured
+
+FASTEST = "Pruned + quantized"
+
+
+def served(directory: Path, **changed: Any) -> Path:
+    """A run in torch and OpenVINO, where the last row is the fastest; `changed` are fields of that row."""
+    content = run_json.run()
+    content["config"] = {"paths": {"store": "out puts/store"}, "task": {"text_columns": ["premise", "hypothesis"]}}
+    for row in content["rows"]:
+        torch = row["cost"]["runtimes"]["torch"]
+        row["cost"]["runtimes"]["openvino"] = {**torch, "metrics": row["metrics"], "agreement": 0.995}
+    content["rows"][-1] |= changed
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text(json.dumps(content))
+    return directory
+
+
+def test_the_fastest_row_that_passed_is_named_with_commands_to_copy(tmp_path: Path) -> None:
+    title, export, predict = commands(served(tmp_path / "0"))
+    assert FASTEST in title and "25.10 ms at 128 tokens" in title and "in openvino" in title
+    given = dict(word.split("=", 1) for word in shlex.split(export)[3:])
+    assert given["artifact"].startswith("out puts/store/student/finetune/distill/prune/quantize")
+    assert (given["deploy"], given["study"]) == ("openvino", str(tmp_path / "0"))
+    asked = dict(word.split("=", 1) for word in shlex.split(predict)[3:])
+    assert asked["model"] == given["out"] and set(asked) == {"model", "text", "text_pair"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"gate": {"passed": False}}, {"control": True}, {"collapsed": {"sst2": {"validation": {}}}}],
+    ids=["failed", "control", "collapsed"],
+)
+def test_a_row_that_should_not_be_served_is_not_named(tmp_path: Path, changed: dict[str, Any]) -> None:
+    assert "Quantized (not pruned)" in commands(served(tmp_path / "0", **changed))[0]
+
+
+def test_of_a_sweep_one_row_is_named_and_of_torch_alone_none(tmp_path: Path) -> None:
+    served(tmp_path / "sweep" / "0")
+    served(tmp_path / "sweep" / "1", gate={"passed": False})
+    title, export, _ = commands(tmp_path / "sweep")
+    assert FASTEST in title and f"study={tmp_path / 'sweep' / '0'}" in export
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "run.json").write_text(json.dumps(run_json.run()))
+    assert commands(tmp_path / "alone") == []
+
+
+def test_the_table_of_a_card_has_a_line_for_each_runtime_and_says_where(tmp_path: Path) -> None:
+    study = served(tmp_path / "0")
+    key = json.loads((study / "run.json").read_text())["rows"][-1]["artifact"]
+    table = measured(study, key).splitlines()
+    assert table[0].startswith("| runtime | accuracy | size, MiB | p50, ms |")
+    assert [line.split(" | ")[0] for line in table[2:4]] == ["| torch", "| openvino"]
+    assert table[3] == "| openvino | 0.8980 | 65.1 | 25.10 | 24.35 - 26.36 | 11.41 | 99.5 |"
+    assert table[-1].startswith("Measured on ") and "batch 1, 128 tokens" in table[-1]
+    with pytest.raises(UserError, match=r"artifact none, given .*, which has none"):
+        measured(study, "none")
