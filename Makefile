@@ -24,12 +24,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## a tiny teacher, a smaller student, all three stages, two prune ratios: minutes on a CPU, no network
+	@printf '%s\n' \
+	  'To try afterwards, in the environment that ". $(BIN)/activate" enters:' \
+	  '  python -m edgemin.train -m experiment=demo prune.ratio=0.1,0.3,0.5   # the trained stages are reused' \
+	  '  python -m edgemin.train plan=true                                    # what the paper'"'"'s set-up on SST-2 would run' \
+	  '  python -m edgemin.train --help                                       # every group and key' ''
 	$(BIN)/python -m edgemin.train -m experiment=demo
-	@printf '\nTry next:\n'
-	@printf '  %s\n' \
-	  '$(BIN)/python -m edgemin.train -m experiment=demo prune.ratio=0.1,0.3,0.5   # the trained stages are reused' \
-	  '$(BIN)/python -m edgemin.train plan=true                                    # what the paper'"'"'s set-up on SST-2 would run' \
-	  '$(BIN)/python -m edgemin.train --help                                       # every group and key'
 
 test: $(INSTALLED) ## the tests, but for those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile

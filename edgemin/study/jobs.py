@@ -132,6 +132,7 @@ class Jobs(Callback):
 
     def _conclude(self, config: DictConfig) -> None:
         # Loaded only now: Hydra asks for this object before it answers --help.
+        from edgemin.report.serving import commands
         from edgemin.report.write import print_study, write_study
 
         if config.get("plan") or launch.place().rank > 0:
@@ -149,6 +150,8 @@ class Jobs(Callback):
         print("The sweep's page, tables and figures:")
         for name in ("report.md", *(name for name in written if name.endswith(".png"))):
             print(f"  {written[name]}")
+        for line in commands(directory):
+            print(line)
         try:
             tracker = construct(OmegaConf.to_container(config.logger, resolve=True), "logger", Tracker)
             tracker.sweep(directory, launch_group(config.study, directory), config.study)
@@ -193,6 +196,7 @@ def _run_launched(cfg: DictConfig) -> None:
 
 def _run_here(cfg: DictConfig) -> None:
     from edgemin.processes import ranks
+    from edgemin.report.serving import commands
     from edgemin.study.job import plan_job, run_job
     from edgemin.study.tree import print_plans
 
@@ -205,6 +209,9 @@ def _run_here(cfg: DictConfig) -> None:
         print_plans([""], [ranks.together(lambda: plan_job(settings, job, transfer, timed=True))], whole=True)
     else:
         run_job(settings, job, transfer)
+        if ranks.is_main() and HydraConfig.get().mode is RunMode.RUN:  # a sweep says it once, of all its jobs
+            for line in commands(job["run_dir"]):
+                print(line)
 
 
 def _report(error: Exception) -> None:

@@ -98,7 +98,7 @@ class _Planner:
                 raise UserError(
                     f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the "
                     f"head on {self.study.task.name} "
-                    f"(finetune) before the row {spec.name!r} is scored, given {spec.path}"
+                    f"(finetune) before the row {spec.name!r} is scored, given {spec.path}{_head(node)}"
                 )
             else:
                 self.notes.append(f"row {spec.name!r} is not scored: no stage up to {spec.path} trains the head")
@@ -230,6 +230,15 @@ class _Planner:
         splits = self.study.splits
         assert splits is not None
         return {"early_stopping": splits.metrics[0] if stops_early else None, **splits.content()}
+
+
+def _head(node: Node) -> str:
+    """What is wrong with the head of the checkpoint that a path starts at, if it starts at one."""
+    start = node.start
+    if start.facts is None or start.root.inherit != "all":
+        return ""
+    head = f"whose head has the labels {', '.join(start.facts.labels)}" if start.facts.labels else "which has no head"
+    return f" of {start.root.source}, {head}"
 
 
 def _is_stage(name: str, node: Any) -> bool:

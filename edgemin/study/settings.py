@@ -208,6 +208,8 @@ def one_line(error: Exception) -> str:
     text = printable(str(error))
     if isinstance(error, TypeError) or "Config group override must be" in text:
         return _wrong_choice()  # a number, null or the like, or a list of such, in the place of a choice
+    if wanted := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{wanted[1]}: expected a value, as there is no default, given none"
     if named := re.search(r"Could not override '([^']*)'", text):
         key = getattr(error.__cause__, "full_key", None) or named[1]
         group, above = key.partition(".")[0], getattr(error.__cause__, "parent_node", None)

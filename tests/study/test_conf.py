@@ -11,11 +11,12 @@ import studies
 import yaml
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from edgemin import config
 from edgemin.study.order import row_specs
 from edgemin.study.roots import Root
-from edgemin.study.settings import conf_directory
+from edgemin.study.settings import conf_directory, one_line
 from edgemin.training.stage import Stage
 
 CONF = Path(conf_directory())
@@ -23,6 +24,7 @@ LAUNCHERS = {"joblib": "joblib", "slurm": "submitit", "ray": "ray"}
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
 FILES = [path for path in CHOICES if path.parent.name != "launcher"]  # which need plugins
 ORDERS = [path.stem for path in FILES if path.parent.name == "order"]
+ASKING = {"student/checkpoint", "experiment/shrink"}  # for a checkpoint, which they have no default for
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 
 
@@ -48,7 +50,8 @@ def own_stages(settings: dict[str, Any]) -> dict[str, list[str]]:
 
 @cache
 def composed(path: Path) -> dict[str, Any]:
-    return studies.settings(f"{path.parent.name}={path.stem}", tiny=False)
+    required = ["student.source=checkpoint"] if name(path) in ASKING else []
+    return studies.settings(f"{path.parent.name}={path.stem}", *required, tiny=False)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -162,6 +165,17 @@ def test_paper_is_the_papers_protocol() -> None:
     assert settings["evaluate"]["transfer"] == ["mnli", "qqp"]
 
 
+def test_shrinking_asks_for_a_checkpoint_in_one_line_and_trains_nothing() -> None:
+    with pytest.raises(OmegaConfBaseException) as asked:
+        studies.settings("experiment=shrink", tiny=False)
+    assert one_line(asked.value) == "student.source: expected a value, as there is no default, given none"
+    settings = composed(CONF / "experiment/shrink.yaml")
+    assert settings["teacher"]["source"] == settings["student"]["source"] and settings["teacher"]["stages"] == []
+    assert settings["evaluate"]["max_drop"] == 0.01 and "openvino" in settings["measure"]["runtimes"]
+    specs = row_specs(settings["order"], settings["stages"], own_stages(settings))
+    assert [spec.stages for spec in specs] == [(), ("int8",), ("int4",), ("dynamic_int8",)]
+
+
 def test_every_launcher_has_a_plugin() -> None:
     assert {path.stem for path in CONF.glob("launcher/*.yaml")} == set(LAUNCHERS)
 
@@ -177,7 +191,11 @@ def test_a_launcher_sets_what_its_plugin_has_and_nothing_of_a_study(launcher: st
 
 def test_teachers_and_students_of_one_name_are_one_model() -> None:
     shared = {path.stem for path in FILES if path.parent.name == "teacher"} - {"shape"}
-    assert shared == {path.stem for path in FILES if path.parent.name == "student"} - {"shape", "from_teacher"}
+    assert shared == {path.stem for path in FILES if path.parent.name == "student"} - {
+        "shape",
+        "from_teacher",
+        "checkpoint",
+    }
     for model in sorted(shared):
         settings = studies.settings(f"teacher={model}", f"student={model}", tiny=False)
         teacher, student = (config.construct(settings[key], key) for key in ("teacher", "student"))
