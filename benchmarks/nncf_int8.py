@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.rounds import machine, table
 from edgemin import artifact
-from edgemin.deploy import bundle
+from edgemin.deploy import model_files
 from edgemin.encoder import building, quantized, shapes, slicing
 from edgemin.measure.runtime import Measure, Variant, measure
 from edgemin.quantization import model as quantization
@@ -107,12 +107,12 @@ def written(model: PreTrainedModel, root: Path) -> dict[str, Variant]:
     artifact.save(place("torch, fp32", "torch"), model, None, {})
     dynamic = cast(PreTrainedModel, torch_layers.quantize(copy.deepcopy(model)))
     artifact.save(place(REFERENCES[0], "torch"), dynamic, None, {})
-    bundle.write_model(model, "openvino", place("OpenVINO, fp32", "openvino"))
+    model_files.write(model, "openvino", place("OpenVINO, fp32", "openvino"))
     by_nncf(found["OpenVINO, fp32"].path, sentences, place(NNCF, "openvino"))
     for ending, pruned in (("", model), (", half of the heads", half_of_heads(model))):
         rounded = static(pruned, sentences)
         for title, runtime in (("ONNX Runtime", "onnxruntime"), ("OpenVINO", "openvino")):
-            bundle.write_model(rounded, runtime, place(f"{title}, INT8{ending}", runtime))
+            model_files.write(rounded, runtime, place(f"{title}, INT8{ending}", runtime))
     return found
 
 
