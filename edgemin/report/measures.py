@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,18 @@ def quantile(values: Sequence[float], tenths: int) -> float:
     return statistics.quantiles(values, n=10, method="inclusive")[tenths - 1] if len(values) > 1 else values[0]
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of the interval that holds the median of all such values with a probability of at least 94 %.
+
+    Every value lies on either side of that median with equal chance, so these are values themselves: of up to eight the
+    smallest and the largest, of 9 the second and the last but one, of 15 the fourth on either side.
+    """
+    ordered, count, outer = sorted(values), len(values), 0
+    while sum(math.comb(count, few) for few in range(outer + 2)) / 2**count <= 1 / 2**5:
+        outer += 1
+    return ordered[outer], ordered[count - 1 - outer]
+
+
 @dataclass(frozen=True)
 class Measure:
     """A number of a row: which one it is, and how it is displayed.
@@ -39,7 +52,8 @@ class Measure:
         column: how it is displayed.
         runtime: the runtime it was found in; None where it does not depend on one.
         form: of timings, what was timed: a key of `FORMS`.
-        statistic: of timings, `p50`, `mean`, `n` ...; of a speed-up, `p10` or `p90` of the ratios over rounds.
+        statistic: of timings, `p50`, `mean`, `n` ...; of a speed-up, of the ratios over rounds `p10`, `p90`, or
+            `low` and `high`, the ends of the interval that holds their median.
         reference: what a difference or a ratio is formed against: a key of `REFERENCE_TITLES`.
         task: the task of a metric; None: the job's own.
         split: the split of a metric; None: the job's first.
@@ -102,7 +116,10 @@ class Measure:
             own, theirs = (getattr(self.cost(one), self.name) for one in (row, reference))
             return 1 - own / theirs if own is not None and theirs is not None and theirs > 0 else None
         ratios = self.timing(reference).over(self.timing(row))
-        return quantile(ratios, 1 if self.statistic == "p10" else 9) if ratios else None
+        if not ratios:
+            return None
+        low, high = median_interval(ratios)
+        return {"p10": quantile(ratios, 1), "p90": quantile(ratios, 9), "low": low, "high": high}[self.statistic or ""]
 
     def cost(self, row: Row) -> Runtime:
         """What a row costs in the runtime of this measure."""

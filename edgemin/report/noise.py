@@ -14,7 +14,7 @@ from edgemin.report.grid import CORE
 from edgemin.report.measures import Measure
 from edgemin.report.titles import task_title
 
-OVER_ROUNDS = "p10 to p90 over the rounds lies on both sides of 1: no speed-up"
+OVER_ROUNDS = "the rounds leave open on which side of 1 their median lies: no speed-up"
 _Place = tuple[str | None, str, str | None, str]
 """What was timed where: the runtime, the form of input, the job's task where several stand side by side, the device."""
 
@@ -24,7 +24,8 @@ class Floor:
     """The noise floor of a measurement.
 
     Args:
-        ratio: the largest ratio between two rows that are the same graph; at least 1.
+        ratio: the largest ratio between two rows that are the same graph: of their medians, or the farther end of the
+            interval that holds the median of their ratios over the rounds; at least 1.
         graphs: the names of such rows, together where they are one graph.
     """
 
@@ -81,7 +82,7 @@ class Noise:
         inside = within(self.floor(measure, line.rows[0].device), value)
         if inside:
             return inside
-        low, high = (replace(measure, statistic=name).fold(line) for name in ("p10", "p90"))
+        low, high = (replace(measure, statistic=name).fold(line) for name in ("low", "high"))
         return [OVER_ROUNDS] if low is not None and high is not None and low.mean <= 1 <= high.mean else []
 
     def notes(self, measures: Sequence[Measure]) -> list[str]:
@@ -119,13 +120,14 @@ def _where(place: _Place, several: bool) -> str:
 
 
 def _over_rounds(timed: Measure, one: Line, other: Line) -> Iterator[float]:
-    """The p90 of the ratios round by round, in either direction, over all measurements that both were part of."""
+    """How far from 1 the median of the ratios over the rounds may lie, over all measurements that both were part of."""
     rows = {id(run): row for run, row in zip(other.runs, other.rows, strict=True)}
     pairs = [(row, rows[id(run)]) for run, row in zip(one.runs, one.rows, strict=True) if id(run) in rows]
     ratios = [ratio for mine, theirs in pairs for ratio in timed.timing(mine).over(timed.timing(theirs))]
     if ratios:
-        yield m.quantile(ratios, 9)
-        yield 1 / m.quantile(ratios, 1)
+        low, high = m.median_interval(ratios)
+        yield high
+        yield 1 / low
 
 
 def _graphs(measure: Measure, lines: Sequence[Entry], device: str) -> list[list[tuple[str, Line, float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,14 @@ def test_the_floor_is_the_largest_ratio_between_rows_that_are_the_same_graph() -
     assert Noise(entries(study(data))).floor(P50) is None
 
 
-def test_the_floor_is_the_p90_of_the_ratios_over_rounds_where_that_is_larger() -> None:
+def test_the_floor_is_what_the_rounds_leave_open_where_that_is_larger() -> None:
     data = run_json.run()
-    rounds(data, 1, [40.0, 40.0, 40.0, 40.0, 40.0])
+    rounds(data, 1, [40.0] * 5)
     rounds(data, 2, [40.0, 38.0, 36.0, 32.0, 20.0])
-    assert floor(data) == pytest.approx(40 / 32 + 0.6 * (2 - 40 / 32))  # between the fourth and the fifth of five
+    assert floor(data) == pytest.approx(2.0)
+    rounds(data, 1, [40.0] * 10)
+    rounds(data, 2, [40.0, 40.0, 40.0, 40.0, 40.0, 40.0, 38.0, 36.0, 32.0, 20.0])
+    assert floor(data) == pytest.approx(40 / 32), "of ten rounds the outermost one says nothing of the median"
     rounds(data, 2, [40.0, 40.1, 40.0, 39.9, 40.0])
     assert floor(data) == pytest.approx(40.9 / 39.4)
     rounds(data, 2, [40.0])  # not the same rounds: nothing can be paired
@@ -52,6 +56,16 @@ def test_rows_whose_activations_are_rounded_otherwise_are_not_the_same_graph() -
     for number, activations in ((1, "static"), (2, "none")):
         data["rows"][number]["findings"] = {"quantization": {**run_json.QUANTIZATION, "activations": activations}}
     assert Noise(entries(study(data))).floor(P50) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 12, 15, 40])
+def test_the_interval_of_a_median_is_that_of_the_binomial_distribution(count: int) -> None:
+    low, high = m.median_interval(list(range(count)))
+    assert high == count - 1 - low
+    # The median lies below the value at `low` if at most so many values lie below the median.
+    missed = [2 * sum(comb(count, few) for few in range(int(low) + 1 + more)) / 2**count for more in (0, 1)]
+    assert missed[0] <= 1 / 16 or count < 5, "as sure as five values can be"
+    assert missed[1] > 1 / 16, "no narrower interval is"
 
 
 def test_a_speed_up_within_the_floor_is_not_claimed_whatever_it_is_compared_with() -> None:
