@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -47,9 +50,11 @@ class Known(NamedTuple):
     packages: tuple[str, ...]
 
 
+ARTIFACT = "artifact"
 _EXPORTER = ("onnx-ir", "onnxscript", "torch", "transformers")
 RUNTIMES: dict[str, Known] = {
-    "torch": Known("edgemin.deploy.torch_eager", "artifact", ("torch",)),
+    "torch": Known("edgemin.deploy.torch_eager", ARTIFACT, ("torch",)),
+    "torch_compiled": Known("edgemin.deploy.torch_compiled", ARTIFACT, ("torch",)),
     "onnxruntime": Known("edgemin.deploy.onnx_runtime", "onnx", ("onnxruntime", *_EXPORTER)),
     "openvino": Known("edgemin.deploy.open_vino", "openvino", ("openvino", *_EXPORTER)),
 }
@@ -80,6 +85,13 @@ def check_installed(names: Sequence[str], key: str) -> None:
                 raise UserError(
                     f"{key}: expected {package} to be installed for {name} (pip install 'edgemin[{name}]'), given none"
                 ) from error
+    if "torch_compiled" in names and compiler() is None:
+        raise UserError(f"{key}: expected a C++ compiler for torch_compiled (g++, or the one named by CXX), given none")
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would take, if it is there."""
+    return shutil.which(os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")))
 
 
 def versions(name: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from edgemin.deploy.runtime import RUNTIMES
+from edgemin.deploy.runtime import ARTIFACT, RUNTIMES
 from edgemin.errors import UserError, first_line
 from edgemin.store.json_file import read_object
 
@@ -85,9 +85,11 @@ def described(path: Path) -> Served:
         raise UserError(f"model: expected an artifact or a bundle of EdgeMIN, given {path} without {missing}")
     if own is None:
         return _artifact(path, config)
-    if own.runtime not in RUNTIMES or own.runtime == "torch":
-        known = " or ".join(name for name in RUNTIMES if name != "torch")
-        raise UserError(f"model: expected an artifact, or a bundle for {known}, given {path}, made for {own.runtime}")
+    known = [name for name, runtime in RUNTIMES.items() if runtime.form != ARTIFACT]
+    if own.runtime not in known:
+        raise UserError(
+            f"model: expected an artifact, or a bundle for {' or '.join(known)}, given {path}, made for {own.runtime}"
+        )
     said = config.id2label, config.problem_type, config.pad_token_id or 0
     return Served(path, own.runtime, *said, own.text_columns, own.texts, own.max_length, own.length)
 

@@ -1,4 +1,4 @@
-"""Rows in the runtimes that serve them: exported, scored and measured there.
+"""Rows in the runtimes that serve them: exported where the runtime needs it, scored and measured there.
 
 Every result is kept in the store under what decides it, so that a job that is run again computes none of them.
 """
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from edgemin import artifact
 from edgemin.deploy import model_files, onnx_runtime, open_vino
-from edgemin.deploy.runtime import RUNTIMES, open_model, versions
+from edgemin.deploy.runtime import ARTIFACT, RUNTIMES, open_model, versions
 from edgemin.deploy.scored import score
 from edgemin.encoder import quantized
 from edgemin.errors import UserError
@@ -29,6 +29,7 @@ from edgemin.measure.cost import RUNTIME
 from edgemin.measure.machine import available_cores, host, machine_lock
 from edgemin.measure.rounds import evenly_spaced
 from edgemin.measure.runtime import BESIDE, PROFILED, Measure, Variant, measure
+from edgemin.measure.size import size_bytes
 from edgemin.progress import live_line, node_line
 from edgemin.store.artifacts import Store
 from edgemin.store.content import content_key
@@ -134,7 +135,7 @@ class Runtimes:
     def scored(
         self, node: Node, cached: Lazy, answers: Path | None
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
-        """Export a row for every runtime but torch, and score it there on the first split.
+        """Score a row in every runtime but torch on the first split, exported for those that open no artifact.
 
         Args:
             node: of the row.
@@ -164,6 +165,9 @@ class Runtimes:
         return [name for name in self.settings.runtimes if name == RUNTIME or not node.final]
 
     def _export(self, node: Node, cached: Lazy, runtime: str) -> Exported:
+        if RUNTIMES[runtime].form == ARTIFACT:
+            path = self.store.path(node.key)
+            return Exported(path, size_bytes(path))
         content = {
             "artifact": node.key,
             "runtime": runtime,
@@ -299,7 +303,7 @@ class Runtimes:
 
     def _variant(self, node: Node, runtime: str) -> Variant:
         path = self.store.path(node.key)
-        if runtime == RUNTIME:
+        if RUNTIMES[runtime].form == ARTIFACT:
             return Variant(runtime, path, node.outline.vocabulary, None, node.outline.max_tokens)
         tokenizer = path / _TOKENIZER
         exported = self._export(node, Lazy(path), runtime).path

@@ -449,7 +449,7 @@ SETTINGS = [
     setting("measure=[1]", "measure: expected one of default, none, given [1]"),
     setting(
         "measure.runtimes=[tflite]",
-        "measure.runtimes: expected torch, onnxruntime, openvino, given 'tflite'",
+        "measure.runtimes: expected torch, torch_compiled, onnxruntime, openvino, given 'tflite'",
         "measure=default",
     ),
     setting("order=5", "order: expected one of assistant, "),
