@@ -58,7 +58,13 @@ def _padded(cost: Runtime) -> Latency:
 
 
 def _command(module: str, words: dict[str, object]) -> str:
-    return " ".join([f"python -m {module}", *(shlex.quote(f"{key}={value}") for key, value in words.items())])
+    here = {key: _from_here(value) if isinstance(value, Path) else value for key, value in words.items()}
+    return " ".join([f"python -m {module}", *(shlex.quote(f"{key}={value}") for key, value in here.items())])
+
+
+def _from_here(path: Path) -> Path:
+    """The path as it is typed in the current directory, where it lies below that."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _score(run: Run, row: Row, runtime: str) -> str:

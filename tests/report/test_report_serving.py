@@ -68,3 +68,10 @@ def test_the_table_of_a_card_has_a_line_for_each_runtime_and_says_where(tmp_path
     assert table[-1].startswith("Measured on ") and "batch 1, 128 tokens" in table[-1]
     with pytest.raises(UserError, match=r"artifact none, given .*, which has none"):
         measured(study, "none")
+
+
+def test_paths_below_the_current_directory_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served(tmp_path / "0")
+    monkeypatch.chdir(tmp_path)
+    _, export, predict = commands(tmp_path / "0")
+    assert "study=0 " in export and export.endswith("out=0/bundle") and "model=0/bundle" in predict
