@@ -221,11 +221,20 @@ class Record(pl.Callback):
 class EarlyStop(pl.Callback):
     """Scores the hold-out after every epoch with the very code that scores the tables; keeps the best weights.
 
+    A last epoch that is cut short by the budget is scored as well, so that what was trained last can be the best.
     Without `patience` the score is for the curves alone.
+
+    Args:
+        every: batches of an epoch.
+        batches: batches of the whole fit.
+        patience: epochs without a better score after which the fit ends; `None` never ends it.
+        device: where the hold-out is scored.
+        path: where the best weights are kept meanwhile.
     """
 
-    def __init__(self, every: int, patience: int | None, device: str, path: Path) -> None:
-        self.every, self.patience, self.device, self.path = every, patience, device, path
+    def __init__(self, every: int, batches: int, patience: int | None, device: str, path: Path) -> None:
+        self.every, self.batches, self.patience = every, batches, patience
+        self.device, self.path = device, path
         self.best, self.bad = float("-inf"), 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -235,8 +244,8 @@ class EarlyStop(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At the end of an epoch, score the hold-out and stop if it has not improved for too long."""
-        if (batch_idx + 1) % self.every:
+        """At the end of an epoch or of the fit, score the hold-out; stop if it has not improved for too long."""
+        if (batch_idx + 1) % self.every and batch_idx + 1 < self.batches:
             return
         assert isinstance(pl_module, Stage)
         check_losses(pl_module)

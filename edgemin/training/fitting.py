@@ -281,13 +281,11 @@ def _fit(
         assert isinstance(batches, TrainBatches)
         if stage.data.holdout is None:
             raise UserError("patience: expected task.holdout above 0, on which to stop early, given 0")
-        never = f"patience {fit.patience} never looked at task.holdout: {len(batches)} batches are less than an epoch"
-        if len(batches) < batches.batches_per_epoch and never not in stage.notes:
-            stage.notes.append(never)
     asked = fit.patience is not None or stage.planned.trains_head  # an untrained head has no score worth a curve
     if asked and isinstance(batches, TrainBatches) and stage.data.holdout is not None:
         # before the others: they keep the score of the epoch that its batch ends
-        own.insert(0, EarlyStop(batches.batches_per_epoch, fit.patience, trainer.device, work / "best.ckpt"))
+        per_epoch, best = batches.batches_per_epoch, work / "best.ckpt"
+        own.insert(0, EarlyStop(per_epoch, len(batches), fit.patience, trainer.device, best))
     _quiet_lightning()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")

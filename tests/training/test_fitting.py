@@ -420,6 +420,23 @@ def test_early_stopping_keeps_the_best_weights_and_looks_at_the_hold_out_alone(
     assert all(torch.equal(tensor, scores.weights[1][name]) for name, tensor in fitted.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("steps", "scores", "best"),
+    [(5, [0.5, 0.8], 1), (5, [0.8, 0.5], 0), (6, [0.5, 0.8], 1), (2, [0.5], 0)],
+    ids=["the last is best", "the last is worse", "no epoch is cut short", "less than one epoch"],
+)
+def test_a_last_epoch_that_is_cut_short_is_scored_too(
+    steps: int, scores: list[float], best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Scores(scores)
+    monkeypatch.setattr(callbacks, "evaluate", given)
+    stage = tiny.stage(Finetune, steps=steps, patience=2, **FIT | {"batch_size": 16})
+    fitted = tiny.fit(stage, tiny.model(), holdout_data(tmp_path), work=tmp_path / "work")
+    assert len(given.weights) == len(scores) and fitted.steps == steps
+    assert all(torch.equal(tensor, given.weights[best][name]) for name, tensor in fitted.model.state_dict().items())
+    assert [step for _, step, values in fitted.points if "holdout_accuracy" in values][-1] == steps
+
+
 def test_early_stopping_by_the_real_scores_never_sees_what_is_reported(tmp_path: Path) -> None:
     data = holdout_data(tmp_path)
     fitted = tiny.fit(stopping(epochs=3, patience=3), tiny.model(), data, work=tmp_path / "work")
