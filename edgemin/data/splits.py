@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgemin import toy
 from edgemin.data.examples import Examples, check_table, label_column, read_examples
+from edgemin.data.holdout import hold_out, stratified
 from edgemin.data.loading import Table, local_files, read_tables
 from edgemin.data.task import Task, find_kind
 from edgemin.progress import live_line
 from edgemin.store.content import digest
 from edgemin.store.memo import Memo
-from edgemin.tasks.base import Kind, refusal
+from edgemin.tasks.base import Kind
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ class Splits:
         kind: What its labels mean.
         labels: The name of each output of the model, in order.
         metrics: What is reported, the primary metric first.
-        train: What is trained on (without the hold-out).
+        train: What is trained on (without the hold-out and what would give it away).
         holdout: What early stopping and searches look at, or None.
         evaluation: What is reported, by split.
     """
@@ -68,9 +65,10 @@ _known = Memo[tuple[Splits, list[logging.LogRecord]]](most=8)
 def load(task: Task) -> Splits:
     """Read a task's data and check all of it before anything is trained.
 
-    Subsets are drawn first, then the hold-out from the subset of train; both are stratified by label and
-    depend on the data and `task.seed` alone. A sweep asks for a task once for the plan and once for each job: the last
-    few tasks are therefore kept in memory while their files do not change. Warnings are repeated every time.
+    Subsets are drawn first, then the hold-out from the subset of train ([`hold_out`][edgemin.data.holdout.hold_out]);
+    both are stratified by label and depend on the data and `task.seed` alone. A sweep asks for a task once for the plan
+    and once for each job: the last few tasks are therefore kept in memory while their files do not change. Warnings are
+    repeated every time.
 
     Args:
         task: Any task but `none`.
@@ -118,7 +116,7 @@ def _read(task: Task) -> Splits:
     train = _subset(task, kind, examples[task.train_split], task.max_train_examples, 0)
     holdout = None
     if task.holdout:
-        train, holdout = _hold_out(task, kind, train)
+        train, holdout = hold_out(task, kind, train)
     if missing := kind.check_train(train.labels, labels):
         log.warning("task %s: no training example of the class %s", task.name, ", ".join(missing))
     metrics = kind.checked_metrics(task.metrics, len(labels))
@@ -133,44 +131,10 @@ def _read(task: Task) -> Splits:
     return Splits(task, kind, labels, metrics, train, holdout, evaluation)
 
 
-def stratified(strata: NDArray[Any], count: int, seed: Sequence[int]) -> NDArray[np.int64]:
-    """Draw rows so that every stratum keeps its share (largest remainders), in their order in the data.
-
-    Args:
-        strata: The stratum of every row, [N].
-        count: How many rows to draw, 0 to N.
-        seed: Seeds of the draw.
-
-    Returns:
-        `count` distinct row numbers, ascending.
-    """
-    classes, sizes = np.unique(strata, return_counts=True)
-    exact = sizes * count / max(len(strata), 1)
-    take = np.floor(exact).astype(np.int64)
-    by_remainder = np.argsort(take - exact, kind="stable")
-    take[by_remainder[: count - int(take.sum())]] += 1
-    generator = np.random.default_rng(seed)
-    drawn = [
-        generator.permutation(np.flatnonzero(strata == value))[:number]
-        for value, number in zip(classes, take, strict=True)
-    ]
-    return np.sort(np.concatenate(drawn))
-
-
 def _subset(task: Task, kind: Kind, examples: Examples, limit: int | None, stream: int) -> Examples:
     if limit is None or limit >= len(examples):
         return examples
     return examples.take(stratified(kind.strata(examples.labels), limit, (task.seed, stream)))
-
-
-def _hold_out(task: Task, kind: Kind, train: Examples) -> tuple[Examples, Examples]:
-    count = round(task.holdout * len(train))
-    if not 0 < count < len(train):
-        expected = f"a share that leaves examples on both sides of {len(train)} in train"
-        raise refusal("holdout", expected, task.holdout)
-    held = stratified(kind.strata(train.labels), count, (task.seed, 2))
-    kept = np.setdiff1d(np.arange(len(train)), held)
-    return train.take(kept), train.take(held)
 
 
 def _toy_tables(task: Task) -> dict[str, Table]:

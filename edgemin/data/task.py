@@ -33,7 +33,9 @@ class Task:
         train_split: The split trained on.
         evaluation_splits: The splits reported. They select nothing.
         max_length: Longest input in tokens; what is longer is cut.
-        holdout: Share of train, in [0, 1), that is set aside for early stopping and searches.
+        holdout: Share of train, in [0, 1), that is set aside for early stopping and searches: of texts that are part
+            of no other. What is part of one of them, or shares one of two texts with one, is dropped from train
+            ([`hold_out`][edgemin.data.holdout.hold_out]).
         max_train_examples: Seeded stratified subset of train (the hold-out is taken from it). None: all.
         max_evaluation_examples: The same for every evaluation split.
         metrics: What to report, primary metric first. None: all that fit.

