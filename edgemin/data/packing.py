@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edgemin.data.batches import own_rows
 from edgemin.data.corpus import Corpus, refusal
-from edgemin.data.tokens import Tokens
+from edgemin.data.mixture import Mixture, Streams
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ class CorpusBatches:
     The documents are joined with the separator between them (RoBERTa's FULL-SENTENCES, arXiv 1907.11692, section
     4.2) to one stream of tokens, which is cut every `corpus.length - 2` tokens and framed as `[CLS] ... [SEP]`:
     a document that does not fit goes on in the next sequence, and the last sequence of an epoch takes its rest from
-    the beginning of the next. There is no padding.
+    the beginning of the next. There is no padding. Several corpora are one such stream each, and begin again each by
+    itself: a sequence is of one of them, the one that is furthest behind its share.
 
     The sequences of `shuffle_window` batches are shuffled by a permutation drawn from (seed, window). Batch k depends
     on the arguments and k alone. So that a fit can be resumed with `start=k` without reading everything again,
@@ -36,7 +37,7 @@ class CorpusBatches:
     its beginning. A thread reads the next window while the current one is trained on.
 
     Args:
-        corpus: The documents.
+        corpus: The documents: one corpus, or several.
         tokenizer: The tokenizer of the models that read them.
         batch_size: Sequences in a batch, over all processes.
         seed: Seed of the order.
@@ -56,7 +57,7 @@ class CorpusBatches:
 
     def __init__(
         self,
-        corpus: Corpus,
+        corpus: Corpus | Mixture,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         seed: int,
@@ -89,15 +90,15 @@ class CorpusBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         if self.start == self.steps:
             return
-        tokens = Tokens(self.corpus, self.tokenizer)
+        streams = Streams(self.corpus, self.tokenizer)
         first, end = self.start // self.shuffle_window, -(-self.steps // self.shuffle_window)
-        begin = self._go_back(tokens, first)
+        begin = self._go_back(streams, first)
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._read, tokens, begin)
+            ahead = reader.submit(self._read, streams, begin)
             for number in range(begin, end):
                 window = ahead.result()
                 if number + 1 < end:
-                    ahead = reader.submit(self._read, tokens, number + 1)
+                    ahead = reader.submit(self._read, streams, number + 1)
                 self._marks = [*self._marks[-1:], window.mark]
                 self.skipped = window.skipped
                 if number >= first:
@@ -118,7 +119,7 @@ class CorpusBatches:
         assert state["length"] == self.corpus.length, "kept with sequences of another length"
         self._marks = [_Mark(mark["window"], mark["place"]) for mark in state["marks"]]
 
-    def _go_back(self, tokens: Tokens, window: int) -> int:
+    def _go_back(self, streams: Streams, window: int) -> int:
         """Go to the last place known at or before a window's beginning; gives the number of the window there."""
         self._marks = [mark for mark in self._marks if mark.window <= window]
         if not self._marks:
@@ -126,14 +127,13 @@ class CorpusBatches:
                 log.warning("corpus: no place was kept, reading on from its beginning up to step %d", self.start)
             return 0
         mark = self._marks.pop()
-        tokens.load_state_dict(mark.place)
+        streams.load_state_dict(mark.place)
         return mark.window
 
-    def _read(self, tokens: Tokens, number: int) -> _Window:
-        mark = _Mark(number, tokens.state_dict())
-        count, width = self.batch_size * self.shuffle_window, self.corpus.length - 2
-        sequences = tokens.take(count * width).reshape(count, width)
-        return _Window(mark, sequences, tokens.skipped)
+    def _read(self, streams: Streams, number: int) -> _Window:
+        mark = _Mark(number, streams.state_dict())
+        sequences = streams.take(self.batch_size * self.shuffle_window, self.corpus.length - 2)
+        return _Window(mark, sequences, streams.skipped)
 
     def _batches(self, window: int, sequences: NDArray[np.int32]) -> Iterator[dict[str, Tensor]]:
         """The batches of a window from `start` on and before the last step."""

@@ -23,6 +23,7 @@ from edgemin.training.fit import Fit
 
 if TYPE_CHECKING:
     from edgemin.data.corpus import Corpus
+    from edgemin.data.mixture import Mixture
     from edgemin.training.latency import LatencyTable
 
 
@@ -78,7 +79,7 @@ class Effect:
     reads_answers: bool = False
     same_tokens: bool = False
     reads_latency: bool = False
-    corpus: Corpus | None = None
+    corpus: Corpus | Mixture | None = None
     quantizes: ProviderName | None = None
     reaches_all: bool = True
     steps: int = 0

@@ -465,6 +465,12 @@ SETTINGS = [
     setting("task.labels=[x,'\udcff']", "task.labels: expected text that can be written in UTF-8, given '\\udcff'"),
     setting("stages=[finetune,5]", "stages: expected a list, each entry a string...given ['finetune', 5]"),
     setting("order.rows=5", "order.rows: expected a list, "),
+    setting("distill.corpus_weights=[1,2]", "distill.corpus_weights: expected null without a corpus, given [1, 2]"),
+    Case(
+        "weights that do not match the corpora",
+        ["distill.corpus=[/a,/b]", "distill.corpus_weights=[1]", "distill.epochs=null"],
+        "distill.corpus_weights: expected 2 numbers above 0, one for each corpus, given [1]",
+    ),
     setting("distill.corpus=/nosuch", "distill.corpus: expected an existing directory or file, or a Hub id"),
     setting("student.family=gpt2", "student.family: expected one of bert, "),
     setting("teacher.source=''", "teacher."),

@@ -24,6 +24,7 @@ from edgemin import toy
 from edgemin.data import corpus as corpus_module
 from edgemin.data import tokens
 from edgemin.data.corpus import Corpus
+from edgemin.data.mixture import read_corpus
 from edgemin.data.packing import CorpusBatches
 from edgemin.errors import UserError
 
@@ -273,7 +274,7 @@ def test_a_resumed_fit_sees_the_batches_of_an_unbroken_one(
     drawn, states = batches(path, steps=25), []
     for _ in drawn:
         states.append(kept(drawn.state_dict()))
-    assert max(mark["place"]["epoch"] for mark in states[-1]["marks"]) >= 2, "crosses epochs"
+    assert max(mark["place"]["places"][0]["epoch"] for mark in states[-1]["marks"]) >= 2, "crosses epochs"
     for start in (1, 2, 3, 4, 11, 12, 21):
         resumed = batches(path, steps=25, start=start)
         resumed.load_state_dict(states[start - 1 + ahead])
@@ -634,3 +635,107 @@ def test_what_is_no_path_and_no_hub_id_is_refused(tmp_path: Path) -> None:
         assert refused(Corpus(path)).startswith("corpus: expected an existing directory or file, or a Hub id, given ")
     (tmp_path / "a.txt").write_text("good")
     assert refused(Corpus(str(tmp_path / "a.txt"), subset="en")) == "corpus_subset: expected null for a file, given en"
+
+
+# --- several corpora --------------------------------------------------------------------------------------
+
+
+def two(folder: Path) -> list[str]:
+    """Two files whose tokens tell them apart, the second much shorter."""
+    folder.mkdir()
+    for name, word, count in (("long", "good", 400), ("short", "bad", 7)):
+        (folder / f"{name}.txt").write_text("\n".join(f"{word} {word}" for _ in range(count)))
+    return [str(folder / "long.txt"), str(folder / "short.txt")]
+
+
+def mixed(paths: list[str], weights: list[float] | None = None, steps: int = 25, **changes: Any) -> CorpusBatches:
+    settings: dict[str, Any] = {"batch_size": 4, "seed": 3, "shuffle_window": 3, **changes}
+    corpus = read_corpus(paths, weights, LENGTH, subset=None, split="train", column="text")
+    return CorpusBatches(corpus, toy.tokenizer(), steps=steps, **settings)
+
+
+def sources(found: list[Batch]) -> list[str]:
+    """Of which file each sequence is; each is of one alone."""
+    words = {name: toy.tokenizer().convert_tokens_to_ids(name) for name in ("good", "bad")}
+    rows = [row for batch in found for row in batch["input_ids"].tolist()]
+    of = [[name for name, index in words.items() if index in row] for row in rows]
+    assert all(len(names) == 1 for names in of)
+    return [names[0] for names in of]
+
+
+@pytest.mark.parametrize(("weights", "share"), [(None, 0.5), ([3, 1], 0.75), ([0.2, 0.8], 0.2), ([2.5, 1e-3], 1.0)])
+def test_sequences_of_several_corpora_come_in_their_shares(
+    weights: list[float] | None, share: float, tmp_path: Path
+) -> None:
+    found = sources(list(mixed(two(tmp_path / "texts"), weights, steps=30)))  # ten windows of 12 sequences
+    for end in range(12, 121, 12):
+        assert abs(found[:end].count("good") - share * end) <= 1, end
+    assert len({tuple(found[start : start + 12]) for start in range(0, 120, 12)}) > 1 or share == 1, "shuffled"
+
+
+def test_each_of_several_corpora_is_packed_as_it_is_alone(tmp_path: Path) -> None:
+    paths = two(tmp_path / "texts")
+
+    def alone(batches: CorpusBatches) -> list[list[int]]:
+        return sorted(row for batch in batches for row in batch["input_ids"].tolist())
+
+    both = alone(mixed(paths, [1, 1], steps=6))  # two windows: 12 sequences of each
+    assert both == sorted(row for path in paths for row in alone(mixed([path], steps=3)))
+
+
+def test_of_one_corpus_a_list_is_that_corpus(tmp_path: Path) -> None:
+    path = two(tmp_path / "texts")[0]
+    assert same(list(mixed([path])), list(batches(Path(path), steps=25)))
+    assert read_corpus(path, None, 64) == read_corpus([path], None, 64) == Corpus(path, length=64)
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 11, 12, 21])
+def test_a_mixture_is_resumed_where_each_corpus_stood(
+    start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_ROWS", 3)
+    monkeypatch.setattr(tokens, "_CHARACTERS", 100)
+    paths = two(tmp_path / "texts")
+    drawn, states = mixed(paths, [2, 1]), []
+    whole = [(batch, states.append(kept(drawn.state_dict())))[0] for batch in drawn]
+    resumed = mixed(paths, [2, 1], start=start)
+    resumed.load_state_dict(states[start - 1])
+    assert same(list(resumed), whole[start:])
+    parts = [list(mixed(paths, [2, 1], rank=rank, world=2)) for rank in range(2)]
+    rows = [torch.cat([part[step]["input_ids"] for part in parts]).tolist() for step in range(25)]
+    assert [sorted(found) for found in rows] == [sorted(batch["input_ids"].tolist()) for batch in whole]
+
+
+def test_the_fingerprint_of_several_follows_each_and_the_shares(tmp_path: Path) -> None:
+    paths = two(tmp_path / "texts")
+
+    def of(paths: list[str], weights: list[float] | None) -> str:
+        return json.dumps(read_corpus(paths, weights, LENGTH).fingerprint())
+
+    assert of(paths, None) == of(paths, [2, 2]) and of(paths, None) != of(paths, [2, 1])
+    assert len({of(paths, [2, 1]), of(paths[::-1], [2, 1]), of(paths[:1], None)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "message"),
+    [
+        (2, {"weights": [1]}, "corpus_weights: expected 2 numbers above 0, one for each corpus, given [1]"),
+        (2, {"weights": [1, 0]}, "corpus_weights: expected 2 numbers above 0, one for each corpus, given [1, 0]"),
+        (2, {"weights": [1, float("inf")]}, "corpus_weights: expected 2 numbers above 0, one for each corpus, given"),
+        (1, {"weights": [1]}, "corpus_weights: expected null for one corpus, given [1]"),
+        (2, {"subset": ["a"]}, "corpus_subset: expected one for all, or a list of 2, one for each corpus, given ['a']"),
+        (0, {}, "corpus: expected null or at least one, given []"),
+    ],
+)
+def test_settings_that_are_not_one_for_each_corpus_are_one_line(
+    count: int, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        read_corpus(two(tmp_path / "texts")[:count], settings.pop("weights", None), LENGTH, **settings)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_one_of_several_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    corpus = read_corpus([two(tmp_path / "texts")[0], str(tmp_path / "nosuch")], None, LENGTH)
+    with pytest.raises(UserError, match=r"^corpus: expected an existing directory or file[^\n]*nosuch"):
+        corpus.open()

@@ -101,7 +101,7 @@ def test_the_modules_in_a_key_are_these() -> None:
 
 def test_a_corpus_is_in_the_key_of_what_reads_it(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a good film\nand a bad one\n" * 20)
-    reader = {"data.corpus", "data.packing", "data.tokens"}
+    reader = {"data.corpus", "data.mixture", "data.packing", "data.tokens"}
     on_corpus = modules(*of_stage("distill", f"distill.corpus={tmp_path}", *CORPUS))
     assert on_corpus >= reader
     assert not reader & modules(*of_stage("finetune/distill"))
