@@ -48,6 +48,7 @@ from edgemin.training.distillation import Asks
 from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
+from edgemin.training.projections import Projection
 from edgemin.training.soft_targets import check_outputs, output_loss
 from edgemin.training.stage import Effect, Place
 from edgemin.training.teaching import Teaching
@@ -132,8 +133,8 @@ class MLKD(TwoFits):
         embedding_weight: weight of the relations of tokens in the embeddings.
         attention_weight: weight of the relations of attention's outputs; not for ModernBERT, whose attention does not
             follow from the projections alone.
-        hidden_weight: weight of the hidden states, mapped to the teacher's width by a learnt matrix that is dropped at
-            the end.
+        hidden_weight: weight of the hidden states, mapped to the teacher's width by a learnt matrix, which begins as
+            [`projections`][edgemin.training.projections] says.
         sample_weight: weight of the relations of examples, by their [CLS] after the last layer.
         contrastive_weight: weight of the contrast of examples by label; left out where examples do not have one
             class each.
@@ -240,6 +241,11 @@ class MLKD(TwoFits):
             self.notes.append("the contrast by label was left out: examples of this task do not have one class each")
         if contrasts or self.weights["hidden"]:
             self.projection = nn.Linear(student.hidden, teacher.hidden, bias=False)
+
+    def projected(self) -> Sequence[Projection]:
+        """Of the hidden states, or of [CLS] after the last layers where those alone are mapped."""
+        pairs = tuple(self._pairs.items()) if self.weights["hidden"] else (self._last,)
+        return [] if self.projection is None else [Projection(self.projection, pairs)]
 
     def asks_student(self) -> Asks:
         """Reads the matched layers in the first fit, the last layer's [CLS] and the logits in the second."""

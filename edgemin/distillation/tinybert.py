@@ -37,6 +37,7 @@ from edgemin.training.distillation import Asks
 from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.layer_maps import matched_layers
+from edgemin.training.projections import Projection
 from edgemin.training.soft_targets import check_outputs
 from edgemin.training.teaching import Teaching
 from edgemin.training.two_fits import TwoFits
@@ -94,8 +95,10 @@ class TinyBERT(TwoFits):
         attention_weight: weight of the attention scores before the softmax, head by head: the layers need equally many
             heads, and scores that follow from the projections alone, so not ModernBERT's.
         projection: `learned` maps the student's embeddings and hidden states to the teacher's width by two learnt
-            matrices, which are dropped at the end. The published code has one map for both, with a bias, and learns it
-            where widths are equal too. `none` compares them as they are, which needs equal widths.
+            matrices, which begin as [`projections`][edgemin.training.projections] says (the identity between equal
+            widths) and are kept beside the model for the next stage of this method, so that the paper's general and
+            task distillation share them (`order=tinybert`). The published code has one map for both, with a bias, and
+            begins it at random where widths are equal too. `none` compares them as they are, which needs equal widths.
         temperature: t of the predictions.
         prediction_share: share of the steps that the second fit gets; see
             [`TwoFits`][edgemin.training.two_fits.TwoFits].
@@ -161,6 +164,11 @@ class TinyBERT(TwoFits):
                     self.projections[name] = nn.Linear(student.hidden, teachers[0].hidden, bias=False)
         if self.corpus is not None:
             self.notes.append("a corpus has no predictions to learn: only embeddings, hidden states and attention were")
+
+    def projected(self) -> Sequence[Projection]:
+        """Of the embeddings and of the hidden states, where they are learnt."""
+        states = {"embedding": ((0, 0),), "hidden": tuple(self._pairs.items())}
+        return [Projection(cast(nn.Linear, linear), states[name]) for name, linear in self.projections.items()]
 
     def asks_student(self) -> Asks:
         """Reads the matched layers in the first fit, the logits in the second."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple, cast
@@ -19,12 +19,18 @@ from edgemin.encoder.outline import Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.processes import ranks
+from edgemin.training import projections
 from edgemin.training.fit import Fit
+from edgemin.training.projections import Projection
 from edgemin.training.stage import Effect, Place, Stage
 from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
 from edgemin.training.teaching import CORPUS_READER, Teaching, corpus_reader
 
 TaskWeight = Literal["auto"] | NonNegative
+
+# What projections to another width begin with is found on so much text.
+_SENTENCES, _SENTENCES_AT_ONCE = 512, 32
+_CORPUS_TOKENS = 8192
 
 
 class Asks(NamedTuple):
@@ -124,6 +130,10 @@ class Distillation(Stage):
         """The batch as both sides read it; a method may mask words here, for example."""
         return batch
 
+    def projected(self) -> Sequence[Projection]:
+        """The learnt maps to the teacher's width among what `equip` made."""
+        return ()
+
     # -- what planning asks ------------------------------------------------------------------------
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
@@ -170,7 +180,32 @@ class Distillation(Stage):
         outlines = building.outline(model), [building.outline(teacher) for teacher in self._teachers]
         self.match(*outlines)
         self.equip(*outlines)
+        if found := self.projected():
+            nn.Module.to(self, model.device)
+            projections.start(found, self._readings(*projections.asked(found)))
         self._take_up()
+
+    def _readings(self, mine: tuple[int, ...], theirs: tuple[int, ...]) -> Iterator[tuple[Reading, Reading, Tensor]]:
+        """Hidden states of student and teacher on some sentences, without dropout."""
+        teacher, device = self._teachers[0], self.model.device
+        nn.Module.to(teacher, device)
+        self.model.eval()
+        for batch in self._sample():
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with torch.no_grad():
+                sides = (self.model, Asks(hidden=mine)), (teacher, Asks(hidden=theirs))
+                student, taught = (_read(model, batch, asks) for model, asks in sides)
+            yield student, taught, batch["attention_mask"]
+
+    def _sample(self) -> Iterable[Mapping[str, Tensor]]:
+        """Batches of some hundred sentences, or of as many tokens of the corpus."""
+        if self.corpus is None:
+            return self.data.calibration(min(_SENTENCES, len(self.data.train)), _SENTENCES_AT_ONCE, self.seed)
+        steps = max(1, _CORPUS_TOKENS // self.corpus.length)
+        found: Iterable[Mapping[str, Tensor]] = corpus_reader().CorpusBatches(
+            self.corpus, self.data.tokenizer, 1, seed=self.seed, steps=steps, shuffle_window=steps
+        )
+        return found
 
     def beside(self) -> dict[str, Tensor]:
         """What is learnt besides the student, such as projections to the teacher's width, by method and name."""
@@ -203,7 +238,8 @@ class Distillation(Stage):
 
     def on_fit_start(self) -> None:
         """Compute and keep the teachers' outputs (`teacher_cache`); a resumed fit finds them."""
-        if not self.teacher_cache:
+        self._outputs = []
+        if not self.teacher_cache or self.asks_teacher() == Asks():
             return
         self._outputs = [ranks.together(partial(self._kept, index)) for index in range(len(self._teachers))]
 
@@ -259,8 +295,10 @@ class Distillation(Stage):
         return torch.stack(list(terms.values())).sum()
 
     def _taught(self, index: int, batch: Mapping[str, Tensor]) -> Reading:
-        """One teacher's outputs on a batch: computed, or read from disk."""
+        """One teacher's outputs on a batch: computed, or read from disk; none where a fit learns nothing of it."""
         device = batch["input_ids"].device
+        if self.asks_teacher() == Asks():
+            return Reading(None, {}, {})
         if self._outputs:
             return self._outputs[index].batch(batch["index"], batch["attention_mask"].shape[1], device)
         teacher = self._teachers[index]

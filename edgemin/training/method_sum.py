@@ -17,6 +17,7 @@ from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.distillation import Asks, Distillation, TaskWeight
 from edgemin.training.fit import Fit
+from edgemin.training.projections import Projection
 from edgemin.training.stage import Effect, Place
 from edgemin.training.teaching import Teaching
 
@@ -50,9 +51,6 @@ class MethodSum(Distillation):
         # submodules, so that what a method learns besides the student is trained and checkpointed
         self.parts = nn.ModuleList(parts.values())
         self._parts = parts
-        self._own_task_weight = sum(
-            self._weights[name] * part.task_weight for name, part in parts.items() if part.task_weight != "auto"
-        )
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Do what any method does."""
@@ -63,7 +61,9 @@ class MethodSum(Distillation):
             found.append(part.planned)
         whole = super().effect(model, teachers, place)
         assert self.task_weight != "auto"
-        self.task_weight += self._own_task_weight
+        for name, part in self._parts.items():
+            assert part.task_weight != "auto", "it has been planned"
+            self.task_weight += self._weights[name] * part.task_weight
         return replace(
             whole,
             code=(*whole.code, *(module for effect in found for module in effect.code)),
@@ -106,6 +106,10 @@ class MethodSum(Distillation):
             with _named(name):
                 part.equip(student, teachers)
             self.notes += part.notes
+
+    def projected(self) -> Sequence[Projection]:
+        """The learnt maps of all methods."""
+        return [projection for part in self._parts.values() for projection in part.projected()]
 
     def asks_student(self) -> Asks:
         """Reads what any of the methods reads."""

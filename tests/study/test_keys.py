@@ -29,7 +29,8 @@ TRAINING = {f"training.{name}" for name in ("callbacks", "fit", "fitting", "stag
 # What every training stage depends on.
 STAGE = {"artifact", "evaluate", "processes.launch", "processes.ranks"} | ENCODER | TASK | DATA | TRAINING
 DISTILLATION = {
-    f"training.{name}" for name in ("distillation", "teacher_outputs", "teaching", "averages", "layer_maps")
+    f"training.{name}"
+    for name in ("distillation", "teacher_outputs", "teaching", "averages", "layer_maps", "projections")
 }
 DISTILLATION |= {f"distillation.{name}" for name in ("relation", "relation_blocks")}
 LAYERS = {f"quantization.{name}" for name in ("affine", "layers", "model", "packing", "ranges", "weights")}

@@ -122,6 +122,33 @@ def test_a_study_hands_it_on_and_a_stage_that_has_none_drops_it(tmp_path: Path) 
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
+def test_tinyberts_task_phase_goes_on_with_the_projections_of_its_general_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "TINY", tuple(word for word in studies.TINY if "relation_heads" not in word))
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the plot was good .\nthe cast was never dull .\n" * 40)
+    run = studies.run(
+        tmp_path / "run",
+        "order=tinybert",
+        f"general.corpus={corpus}",
+        "general.corpus_subset=null",
+        "general.corpus_length=16",
+        "general.steps=4",
+        "general.learning_rate=1e-2",
+        "distill.steps=5",
+        "distill.learning_rate=1e-12",  # what it ends with is what it began with
+    )
+    folders = {node["path"]: tmp_path / "run" / "store" / node["key"] for node in run["nodes"]}
+    general, after, alone = (
+        artifact.load_training_state(folders[f"student/{path}"]) for path in ("general", "general/distill", "distill")
+    )
+    torch.testing.assert_close(after[HIDDEN], general[HIDDEN])
+    assert not torch.allclose(alone[HIDDEN], general[HIDDEN], atol=1e-3)
+    names = [row["name"] for row in run["rows"]]
+    assert names == ["Teacher", "Task distillation alone", "General and task distillation", "Control: no teacher"]
+
+
 def test_it_is_neither_the_models_size_nor_read_with_it(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("without", "with")]
     for folder, state in zip(folders, ({}, {"a.weight": torch.ones(3, 5)}), strict=True):
