@@ -14,9 +14,10 @@ units are taken off, and these two:
     L_mean = 1 / T · Σ_t (mean(H_t) of the teacher - mean(H_t) of the student)²            times 5000
     L_var  = 1 / T · Σ_t |var(H_t) of the teacher - var(H_t) of the student|               times 5
 
-Here all are means over sequences and, inside one, over tokens that are no padding. The published code differs in three
-points that are not followed: it averages over padding too, it takes the cross-entropy in place of the KL (equal but
-for a constant), and it compares each student layer's mean and variance with those of all teacher layers at once.
+Here all are means over sequences and, inside one, over tokens that are no padding. The published code differs in points
+that are not followed: it averages over padding too, it takes the cross-entropy in place of the KL (equal but for a
+constant), it compares each student layer's mean and variance with those of all teacher layers at once, it runs the
+student without dropout beside a teacher, and it never trains the embeddings layer by layer (they are the teacher's).
 
 Shapes: B batch, T tokens, H hidden size (N above).
 """
@@ -25,16 +26,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edgemin.config import NonNegative
+from edgemin.config import NonNegative, Share
 from edgemin.distillation.relation import attention_kl
+from edgemin.encoder import parts
 from edgemin.encoder.outline import Outline
-from edgemin.encoder.parts import parameters_by_depth
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
 from edgemin.training.attention import check_rebuildable, matched_heads
@@ -42,6 +44,7 @@ from edgemin.training.averages import arithmetic, over_tokens
 from edgemin.training.distillation import Asks, Distillation, TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.layer_maps import matched_layers
+from edgemin.training.soft_targets import check_outputs, output_loss
 from edgemin.training.stage import Effect, Place
 from edgemin.training.teaching import Teaching
 
@@ -95,16 +98,19 @@ def _averaged(error: Callable[[Tensor, Tensor], Tensor], teacher: Tensor, studen
 class MobileBERT(Distillation):
     r"""MobileBERT's transfer (Sun et al. 2020, arXiv 2004.02984): each layer's feature map and attention.
 
-    $$ L = \sum_l w_F L_{norm}^l + w_M L_{mean}^l + w_V L_{var}^l + w_A L_{AT}^l + w \, L_{task} $$
+    $$ L = \frac{1}{P} \sum_l w_F L_{norm}^l + w_M L_{mean}^l + w_V L_{var}^l + w_A L_{AT}^l, \qquad
+       L_2 = w \, ((1 - \alpha) \, L_{task} + \alpha \, KL) $$
 
-    over the matched layers, with the terms of [`mobilebert`][edgemin.distillation.mobilebert]. `normalize=false` with
-    `mean_weight` and `variance_weight` 0 is the paper's own equation, the defaults are those of its published code.
+    over the P matched layers, with the terms of [`mobilebert`][edgemin.distillation.mobilebert]; that L is divided by P
+    is the published code's, as are the defaults. `normalize=false` with `mean_weight` and `variance_weight` 0 is the
+    paper's own equation, P times smaller.
 
-    Progressively, there is one fit per matched student layer, from the lowest up, each with that layer's terms alone:
-    what lies below is frozen, what lies above does not run, the embeddings are trained with the first. (The published
-    code trains the layers below on, at a tenth of the learning rate.) With a task loss a last fit follows, of the whole
-    model by all terms, as the paper pre-trains after its transfer. `steps` or `epochs` are divided evenly among the
-    fits, the last takes what remains; each has its own warm-up and decay.
+    Progressively, there is one fit per matched student layer, from the lowest up, each with that layer's terms alone
+    (still divided by P): what lies below is frozen, without dropout, or learns on at `lower_rate`; what lies above does
+    not run; the embeddings are trained with the first. With a task loss a last fit follows, of the whole model by L_2
+    alone, as the published code pre-trains after its transfer on words and on the teacher's answers. `steps` or
+    `epochs` are divided evenly among the fits, the last takes what remains; each has its own warm-up and decay. All at
+    once (`progressive=false`), the loss is L + L_2.
 
     Feature maps are compared as they are, so student and teacher need equal hidden sizes, and attention head by head,
     so matched layers need equally many. The paper's teacher is a BERT-large made to have them (IB-BERT).
@@ -118,7 +124,10 @@ class MobileBERT(Distillation):
         attention_weight: weight of the attention distributions; not for ModernBERT, whose attention does not follow
             from the projections alone.
         progressive: train layer after layer; otherwise all matched layers at once, in one fit.
-        task_weight: weight of the task loss; see [`Distillation`][edgemin.training.distillation.Distillation].
+        lower_rate: learning rate of the layers below the one that learns, as a share of its own; 0 freezes them. The
+            published code has 0.1.
+        task_weight: weight of L_2; see [`Distillation`][edgemin.training.distillation.Distillation].
+        alpha: share of the teacher's answers in L_2, from 0 to 1; the labels have the rest.
         fit: the budget of all fits; `patience` applies to the last, with the task loss, alone: before it there is
             nothing to score.
         teaching: as for any [`Distillation`][edgemin.training.distillation.Distillation].
@@ -134,6 +143,8 @@ class MobileBERT(Distillation):
         variance_weight: NonNegative = 5.0,
         attention_weight: NonNegative = 1.0,
         progressive: bool = True,
+        lower_rate: Share = 0.0,
+        alpha: Share = 0.5,
         task_weight: TaskWeight = "auto",
         fit: Fit,
         teaching: Teaching,
@@ -148,6 +159,11 @@ class MobileBERT(Distillation):
         if not any(self.weights.values()):
             raise UserError("feature_weight: expected it or another weight above 0, given all 0")
         self.layer_map, self.normalize, self.progressive = layer_map, normalize, progressive
+        if lower_rate and not progressive:
+            raise UserError(
+                f"lower_rate: expected 0 where all layers learn at once (progressive=false), given {lower_rate}"
+            )
+        self.lower_rate, self.alpha = lower_rate, alpha
         self._joint_task_weight = 0.0
         self._pairs: dict[int, int] = {}
         self._heads: dict[int, int] = {}
@@ -159,13 +175,18 @@ class MobileBERT(Distillation):
         found = super().effect(model, teachers, place)
         assert self.task_weight != "auto"
         self._joint_task_weight = self.task_weight
-        if self.progressive and self.task_weight == 0 and self.settings.patience is not None:
+        self.task_weight *= 1 - self.alpha  # of the labels; progressively, of the last fit
+        if self.progressive and self._joint_task_weight == 0 and self.settings.patience is not None:
             raise UserError(
                 "patience: expected null where layers are learnt one after the other (progressive) and nothing after "
                 f"them (task_weight=0), as there is nothing to score, given {self.settings.patience}"
             )
-        patient = self.settings.patience is not None
-        return replace(found, reads_holdout=patient, steps=self.settings.optimizer_steps(place.examples))
+        return replace(
+            found,
+            reads_holdout=self.settings.patience is not None,
+            reads_answers=found.trains_head and self.alpha > 0,
+            steps=self.settings.optimizer_steps(place.examples),
+        )
 
     def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """Match the layers, the lowest first; refuse hidden sizes, heads or families that cannot be compared."""
@@ -181,6 +202,8 @@ class MobileBERT(Distillation):
             )
         if self.weights["attention"]:
             self._heads = matched_heads(student, teacher, self._pairs)
+        if self._joint_task_weight and self.alpha:
+            check_outputs(student, teachers)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -204,56 +227,94 @@ class MobileBERT(Distillation):
         return alone + fits[len(self._pairs) :]
 
     def _layers(self) -> tuple[int, ...]:
-        """The student's layers that learn in this fit."""
+        """The student's layers that learn from their teacher's in this fit: one, in the last none, or all at once."""
         found = tuple(self._pairs)
-        return found[self.phase : self.phase + 1] if self._is_one_layers else found
+        return found[self.phase : self.phase + 1] if self.progressive else found
 
     @property
-    def _is_one_layers(self) -> bool:
-        return self.progressive and self.phase < len(self._pairs)
+    def _task_weight_now(self) -> float:
+        return 0.0 if self.progressive and self._layers() else self._joint_task_weight
+
+    def _learning(self) -> range:
+        """The depths that learn with the layer of this fit: its own and, below, those of layers that are not matched.
+
+        Depth 0 is the embeddings.
+        """
+        (layer,) = self._layers()
+        return range(max((other for other in self._pairs if other < layer), default=-1) + 1, layer + 1)
+
+    def _lower(self) -> range:
+        """The depths of the layers below them."""
+        return range(1, self._learning().start)
 
     def setup(self, stage: str) -> None:
         """Freeze all but what learns in this fit, before its optimizer is made; also when a fit is resumed."""
         super().setup(stage)
-        self.task_weight = 0.0 if self._is_one_layers else self._joint_task_weight
-        self.model.requires_grad_(not self._is_one_layers)
-        if self._is_one_layers:
-            (layer,) = self._layers()
-            lower = max((other for other in self._pairs if other < layer), default=-1)
-            for parameters in parameters_by_depth(self.model)[lower + 1 : layer + 1]:
-                for parameter in parameters:
+        self.task_weight = (1 - self.alpha) * self._task_weight_now
+        alone = self.progressive and bool(self._layers())
+        self.model.requires_grad_(not alone)
+        if alone:
+            depths = parts.parameters_by_depth(self.model)
+            for depth in (*self._learning(), *(self._lower() if self.lower_rate else ())):
+                for parameter in depths[depth]:
                     parameter.requires_grad_(True)
+            parts.silence_frozen(self.model)
+
+    def grouped(self, groups: list[dict[str, Any]], fit: Fit) -> list[dict[str, Any]]:
+        """Give the layers below the one that learns their own rate."""
+        if not self.lower_rate or not self._layers():
+            return groups
+        depths = parts.parameters_by_depth(self.model)
+        lower = {id(parameter) for depth in self._lower() for parameter in depths[depth]}
+
+        def part(group: dict[str, Any], is_lower: bool) -> dict[str, Any]:
+            return group | {"params": [one for one in group["params"] if (id(one) in lower) == is_lower]}
+
+        rate = self.lower_rate * fit.learning_rate
+        return [part(group, False) for group in groups] + [part(group, True) | {"lr": rate} for group in groups]
 
     def asks_student(self) -> Asks:
-        """Reads the student layers that learn in this fit."""
+        """Reads the student layers that learn in this fit, and the logits where the teacher's answers are learnt."""
         return self._asks(self._layers())
 
     def asks_teacher(self) -> Asks:
-        """Reads the teacher layers that they are matched with."""
+        """Reads the same of the teacher layers that they are matched with."""
         return self._asks(tuple(sorted({self._pairs[layer] for layer in self._layers()})))
 
     def _asks(self, layers: tuple[int, ...]) -> Asks:
         maps = any(self.weights[name] for name in ("feature", "mean", "variance"))
-        return Asks(projections=layers if self.weights["attention"] else (), hidden=layers if maps else ())
+        return Asks(
+            projections=layers if self.weights["attention"] else (),
+            hidden=layers if maps else (),
+            logits=self._task_weight_now * self.alpha > 0,
+        )
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`feature`, `mean`, `variance` and `attention`, each summed over the layers of this fit."""
+        """`feature`, `mean`, `variance` and `attention` of the layers of this fit; `soft` where answers are learnt."""
         (teacher,) = teachers
         mask = batch["attention_mask"]
-        found: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight}
+        errors: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight}
         for mine in self._layers():
             theirs = self._pairs[mine]
-            if "feature" in found:
+            if "feature" in errors:
                 maps = teacher.hidden[theirs], student.hidden[mine]
-                found["feature"].append(feature_map_error(*maps, mask, normalize=self.normalize))
-            if "mean" in found:
-                found["mean"].append(mean_error(teacher.hidden[theirs], student.hidden[mine], mask))
-            if "variance" in found:
-                found["variance"].append(variance_error(teacher.hidden[theirs], student.hidden[mine], mask))
-            if "attention" in found:
+                errors["feature"].append(feature_map_error(*maps, mask, normalize=self.normalize))
+            if "mean" in errors:
+                errors["mean"].append(mean_error(teacher.hidden[theirs], student.hidden[mine], mask))
+            if "variance" in errors:
+                errors["variance"].append(variance_error(teacher.hidden[theirs], student.hidden[mine], mask))
+            if "attention" in errors:
                 sides = teacher.projections[theirs], student.projections[mine]
-                found["attention"].append(attention_kl(*sides, mask, self._heads[mine]))
-        return {name: self.weights[name] * torch.stack(terms).sum() for name, terms in found.items()}
+                errors["attention"].append(attention_kl(*sides, mask, self._heads[mine]))
+        found = {
+            name: self.weights[name] / len(self._pairs) * torch.stack(of_layers).sum()
+            for name, of_layers in errors.items()
+            if of_layers
+        }
+        if (weight := self.alpha * self._task_weight_now) > 0:
+            assert student.logits is not None and teacher.logits is not None
+            found["soft"] = weight * output_loss(self.data.kind, [teacher.logits], student.logits, 1.0)
+        return found
 
     def finish(self) -> PreTrainedModel:
         """Return the student with all its parameters trainable again."""

@@ -168,16 +168,27 @@ def head_linears(model_or_config: PreTrainedModel | PretrainedConfig) -> tuple[s
 
 def parameters_by_depth(model: PreTrainedModel) -> list[list[nn.Parameter]]:
     """All parameters in the order of a forward: the embeddings', those of each layer, and last what follows them."""
-    family, depth = table(model), num_layers(model)
-    behind = head_prefixes(model) if family.final_norm is None else (*head_prefixes(model), family.final_norm)
-    found: list[list[nn.Parameter]] = [[] for _ in range(depth + 2)]
+    found: list[list[nn.Parameter]] = [[] for _ in range(num_layers(model) + 2)]
     for name, parameter in model.named_parameters():
-        if name.startswith(f"{family.layers}."):
-            index = int(name.removeprefix(f"{family.layers}.").partition(".")[0]) + 1
-        else:
-            index = depth + 1 if name.startswith(behind) else 0
-        found[index].append(parameter)
+        found[_depth(model, name)].append(parameter)
     return found
+
+
+def silence_frozen(model: PreTrainedModel) -> None:
+    """Put embeddings and layers of which no parameter learns in eval mode, so that their dropout adds no noise."""
+    frozen = [not any(parameter.requires_grad for parameter in group) for group in parameters_by_depth(model)]
+    for name, module in model.named_modules():
+        if frozen[_depth(model, name)]:
+            module.training = False
+
+
+def _depth(model: PreTrainedModel, name: str) -> int:
+    """Where a parameter or module of this name runs: 0 embeddings, l layer l, one more what follows the layers."""
+    family = table(model)
+    if name.startswith(f"{family.layers}."):
+        return int(name.removeprefix(f"{family.layers}.").partition(".")[0]) + 1
+    behind = head_prefixes(model) if family.final_norm is None else (*head_prefixes(model), family.final_norm)
+    return num_layers(model) + 1 if name.startswith(behind) else 0
 
 
 def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:

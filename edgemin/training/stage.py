@@ -246,6 +246,7 @@ class Stage(pl.LightningModule):
         for parameter in self.parameters():
             if parameter.requires_grad:
                 groups[parameter.ndim < 2 or id(parameter) in scales]["params"].append(parameter)
+        groups = self.grouped(groups, fit)
         # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)
@@ -255,6 +256,10 @@ class Stage(pl.LightningModule):
             name, optimizer, num_warmup_steps=math.ceil(fit.warmup * total), num_training_steps=total
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def grouped(self, groups: list[dict[str, Any]], fit: Fit) -> list[dict[str, Any]]:
+        """The optimizer's groups of parameters; a stage may divide them and give some a rate (`lr`) of their own."""
+        return groups
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

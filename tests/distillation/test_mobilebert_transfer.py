@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from edgemin import config
 from edgemin.data.module import DataModule
 from edgemin.distillation.mobilebert import MobileBERT, feature_map_error, mean_error, variance_error
+from edgemin.distillation.multi import Multi
 from edgemin.distillation.relation import attention_kl
 from edgemin.encoder import parts, slicing, taps
 from edgemin.encoder.outline import Outline
@@ -163,22 +164,113 @@ class Watch(tiny.pl.Callback):
         self.deepest.append(max(self.ran))
 
 
-def test_all_layers_at_once_have_the_weighted_sum_of_every_matched_layers_losses(data: DataModule, batch: Any) -> None:
-    student, teacher = student_of(), teacher_of()
-    weights = {"feature_weight": 2.0, "mean_weight": 3.0, "variance_weight": 0.5, "attention_weight": 0.7}
-    stage = transfer(progressive=False, task_weight=0.3, **weights)
-    tiny.prepared(stage, student, teacher, data)
+WEIGHTS = {"feature_weight": 2.0, "mean_weight": 3.0, "variance_weight": 0.5, "attention_weight": 0.7}
+
+
+def expected_terms(student: PreTrainedModel, teacher: PreTrainedModel, batch: Any) -> tuple[list[Tensor], Tensor]:
+    """Each layer's terms with these weights, a third of them as there are three; and the answers', half and half."""
     with torch.no_grad():
-        theirs = taps.read(teacher, batch, projections=[1, 3, 5], hidden=[2, 4, 6], logits=False)
+        theirs = taps.read(teacher, batch, projections=[1, 3, 5], hidden=[2, 4, 6], logits=True)
         mine = taps.read(student, batch, projections=[0, 1, 2], hidden=[1, 2, 3], logits=True)
-    mask, expected = batch["attention_mask"], torch.zeros(())
+    mask, layers = batch["attention_mask"], []
     for layer, of in ((1, 2), (2, 4), (3, 6)):
         sides = theirs.hidden[of], mine.hidden[layer]
-        expected += 2.0 * normalized(*sides, mask) + 3.0 * mean_error(*sides, mask) + 0.5 * variance_error(*sides, mask)
-        expected += 0.7 * attention_kl(theirs.projections[of - 1], mine.projections[layer - 1], mask, 4)
-    assert mine.logits is not None
-    expected += 0.3 * functional.cross_entropy(mine.logits, batch["labels"])
-    torch.testing.assert_close(stage.loss(batch).detach(), expected, rtol=1e-5, atol=1e-6)
+        found = 2.0 * normalized(*sides, mask) + 3.0 * mean_error(*sides, mask) + 0.5 * variance_error(*sides, mask)
+        layers.append(
+            (found + 0.7 * attention_kl(theirs.projections[of - 1], mine.projections[layer - 1], mask, 4)) / 3
+        )
+    assert mine.logits is not None and theirs.logits is not None
+    logs = mine.logits.log_softmax(-1)
+    soft = functional.kl_div(logs, theirs.logits.softmax(-1), reduction="batchmean")
+    return layers, 0.5 * functional.nll_loss(logs, batch["labels"]) + 0.5 * soft
+
+
+def test_all_layers_at_once_have_the_mean_of_every_matched_layers_losses(data: DataModule, batch: Any) -> None:
+    student, teacher = student_of(), teacher_of()
+    stage = transfer(progressive=False, task_weight=0.3, **WEIGHTS)
+    tiny.prepared(stage, student, teacher, data)
+    stage.setup("fit")
+    layers, answers = expected_terms(student, teacher, batch)
+    torch.testing.assert_close(stage.loss(batch).detach(), sum(layers) + 0.3 * answers, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_by_layer_each_has_its_own_share_and_the_last_fit_is_on_the_task_alone(
+    data: DataModule, batch: Any
+) -> None:
+    student, teacher = student_of(), teacher_of()
+    stage = tiny.prepared(transfer(task_weight=0.3, **WEIGHTS), student, teacher, data)
+    layers, answers = expected_terms(student, teacher, batch)
+    for stage.phase, expected in enumerate([*layers, 0.3 * answers]):
+        stage.setup("fit")
+        torch.testing.assert_close(stage.loss(batch).detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_in_a_sum_of_methods_it_is_what_it_is_alone(data: DataModule, batch: Any) -> None:
+    student, teacher = student_of(), teacher_of()
+    own = {"progressive": False, "task_weight": 0.3, "alpha": 0.25}
+    alone = tiny.prepared(transfer(**own), student, teacher, data)
+    alone.setup("fit")
+    part = {"_target_": "edgemin.distillation.mobilebert.MobileBERT", "weight": 2.0, **own}
+    stage = tiny.stage(Multi, methods={"transfer": part}, task_weight=0.0, steps=6, batch_size=8)
+    tiny.prepared(stage, student, teacher, data)
+    torch.testing.assert_close(stage.loss(batch), 2 * alone.loss(batch))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_last_fit_may_have_labels_alone_or_the_teachers_answers_alone(
+    alpha: float, data: DataModule, batch: Any
+) -> None:
+    student, teacher = student_of(), teacher_of()
+    stage = tiny.prepared(transfer(task_weight=1.0, alpha=alpha), student, teacher, data)
+    assert tiny.effect(stage).reads_answers == (alpha > 0) and tiny.effect(stage).trains_head
+    stage.phase = 3
+    stage.setup("fit")
+    logs = tiny.logits(student, batch).log_softmax(-1)
+    soft = functional.kl_div(logs, tiny.logits(teacher, batch).softmax(-1), reduction="batchmean")
+    torch.testing.assert_close(
+        stage.loss(batch).detach(), soft if alpha else functional.nll_loss(logs, batch["labels"])
+    )
+
+
+class Modes(tiny.pl.Callback):
+    """In each fit, the depths whose dropout is on, and the rate that each depth learns at."""
+
+    def __init__(self) -> None:
+        self.drop: list[set[str]] = []
+        self.rates: list[dict[int, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, stage: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx:
+            return
+        drop = [name for name, module in stage.model.named_modules() if "dropout" in name.lower() and module.training]
+        self.drop.append(
+            {name.split(".")[3] if ".layer." in name else name.split(".")[1] for name in drop if "bert" in name}
+        )
+        rates = {
+            id(one): group["initial_lr"] for group in trainer.optimizers[0].param_groups for one in group["params"]
+        }
+        depths = enumerate(parts.parameters_by_depth(stage.model))
+        self.rates.append({depth: rates[id(group[0])] for depth, group in depths if id(group[0]) in rates})
+
+
+@pytest.mark.parametrize("lower_rate", [0.0, 0.1])
+def test_layers_below_are_frozen_without_dropout_or_learn_on_more_slowly(
+    lower_rate: float, data: DataModule, tmp_path: Path
+) -> None:
+    seen, watch = Modes(), Watch()
+    stage = transfer(steps=8, task_weight=1.0, lower_rate=lower_rate, learning_rate=1e-3)
+    tiny.fit(stage, student_of(dropout=0.1), data, [teacher_of()], work=tmp_path / "work", callbacks=[seen, watch])
+    whole = {depth: 1e-3 for depth in range(5)}
+    if lower_rate:
+        assert seen.rates == [{0: 1e-3, 1: 1e-3}, {1: 1e-4, 2: 1e-3}, {1: 1e-4, 2: 1e-4, 3: 1e-3}, whole]
+        assert watch.moved == [[0, 1], [1, 2], [1, 2, 3], [0, 1, 2, 3, 4]], "the embeddings rest after the first"
+    else:
+        assert seen.rates == [{0: 1e-3, 1: 1e-3}, {2: 1e-3}, {3: 1e-3}, whole]
+        assert watch.moved == [[0, 1], [2], [3], [0, 1, 2, 3, 4]]
+    learning = [{depth - 1 for depth in rates if depth} for rates in seen.rates[:3]]
+    assert [{int(name) for name in names if name.isdigit()} for names in seen.drop[:3]] == learning
+    assert ["embeddings" in names for names in seen.drop] == [True, False, False, True]
+    assert {"0", "1", "2"} <= seen.drop[3]
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalize": False}, {"progressive": False}])
@@ -317,6 +409,9 @@ def test_planning_knows_from_the_settings_alone_what_trains() -> None:
         ),
         ({"patience": 1}, "patience"),
         ({"task_weight": -1.0}, "task_weight"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"lower_rate": -0.1}, "lower_rate"),
+        ({"lower_rate": 0.1, "progressive": False}, "lower_rate"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(settings: Any, key: str) -> None:
@@ -366,4 +461,4 @@ def test_the_yaml_has_the_published_weights() -> None:
     node = tiny.node("distill", "mobilebert")
     stage = config.construct(node, "distill")
     assert isinstance(stage, MobileBERT) and stage.progressive and stage.normalize
-    assert stage.weights == {"feature": 100.0, "mean": 5000.0, "variance": 5.0, "attention": 1.0}
+    assert stage.weights == {"feature": 100.0, "mean": 5000.0, "variance": 5.0, "attention": 1.0} and stage.alpha == 0.5
