@@ -5,9 +5,14 @@ With h_i,l the hidden state of example i's first token, [CLS], after layer l, an
     L_PT = 1 / (B P) · Σ_i Σ_(l_S, l_T) ‖ h_i,l_S / ‖h_i,l_S‖ - h_i,l_T / ‖h_i,l_T‖ ‖²
 
 Only directions count, so a distance is between 0 and 4 whatever the width. The paper sums over examples and layers;
-here they are averaged, so that the weight β does not depend on their numbers. Like the paper, and unlike its
-official code, the H dimensions are summed. That code takes `mse_loss` of the normalized states, a mean over
-dimensions too, so its β is H times ours: 500, its example's for BERT-base, is 500 / 768 = 0.65 here.
+here they are averaged, so that the weight β does not depend on their numbers. Like the paper, the H dimensions are
+summed.
+
+From the published code (intersun/PKD-for-BERT-Model-Compression) and not from the paper are the values of its example
+(τ = 10, α = 0.7, β = 500; the paper searches for them) and the factor τ² of the soft targets. Of that code is not
+followed: `mse_loss` of the normalized states is a mean over dimensions too, so its β is H times ours (500 for BERT-base
+is 500 / 768 = 0.65 here); `KLDivLoss()` divides by the number of classes as well; and for 12 -> 3 layers it matches the
+top ones.
 
 Shapes: B batch, P pairs of layers, H hidden size.
 """

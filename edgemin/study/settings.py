@@ -27,6 +27,7 @@ from edgemin.tracking import launch_group
 
 # The extra of edgemin that has to be installed for each launcher.
 _EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+_PUBLISHED = "_published"
 
 
 def conf_directory() -> str:
@@ -228,6 +229,9 @@ def one_line(error: Exception) -> str:
         group, _, name = choice[1].rpartition("/")
         if choice[2] == "hydra/launcher" and name in _EXTRAS:
             return f"launcher: expected one that is installed (pip install 'edgemin[{_EXTRAS[name]}]'), given {name}"
+        if name.endswith(_PUBLISHED):
+            there = ", ".join(option for option in options if option.endswith(_PUBLISHED))
+            return f"{choice[2]}: expected a method with a published budget ({there}), given {name}, which has none"
         own = re.search(r"provider=command-line, path=file://(\S+)", text)
         if own and Path(own[1], f"{name}.yaml").is_file():
             return f"--config-dir: expected the directory that holds {group}/, given {own[1]}, which is {group}/ itself"

@@ -452,6 +452,11 @@ SETTINGS = [
         "measure.runtimes: expected torch, torch_compiled, onnxruntime, openvino, given 'tflite'",
         "measure=default",
     ),
+    setting(
+        "distill=rkd_published",
+        "distill: expected a method with a published budget (minilmv2_published, mobilebert_published, pkd_published, "
+        "tinybert_published), given rkd_published, which has none",
+    ),
     setting("order=5", "order: expected one of assistant, "),
     setting("task=null", "task: expected one of custom, "),
     Case(

@@ -154,6 +154,29 @@ def test_an_experiment_has_rows_and_sweeps_over_keys_that_exist(experiment: str)
 missing = object()
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "minilmv2": {"steps": 400_000, "batch_size": 256, "learning_rate": 6e-4, "warmup": 0.01, "corpus_length": 512},
+    "pkd": {"epochs": 4, "batch_size": 32, "learning_rate": 1e-5, "temperature": 10.0, "alpha": 0.7, "beta": 0.65},
+    "tinybert": {"epochs": 13, "batch_size": 32, "learning_rate": 5e-5, "prediction_learning_rate": 3e-5},
+    "mobilebert": {"steps": 240_000, "batch_size": 2048, "lower_rate": 0.1, "corpus_length": 512, "alpha": 0.5},
+}
+
+
+def test_published_budgets_are_those_of_a_method_and_say_where_from() -> None:
+    assert {path.stem.removesuffix("_published") for path in CONF.glob("distill/*_published.yaml")} == set(PUBLISHED)
+    for method, values in PUBLISHED.items():
+        path = CONF / f"distill/{method}_published.yaml"
+        node, usual = (composed(CONF / f"distill/{stem}.yaml")["distill"] for stem in (path.stem, method))
+        assert {key: node[key] for key in values} == values
+        assert node["_target_"] == usual["_target_"] and node.keys() == usual.keys()
+        assert "/" in path.read_text().splitlines()[0], "the repository of its code"
+
+
+def test_tinyberts_published_epochs_are_ten_and_three() -> None:
+    stage = config.construct(composed(CONF / "distill/tinybert_published.yaml")["distill"], "distill", Stage)
+    assert [fit.batches(32 * 1000) for fit in stage.fits()] == [10_000, 3_000]
+
+
 def test_paper_is_the_papers_protocol() -> None:
     settings = composed(CONF / "experiment/paper.yaml")
     finetune, distill, prune = settings["finetune"], settings["distill"], settings["prune"]
