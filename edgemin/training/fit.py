@@ -26,8 +26,8 @@ class Fit(Checked):
         decay: its course after that: linear or cosine to 0, or constant.
         weight_decay: weight decay of AdamW, on weight matrices only (not on biases and LayerNorms).
         gradient_clip: largest L2 norm of the gradient; 0 turns clipping off.
-        patience: stop after this many epochs without a better score on `task.holdout` and keep the best weights;
-            `None` never stops early.
+        patience: stop after this many epochs without a better score on `task.holdout` and keep the best weights (a last
+            epoch that the budget cuts short is scored too); `None` never stops early.
     """
 
     learning_rate_key: ClassVar[str] = "learning_rate"  # of the stage's settings, for messages
