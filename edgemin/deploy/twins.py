@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from edgemin.errors import UserError
 from edgemin.quantization.affine import LEVELS, input_scale
-from edgemin.quantization.layers import Quantized, QuantizedEmbedding, QuantizedLinear
+from edgemin.quantization.base import Quantized
+from edgemin.quantization.layers import QuantizedEmbedding, QuantizedLinear
 
 Model = TypeVar("Model", bound=nn.Module)
 OPSET = 21  # the first with 4-bit integers, and with groups in DequantizeLinear

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from edgemin.encoder import building
 from edgemin.encoder.outline import Outline, ProviderName, QuantizedLayers
+from edgemin.errors import UserError
 
 # Gives batches of so many training examples.
 Draw = Callable[[int], Sequence[Mapping[str, Tensor]]]
@@ -74,8 +75,19 @@ class Provider(Protocol):
     def settle(self, layers: Mapping[str, Any]) -> None:
         """Leave every layer as a file would bring it back."""
 
+    def latents(self, layer: Any) -> dict[str, Tensor]:
+        """What training can go on from and no file of a model holds, by names below the layer's own."""
+
+    def take_up(self, layer: Any, latents: Mapping[str, Tensor]) -> None:
+        """Begin at what `latents` gave.
+
+        Raises:
+            KeyError: a tensor is missing.
+            RuntimeError: shapes differ.
+        """
+
     def recalibrate(self, model: PreTrainedModel, layers: Mapping[str, Any], draw: Draw | None, who: str) -> list[str]:
-        """Choose again what an earlier stage's training or cuts have made stale, and return notes that say what was.
+        """Choose again what cuts have made stale since it was chosen, and return notes that say what was.
 
         Args:
             model: on the device to compute on.
@@ -88,6 +100,8 @@ class Provider(Protocol):
         """Bits and ranges for run.json; `None` if the method has no choices."""
 
 
+# What the names of latent tensors begin with in a training state.
+_LATENT = "latent/"
 _registered: dict[ProviderName, tuple[Provider, type[nn.Module]]] = {}
 
 
@@ -208,8 +222,49 @@ def settle(model: nn.Module) -> None:
         found[1].settle(found[2])
 
 
+def latents(model: nn.Module) -> dict[str, Tensor]:
+    """What training can go on from besides a quantized model's file, for its training state; none of a float model."""
+    found = _found(model)
+    if found is None:
+        return {}
+    _, provider, layers = found
+    return {
+        f"{_LATENT}{path}.{name}": tensor
+        for path, layer in layers.items()
+        for name, tensor in provider.latents(layer).items()
+    }
+
+
+def take_up(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Let a quantized model begin where `latents` left the one that was saved, if a training state has it.
+
+    Returns:
+        Whether it has.
+
+    Raises:
+        UserError: what it has does not fit the model.
+    """
+    kept = {name.removeprefix(_LATENT): tensor for name, tensor in state.items() if name.startswith(_LATENT)}
+    found = _found(model)
+    if not kept or found is None:
+        return False
+    _, provider, layers = found
+    parts: dict[str, dict[str, Tensor]] = {path: {} for path in layers}
+    try:
+        for name, tensor in kept.items():
+            path, _, part = name.rpartition(".")
+            parts[path][part] = tensor
+        for path, layer in layers.items():
+            provider.take_up(layer, parts[path])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"training state: expected latent weights that fit the model, given others ({error})"
+        ) from error
+    return True
+
+
 def recalibrate(model: PreTrainedModel, draw: Draw | None, who: str) -> list[str]:
-    """Choose again what another stage than the one that quantized has made stale; see `Provider.recalibrate`."""
+    """Choose again what cuts have made stale; see `Provider.recalibrate`."""
     found = _found(model)
     return [] if found is None else found[1].recalibrate(model, found[2], draw, who)
 

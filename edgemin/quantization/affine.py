@@ -13,6 +13,14 @@ straight through inside the grid and 0 outside; for the scale
 $$ \frac{\partial \hat x}{\partial s} = q - v \text{ inside}, \; Q_{lo} \text{ below}, \; Q_{hi} \text{ above}, $$
 
 summed over all that share it and multiplied by 1 / sqrt(N Q_hi), N their number.
+
+That is all of LSQ that is here. LSQ trains by SGD, where this factor makes a scale's step as large for its size as the
+weights' are for theirs. AdamW divides every gradient by its own size, so that a factor does next to nothing (it still
+counts in the norm that is clipped, and beside Adam's eps); nor would training a logarithm of the scale bring it back.
+What a step is to the scale is then for a learning rate of its own to say (`scale_learning_rate`). LSQ also starts
+scales at 2 mean|x| / sqrt(Q_hi); here they start where they were calibrated. With fixed integers
+([`Quantized.fix_integers`][edgemin.quantization.base.Quantized.fix_integers]) the gradient of a scale is the sum of
+its integers times that of their weights, without that factor.
 """
 
 from __future__ import annotations

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast, get_args
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edgemin.encoder import quantized, taps
+from edgemin.encoder import building, parts, quantized, taps
 from edgemin.errors import UserError
 from edgemin.progress import counted
-from edgemin.quantization.layers import Quantized, QuantizedEmbedding, QuantizedLinear, Scales
+from edgemin.quantization.base import Quantized, Scales
+from edgemin.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from edgemin.quantization.ranges import Calibration, calibrate
 from edgemin.quantization.weights import BITS, FLOAT, Activations, Granularity, Spec, WeightRange
 
+# Whose scales: the weights of Linears, what they read, the embedding tables.
+ScaleOwner = Literal["weights", "inputs", "embeddings"]
 # How the integers of a quantized weight end in a file.
 PACKED = quantized.PROVIDERS["integers"].weight
 
@@ -27,18 +30,22 @@ def quantize(
 
     Scales of weights are chosen at once, those of activations by [`fit_inputs`][edgemin.quantization.model.fit_inputs].
     The weights themselves stay where they are until they settle: training that begins here knows how near each is to
-    the next step. A layer that is quantized already is quantized anew, from the weights it has.
+    the next step. A layer that is quantized already stays as it is if it was in the same way; else it is quantized
+    anew, from the weights it has.
 
     Args:
         model: an encoder.
         specs: by path, of [`matrices`][edgemin.encoder.outline.Outline.matrices]; 32 bits leave a layer as it is.
         weight_range: how scales of weights are chosen.
-        calibration: how ranges of activations are chosen, now and when a later stage has moved them.
+        calibration: how ranges of activations are chosen, now and when a later stage has changed the structure.
     """
+    if calibration_of(model) != calibration:
+        cast(Any, model).ranges_of = None
     for path, spec in counted(specs.items(), "choosing scales"):
-        if spec.bits == FLOAT:
-            continue
         old = model.get_submodule(path)
+        if spec.bits == FLOAT or (isinstance(old, Quantized) and old.spec == spec):
+            continue
+        cast(Any, model).ranges_of = None  # what one layer is rounded to, all that follow read
         new = _layer(old, spec)
         new.fit_weights(weight_range)
         model.set_submodule(path, new.train(old.training))
@@ -75,32 +82,46 @@ def fit_inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         return taps.logits(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
 
     calibrate(model, static_layers(model), run, batches, calibration_of(model))
+    cast(Any, model).ranges_of = _shape(model)
 
 
-def follow(model: nn.Module, scales: Scales) -> None:
-    """Set what the scales of all quantized layers do in training."""
+def needs_ranges(model: PreTrainedModel) -> bool:
+    """Whether there are static activations whose ranges were not found for the model as it is: widths have changed."""
+    return bool(static_layers(model)) and getattr(model, "ranges_of", None) != _shape(model)
+
+
+def _shape(model: PreTrainedModel) -> tuple[Any, ...]:
+    """What decides the ranges of activations besides weights."""
+    layers = building.outline(model).layers
+    return parts.hidden_size(model), *((layer.heads, layer.head_size, layer.ffn) for layer in layers)
+
+
+def follow(model: nn.Module, scales: Scales, owners: Collection[ScaleOwner]) -> None:
+    """Set what these scales of all quantized layers do in training; the others stay."""
+    own: dict[ScaleOwner, Scales] = {owner: scales if owner in owners else "fixed" for owner in get_args(ScaleOwner)}
     for layer in quantized_layers(model).values():
-        layer.follow(scales)
+        if isinstance(layer, QuantizedLinear):
+            layer.follow(own["weights"], own["inputs"])
+        else:
+            layer.follow(own["embeddings"])
 
 
 class Integers:
     """What the encoder asks of these layers; see [`quantized.Provider`][edgemin.encoder.quantized.Provider]."""
 
     def describe(self, model: nn.Module, layers: Mapping[str, Quantized]) -> dict[str, Any]:
-        """How ranges are chosen, and every layer's specification; what its scales do unless they are fixed."""
-        described = {
-            path: layer.spec.describe() | ({"scales": layer.scales} if layer.scales != "fixed" else {})
-            for path, layer in layers.items()
-        }
-        return {"calibration": calibration_of(model).describe(), "layers": described}
+        """How ranges are chosen, whether they must be chosen again, and every layer's specification."""
+        stale = {"needs_ranges": True} if needs_ranges(cast(PreTrainedModel, model)) else {}
+        described = {path: layer.spec.describe() for path, layer in layers.items()}
+        return {"calibration": calibration_of(model).describe(), **stale, "layers": described}
 
     def place(self, model: nn.Module, described: Mapping[str, Any]) -> None:
         """Put a quantized layer in the place of every Linear and Embedding that the description names."""
         cast(Any, model).calibration = Calibration(**described["calibration"])
         for path, own in described["layers"].items():
-            layer = _layer(_place(model, path), _read_spec(path, own))
-            layer.follow(own.get("scales", "fixed"))
-            model.set_submodule(path, layer)
+            model.set_submodule(path, _layer(_place(model, path), _read_spec(path, own)))
+        if not described.get("needs_ranges"):
+            cast(Any, model).ranges_of = _shape(cast(PreTrainedModel, model))
 
     def pack(self, layer: Quantized) -> dict[str, Tensor]:
         """The layer's state, with packed integers in the place of its weights."""
@@ -113,9 +134,9 @@ class Integers:
         if damaged := sorted(expected ^ set(tensors)):
             raise KeyError(damaged[0])
         own = (PACKED, "weight_scale")
-        layer.unpack({name: tensors[name] for name in own})
         rest = {name: tensor for name, tensor in tensors.items() if name not in own}
         layer.load_state_dict(rest, strict=False)  # the names were compared above
+        layer.unpack({name: tensors[name] for name in own})
 
     def scales(self, layers: Mapping[str, Quantized]) -> list[nn.Parameter]:
         """Those of all layers."""
@@ -124,26 +145,36 @@ class Integers:
     def settle(self, layers: Mapping[str, Quantized]) -> None:
         """Fix the scales and put the weights on their grid, as a file would bring them back."""
         for layer in layers.values():
-            layer.follow("fixed")
             layer.settle()
+
+    def latents(self, layer: Quantized) -> dict[str, Tensor]:
+        """Its unrounded weights and its scales."""
+        return layer.latents()
+
+    def take_up(self, layer: Quantized, latents: Mapping[str, Tensor]) -> None:
+        """Begin at unrounded weights and scales."""
+        layer.take_up(latents)
 
     def recalibrate(
         self, model: PreTrainedModel, layers: Mapping[str, Quantized], draw: quantized.Draw | None, who: str
     ) -> list[str]:
-        """Choose the ranges of static activations again, of the stage's own training examples."""
+        """Choose the ranges of static activations again, of the stage's own training examples, if widths changed."""
         notes = []
         if rescaled := sum(layer.rescaled for layer in layers.values()):
             notes.append(f"chose the scales of {rescaled} groups of weights again, which a cut went through")
-        watched = static_layers(model)
-        if watched and draw is not None:
-            fit_inputs(model, draw(calibration_of(model).examples))
-            notes.append(f"calibrated the activations of {len(watched)} quantized layers again")
-        elif watched:
-            notes.append(
-                f"the activations of {len(watched)} quantized layers keep their ranges: {who} sees no data of the "
-                "task to calibrate them on"
-            )
-        return notes
+            for layer in layers.values():
+                layer.rescaled = 0
+        if not needs_ranges(model):
+            return notes
+        watched = len(static_layers(model))
+        if draw is None:
+            return [
+                *notes,
+                f"the activations of {watched} quantized layers keep their ranges: {who} sees no data of the task to "
+                "calibrate them on",
+            ]
+        fit_inputs(model, draw(calibration_of(model).examples))
+        return [*notes, f"calibrated the activations of {watched} quantized layers again"]
 
     def summary(self, model: nn.Module, layers: Mapping[str, Quantized]) -> dict[str, Any]:
         """Bits of every quantized layer, and what they have in common."""
@@ -167,7 +198,7 @@ def _place(model: nn.Module, path: str) -> nn.Module:
 
 
 def _read_spec(path: str, described: Mapping[str, Any]) -> Spec:
-    spec = Spec(**{name: value for name, value in described.items() if name != "scales"})
+    spec = Spec(**described)
     known = (
         spec.bits in BITS and spec.granularity in get_args(Granularity) and spec.activations in get_args(Activations)
     )

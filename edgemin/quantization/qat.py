@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel
 
@@ -14,13 +14,17 @@ from edgemin.encoder import quantized
 from edgemin.encoder.outline import Outline, QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
-from edgemin.quantization.layers import Scales
+from edgemin.quantization.model import ScaleOwner
+from edgemin.quantization.scales import ScaleTraining
 from edgemin.quantization.settings import Quantization, quantize_given
 from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
 from edgemin.training.stage import Effect, Place
 from edgemin.training.teaching import Teaching
+
+# The learning rate of scales, as a share of that of weights, by trial (benchmarks/README.md).
+SCALE_SHARE = 0.1
 
 
 class QuantizationAware(MethodSum):
@@ -29,16 +33,19 @@ class QuantizationAware(MethodSum):
     Weights and activations are rounded in every forward, gradients go straight through the rounding (Jacob et al. 2018,
     arXiv 1712.05877). It begins with post-training quantization: 0 steps give exactly that.
 
+    Scales that learn have the gradient of LSQ (see [`affine`][edgemin.quantization.affine], also for what of it is
+    not LSQ).
+
     Args:
-        scales: `fixed` at their calibrated values; `moving`: those of weights keep their share of the largest weight,
-            those of activations follow a moving average of their range (padding included, momentum 0.99); `learned`
-            (LSQ, arXiv 1902.08153; see [`affine`][edgemin.quantization.affine]), from their calibrated values on.
-        train: `all`, or the `scales` alone (the second phase of EfficientQAT, arXiv 2407.11062).
+        train: `all`, or the `scales` alone, as the second phase of EfficientQAT (arXiv 2407.11062) does: the integers
+            stay, whatever becomes of their scales, and the gradient of a scale is that of its integers. With
+            `learned_scales=auto` those of embeddings and inputs rest.
         train_on: `train`, or only the `calibration` sentences (their labels too, where there is no method that does
             without).
         methods: distillation, as in [`MethodSum`][edgemin.training.method_sum.MethodSum]; none: labels alone.
         task_weight: weight of the task loss; `auto` is 1, or 0 where a method trains the head.
-        quantization: which layers, and how.
+        quantization: which layers, and how. A model that is quantized in this way already is trained on as it is.
+        scaling: what the scales do.
         fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
         teaching: likewise; `teacher` is `parent`, the model that is quantized, in full precision, unless given.
     """
@@ -46,33 +53,38 @@ class QuantizationAware(MethodSum):
     def __init__(
         self,
         *,
-        scales: Scales = "learned",
         train: Literal["all", "scales"] = "all",
         train_on: Literal["train", "calibration"] = "train",
         methods: Mapping[str, dict[str, Any]],
         task_weight: TaskWeight = "auto",
         quantization: Quantization,
+        scaling: ScaleTraining,
         fit: Fit,
         teaching: Teaching,
     ) -> None:
-        if train == "scales" and scales != "learned":
-            raise UserError(f"scales: expected learned, as nothing else is trained (train=scales), given {scales}")
+        if train == "scales" and scaling.scales != "learned":
+            given = scaling.scales
+            raise UserError(f"scales: expected learned, as nothing else is trained (train=scales), given {given}")
         if teaching.corpus is not None and not methods:
             raise UserError("methods: expected at least one with a corpus, which has no labels to learn, given none")
         if teaching.corpus is not None and train_on == "calibration":
             raise UserError("train_on: expected train with a corpus, which takes its place, given calibration")
         teaching = replace(teaching, teacher=teaching.teacher or "parent")
         super().__init__(methods=methods, task_weight=task_weight, fit=fit, teaching=teaching)
+        scaling.check({"inputs": quantization.activations == "static"})
         self.quantization = quantization
         self.teachers = self.teachers if self._parts else ()
-        self.scales, self.train_what, self.train_on = scales, train, train_on
+        self.scaling, self.train_what, self.train_on = scaling, train, train_on
+        self.scale_learning_rate = scaling.learning_rate(SCALE_SHARE * fit.learning_rate)
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """As its methods; an epoch may be the calibration sentences."""
+        """As its methods; an epoch may be the calibration sentences, and scales alone are trained under the head."""
         self.quantization.check(model)
         if self.train_on == "calibration":
             place = replace(place, examples=min(self.quantization.calibration_examples, place.examples))
         found = super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place)
+        if self.train_what == "scales":
+            found = replace(found, trains_head=False, moves_encoder=False)
         return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)
 
     def auto_task_weight(self, place: Place) -> float:
@@ -85,11 +97,14 @@ class QuantizationAware(MethodSum):
         """Match layers with the teachers, then quantize the model."""
         super().prepare(model, data, teachers)
         quantize_given(self, self.quantization, data)
-        quantization.follow(model, self.scales)
-        if self.train_what == "scales":
+        alone = self.train_what == "scales"
+        self.scaling.begin(model, ["weights"] if alone else get_args(ScaleOwner))
+        if alone:
             model.requires_grad_(False)
             for scale in quantized.scales(model):
                 scale.requires_grad_(True)
+            for layer in quantization.quantized_layers(model).values():
+                layer.fix_integers()
 
     def batches(self, fit: Fit) -> Batches:
         """All batches of a fit: of the calibration sentences with `train_on=calibration`."""
@@ -99,4 +114,7 @@ class QuantizationAware(MethodSum):
 
     def finish(self) -> PreTrainedModel:
         """Return the quantized model with all its parameters trainable again."""
+        if self.train_what == "scales":
+            for layer in quantization.quantized_layers(self.model).values():
+                layer.free_integers()
         return super().finish().requires_grad_(True)

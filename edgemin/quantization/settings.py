@@ -62,6 +62,9 @@ class Quantization(Checked):
             `embedding_bits` where that is a number.
         candidates: the bits to choose from.
         size_mib: the size of the file's tensors in MiB; `None`: what uniform `bits` would take.
+        keep_latent: leave the weights as they were before rounding, in float32, and the scales beside the model, as
+            training state: whatever trains or prunes it next goes on from them, not from the rounded weights, and
+            leaves its own. They are no part of the model: not in its size, never exported.
     """
 
     bits: Literal[WeightBits, 32] = 8
@@ -77,6 +80,7 @@ class Quantization(Checked):
     sensitivity: bool = False
     candidates: Sequence[WeightBits] = field(default=(8, 4, 2))
     size_mib: Positive | None = None
+    keep_latent: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,13 +197,16 @@ class Quantization(Checked):
         specs = {path: spec for path, spec in specs.items() if spec.bits != FLOAT}
         if not specs:
             return Applied(["nothing is quantized: all layers are exempt or keep 32 bits"], {})
+        kept = sum(layer.spec == specs.get(path) for path, layer in quantization.quantized_layers(model).items())
         quantization.quantize(model, specs, self.weight_range, self.calibration)
-        if self.reads_data and quantization.static_layers(model):
+        if self.reads_data and quantization.needs_ranges(model):
             assert data is not None
             quantization.fit_inputs(model, data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed))
+        notes = [f"{kept} layers were quantized in this way already: they keep their scales"] if kept else []
         ragged = [path for path, spec in specs.items() if spec.group_size and matrices[path].size[1] % spec.group_size]
-        short = f"rows of {len(ragged)} pruned layers end with a group shorter than {self.group_size}"
-        return Applied([short] if ragged else [], findings)
+        if ragged:
+            notes.append(f"rows of {len(ragged)} pruned layers end with a group shorter than {self.group_size}")
+        return Applied(notes, findings)
 
     def _mixed(
         self,
@@ -243,6 +250,7 @@ class Quantization(Checked):
 
 def quantize_given(stage: Stage, how: Quantization, data: DataModule | None) -> None:
     """Quantize the model that a stage was given; what there is to say of it goes to the stage's notes and findings."""
+    stage.keeps_latent = how.keep_latent
     applied = how.apply(stage.model, data, stage.seed)
     stage.notes += applied.notes
     stage.findings |= applied.findings

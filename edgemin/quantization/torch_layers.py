@@ -90,6 +90,13 @@ class TorchDynamic:
     def settle(self, layers: Mapping[str, Any]) -> None:
         """Nothing to do: such a layer cannot be trained, so it is always settled."""
 
+    def latents(self, layer: Any) -> dict[str, Tensor]:
+        """None: such a layer cannot be trained."""
+        return {}
+
+    def take_up(self, layer: Any, latents: Mapping[str, Tensor]) -> None:
+        """Nothing to do: there are none."""
+
     def recalibrate(self, model: nn.Module, layers: Mapping[str, Any], draw: Any, who: str) -> list[str]:
         """Nothing to do: no stage comes after, and activations are quantized with the range they have at each call."""
         return []

@@ -34,10 +34,10 @@ from transformers import PreTrainedModel
 from edgemin.config import Checked, NonNegative
 from edgemin.data.batches import TrainBatches
 from edgemin.data.module import DataModule
-from edgemin.encoder import building, quantized
 from edgemin.errors import UserError
 from edgemin.processes import launch, ranks, stopping
 from edgemin.progress import live_line
+from edgemin.training import rounding
 from edgemin.training.callbacks import Checkpoint, EarlyStop, Point, Record, Send, Spent, read_checkpoint, restore
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Stage
@@ -179,10 +179,10 @@ def run(
     torch.manual_seed(seed)
     nn.Module.to(model, trainer.device)
     with live_line(f"{stage.name}  preparing"):
+        rounding.take_up(stage, model)
         ranks.together(lambda: stage.prepare(model, data, teachers))
     saved = ranks.together(lambda: read_checkpoint(work / CHECKPOINT) if (work / CHECKPOINT).exists() else None)
     _check_same(work, saved)
-    before = building.outline(model)
     spent = Spent(began)
     if saved is not None:  # what was spent before the kill counts
         spent = Spent(began - saved["edgemin"]["seconds"], saved["edgemin"]["steps_before"])
@@ -210,33 +210,14 @@ def run(
             stage.phase = phase
             nn.Module.to(stage, trainer.device)  # Lightning leaves it on the CPU after a fit
             with live_line(f"{stage.fit_name}  preparing"):
-                ranks.together(partial(stage.begin, phase))
+                ranks.together(partial(rounding.begin, stage, phase, data))
         if fit.trains:
             _fit(stage, fit, start, trainer, work, spent, callbacks, Record(points, send), stream)
-    changed = spent.steps > 0 or building.outline(stage.model) != before
     state = {key: tensor.detach().cpu().clone() for key, tensor in stage.training_state().items()}
     with live_line(f"{stage.name}  finishing"):
-        finished = ranks.together(lambda: _settled(stage, stage.finish(), data, changed)).cpu().eval()
+        finished = ranks.together(lambda: rounding.finish(stage, data, state)).cpu().eval()
     seconds = time.monotonic() - spent.began
     return Fitted(finished, spent.steps, seconds, list(stage.notes), stage.findings, points, state)
-
-
-def _settled(stage: Stage, model: PreTrainedModel, data: DataModule | None, changed: bool) -> PreTrainedModel:
-    """Leave a quantized model as its file will bring it back, with ranges that fit what the stage has made of it."""
-    if quantized.kind_of(model) is None:
-        return model
-    if stage.planned.quantizes is None and changed:
-        nn.Module.to(model, stage.model.device)
-        draw = partial(_drawn, stage, data) if data is not None and stage.planned.reads_task else None
-        stage.notes += quantized.recalibrate(model, draw, stage.name)
-    quantized.settle(model)
-    if (summary := quantized.summary(model)) is not None:
-        stage.findings["quantization"] = summary
-    return model
-
-
-def _drawn(stage: Stage, data: DataModule, examples: int) -> list[dict[str, Tensor]]:
-    return data.calibration(examples, 32, stage.seed)
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:

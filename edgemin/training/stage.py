@@ -115,6 +115,8 @@ class Stage(pl.LightningModule):
         self.teachers: tuple[str, ...] = ()  # whom it learns from: `teacher`, `teacher.source` or another model's name
         self.planned: Effect  # set where it is planned, before it is prepared
         self.inherited: Mapping[str, Tensor] = {}  # the training state beside the model that it is given
+        self.keeps_latent = False  # whether latent weights of a quantized model are left beside it: who has them, does
+        self.scale_learning_rate: float | None = None  # of a quantized model's scales, for a stage that lets them learn
         self.name = type(self).__name__  # in messages; a run gives its path
         self.seed = 0
         self.phase = 0  # the number of the fit that runs
@@ -238,14 +240,21 @@ class Stage(pl.LightningModule):
         self.recorded[name] = lambda: ranks.mean(own)
 
     def configure_optimizers(self) -> Any:
-        """AdamW without weight decay on vectors and scales, with warm-up and decay per optimizer step."""
+        """AdamW without weight decay on vectors and scales, with warm-up and decay per optimizer step.
+
+        Scales of a quantized model have a rate of their own: a step of AdamW is absolute, and they are small.
+        """
         fit = self.fits()[self.phase]
         groups: list[dict[str, Any]]
         groups = [{"params": [], "weight_decay": fit.weight_decay}, {"params": [], "weight_decay": 0.0}]
-        scales = {id(scale) for scale in quantized.scales(self)}
+        scales = [scale for scale in quantized.scales(self) if scale.requires_grad]
+        apart = {id(scale) for scale in scales}
         for parameter in self.parameters():
-            if parameter.requires_grad:
-                groups[parameter.ndim < 2 or id(parameter) in scales]["params"].append(parameter)
+            if parameter.requires_grad and id(parameter) not in apart:
+                groups[parameter.ndim < 2]["params"].append(parameter)
+        if scales:
+            assert self.scale_learning_rate is not None, "a stage that lets scales learn says how fast"
+            groups.append({"params": scales, "weight_decay": 0.0, "lr": self.scale_learning_rate})
         groups = self.grouped(groups, fit)
         # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"
