@@ -13,7 +13,8 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import distillation_step, nncf_int8, relation_loss, rounds, same_results
+from benchmarks import distillation_step, nncf_int8, relation_loss, rounds, same_results, scale_drift
+from edgemin import artifact, toy
 from edgemin.encoder import quantized
 from edgemin.quantization.model import static_layers
 
@@ -113,3 +114,39 @@ def test_a_commit_that_wrote_the_schema_before_is_compared_and_one_of_an_unknown
     assert same_results.differences(before, new, {}) == ("1 artifacts, 1 tensors, 1 rows", [])
     with pytest.raises(SystemExit, match=r"run\.json: schema: expected one of \(1, 2\), given 3"):
         same_results.differences(new, _leave(tmp_path / "later", 1.0, 0.5, schema=3), {})
+
+
+def test_drift_is_of_a_scale_relative_to_where_it_began() -> None:
+    start, end = [torch.tensor([1.0, 2.0]), torch.tensor([4.0])], [torch.tensor([1.5, 2.0]), torch.tensor([3.0])]
+    assert scale_drift.drift(start, end) == (0.25, 0.5)
+
+
+def test_scales_learn_at_a_share_of_the_rate_or_rest() -> None:
+    node = {"learning_rate": 0.25, "scale_learning_rate": "auto", "scales": "learned"}
+    assert scale_drift.with_share(node, "auto") == node
+    assert scale_drift.with_share(node, "0.5")["scale_learning_rate"] == 0.125
+    assert scale_drift.with_share(node, "0") == node | {"scales": "fixed"}
+
+
+def test_drift_and_errors_of_both_methods_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact.save(tmp_path, tiny.model(), toy.tokenizer(), {"head_trained": True})
+    small = ["task=toy", "task.max_train_examples=48", "task.holdout=0.25", "trainer=cpu", "quantize.steps=2"]
+    small += ["quantize.calibration_examples=8", "quantize.batch_size=8", "quantize.learning_rate=0.01"]
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            *("scale_drift", "--artifact", str(tmp_path), "--cache", str(tmp_path / "tokens")),
+            *("--bits", "4", "2", "--seeds", "1", "2", "--set", *small),
+        ],
+    )
+    scale_drift.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: len(lines) // 2]]
+    assert header == ["bits", "seed", "share", "drift", "largest", "hold-out loss", "hold-out accuracy"]
+    assert [row[:3] for row in rows] == [
+        [bits, seed, share] for bits, seed in (("4", "1"), ("4", "2"), ("2", "1")) for share in ("1", "auto", "0")
+    ]
+    assert all(float(row[3].strip("%")) == 0 for row in rows if row[2] == "0")
+    assert all(float(rows[at][3].strip("%")) > float(rows[at + 1][3].strip("%")) > 0 for at in (0, 3, 6))
