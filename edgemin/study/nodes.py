@@ -19,6 +19,8 @@ from edgemin.training.fitting import Trainer
 from edgemin.training.latency import LatencyTable
 from edgemin.training.stage import Stage
 
+STALE = "scored with a head from before its encoder was trained on"  # what is said of such a row
+
 
 @dataclass(frozen=True)
 class Study:

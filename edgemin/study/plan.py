@@ -18,7 +18,7 @@ from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases
 from edgemin.study import roots
 from edgemin.study.checks import plan_stage, stages_key
-from edgemin.study.nodes import Node, Plan, Row, Study
+from edgemin.study.nodes import STALE, Node, Plan, Row, Study
 from edgemin.study.starts import SOURCE, read_starts
 from edgemin.tasks.base import Kind
 from edgemin.training.stage import Effect, Place, Stage
@@ -91,7 +91,7 @@ class _Planner:
             if self.study.splits is None or (node.head_trained and (spec.named or not node.head_stale)):
                 rows.append(Row(spec, node))
                 if node.head_stale and self.study.splits is not None:
-                    self.notes.append(f"row {spec.name!r} is scored with a head from before its encoder was trained on")
+                    self.notes.append(f"row {spec.name!r} is {STALE}")
             elif node.head_trained:
                 self.notes.append(f"row {spec.name!r} is not scored: its encoder was trained on since its head was")
             elif spec.named or spec is self.study.rows[-1] or spec.model == "teacher":

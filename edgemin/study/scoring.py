@@ -28,7 +28,7 @@ from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases
 from edgemin.study import collapse, gate
-from edgemin.study.nodes import Node, Plan, Study, StudyData
+from edgemin.study.nodes import STALE, Node, Plan, Study, StudyData
 from edgemin.study.runtimes import Lazy, Runtimes, machine, providers
 from edgemin.tasks.base import Kind
 
@@ -109,6 +109,7 @@ class Scoring:
             cost = self._static(node, cached, length)
             provenance = artifact.read_provenance(path)
             notes = [*provenance["notes"], *_warned(node, {**transfer, **own}, metrics, collapsed)]
+            notes += [STALE] if metrics and node.head_stale else []
             judged = self._gate(node, cached, notes)
             if runtimes is not None:
                 notes += runtimes.note(node)

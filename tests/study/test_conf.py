@@ -182,7 +182,7 @@ def test_paper_is_the_papers_protocol() -> None:
     finetune, distill, prune = settings["finetune"], settings["distill"], settings["prune"]
     assert (finetune["epochs"], finetune["batch_size"], finetune["learning_rate"]) == (3, 16, 3e-5)
     assert (distill["steps"], distill["batch_size"], distill["learning_rate"]) == (500, 8, 5e-5)
-    assert (distill["layer_map"], distill["task_weight"]) == ("layer_to_layer", 1.0)
+    assert (distill["layer_map"], distill["relation_heads"], distill["task_weight"]) == ("layer_to_layer", 12, 1.0)
     assert (prune["epochs"], prune["learning_rate"], prune["ratio"], prune["importance"]) == (2, 2e-5, 0.2, "training")
     assert (settings["seed"], settings["task"]["max_length"]) == (42, 128)
     assert settings["evaluate"]["transfer"] == ["mnli", "qqp"]
