@@ -47,7 +47,8 @@ class Measure:
     """A number of a row: which one it is, and how it is displayed.
 
     Args:
-        part: what part of a row holds it; `less`: the cost, as the share of the reference's that it saves.
+        part: what part of a row holds it. Of a cost also `less`: as the share of the reference's that it saves;
+            `change`: less the reference's; `share`: that as a share of what the first row of its model costs.
         name: its field there, such as `accuracy`, `size_bytes`, `latency_ms` or `speed_up`.
         column: how it is displayed.
         runtime: the runtime it was found in; None where it does not depend on one.
@@ -62,7 +63,7 @@ class Measure:
         note: a footnote on the column.
     """
 
-    part: Literal["metrics", "cost", "delta", "gate", "less"]
+    part: Literal["metrics", "cost", "delta", "gate", "less", "change", "share"]
     name: str
     column: Column
     runtime: str | None = None
@@ -96,8 +97,8 @@ class Measure:
             return None
         if self.is_metric:
             return row.score(self.task or run.task.name, self.split or run.first_split, self.name, self.runtime)
-        if self.part == "less" or (self.name == "speed_up" and self.statistic is not None):
-            return self._against(run.reference(self.reference or "", row), row)
+        if self.is_formed_here:
+            return self._against(run, row)
         place: Any = getattr(row, self.part)
         if self.reference is not None:
             place = getattr(place, self.reference)
@@ -108,18 +109,32 @@ class Measure:
                 place = getattr(place, name)
         return None if place is None else float(place)
 
-    def _against(self, reference: Row | None, row: Row) -> float | None:
-        """What run.json has no field for, as it follows from the costs of both rows."""
+    @property
+    def is_formed_here(self) -> bool:
+        """Whether run.json has no field for it, as it follows from the costs of several rows."""
+        return self.part in ("less", "change", "share") or (self.name == "speed_up" and self.statistic is not None)
+
+    def _against(self, run: Run, row: Row) -> float | None:
+        """What follows from the costs of a row and its reference."""
+        reference = run.reference(self.reference or "", row)
         if reference is None:
             return None
-        if self.part == "less":
-            own, theirs = (getattr(self.cost(one), self.name) for one in (row, reference))
-            return 1 - own / theirs if own is not None and theirs is not None and theirs > 0 else None
-        ratios = self.timing(reference).over(self.timing(row))
-        if not ratios:
+        if self.name == "speed_up":
+            ratios = self.timing(reference).over(self.timing(row))
+            if not ratios:
+                return None
+            low, high = median_interval(ratios)
+            ends = {"p10": quantile(ratios, 1), "p90": quantile(ratios, 9), "low": low, "high": high}
+            return ends[self.statistic or ""]
+        whole = replace(self, part="cost", reference=None)
+        own, theirs = whole.read(run, row), whole.read(run, reference)
+        if own is None or theirs is None:
             return None
-        low, high = median_interval(ratios)
-        return {"p10": quantile(ratios, 1), "p90": quantile(ratios, 9), "low": low, "high": high}[self.statistic or ""]
+        if self.part == "change":
+            return own - theirs
+        of = theirs if self.part == "less" else whole.read(run, run.reference(row.model, row) or row)
+        less = theirs - own if self.part == "less" else own - theirs
+        return less / of if of is not None and of > 0 else None
 
     def cost(self, row: Row) -> Runtime:
         """What a row costs in the runtime of this measure."""
@@ -197,11 +212,12 @@ def _in_torch(name: str, title: str, unit: str, factor: float, digits: int, **mo
 SIZE = _in_torch("size_bytes", "Size", "MiB", MIB, 2, fine=True, exact=True, level=CORE)
 PEAK_MEMORY = _in_torch("peak_memory_bytes", "Peak memory", "MiB", MIB, 0, level=PAGE)
 ENERGY = _in_torch("energy_mj", "Energy", "mJ", 1.0, 1, fine=True, level=PAGE)
+POWER = _in_torch("power_w", "Power", "W", 1.0, 1)
 MODEL_MEMORY = _in_torch("model_memory_bytes", "Model memory", "MiB", MIB, 0)
 DETAILS = (
     _in_torch("runtime_memory_bytes", "Runtime memory", "MiB", MIB, 0),
     MODEL_MEMORY,
-    _in_torch("power_w", "Power", "W", 1.0, 1),
+    POWER,
     _in_torch("threads", "Threads", "", 1.0, 0, exact=True),
 )
 

@@ -12,6 +12,7 @@ from edgemin.report.fields import Row
 from edgemin.report.fold import Line, Statistic
 from edgemin.report.grid import CORE
 from edgemin.report.measures import Measure
+from edgemin.report.schema import Run
 from edgemin.report.titles import task_title
 
 OVER_ROUNDS = "the rounds leave open on which side of 1 their median lies: no speed-up"
@@ -74,7 +75,10 @@ class Noise:
         return Floor(max(ratios), tuple(tuple(name for name, _, _ in same) for same in graphs)) if ratios else None
 
     def doubts(self, measure: Measure, line: Line, value: Statistic) -> list[str]:
-        """Why a ratio of latencies is no speed-up; nothing if it is one, or no ratio of latencies."""
+        """Why a ratio or a difference of latencies is no speed-up; nothing if it is one, or neither of these."""
+        if measure.part in ("change", "share") and measure.form is not None:
+            ratio = _ratio(measure, line)
+            return within(self.floor(measure, line.rows[0].device), ratio) if ratio is not None else []
         if measure.name != "speed_up" or measure.statistic is not None:
             return []
         if not line.any(lambda run, row: run.reference(measure.reference or "", row) is not row):
@@ -105,6 +109,18 @@ class Noise:
             f"Noise floor: {', '.join(floors)}; no speed-up within it is claimed"
             for graphs, floors in said.items()
         ]
+
+
+def _ratio(change: Measure, line: Line) -> Statistic | None:
+    """The latency of what a change of it is formed against, divided by the row's own."""
+    timed = replace(change, part="cost", reference=None)
+
+    def reference(run: Run, row: Row) -> float | None:
+        other = run.reference(change.reference or "", row)
+        return None if other is None else timed.read(run, other)
+
+    own, theirs = timed.fold(line), line.fold(reference)
+    return None if own is None or theirs is None else Statistic(theirs.mean / own.mean, None, own.n)
 
 
 def within(floor: Floor | None, value: Statistic) -> list[str]:

@@ -24,10 +24,30 @@ from edgemin.report.titles import task_title
 
 @dataclass(frozen=True)
 class Figure:
-    """A published number in the unit of its key; None where the publication has a placeholder."""
+    """A published number in the unit of its key, or from where to where it is promised to lie.
 
-    value: float | None
+    Args:
+        value: None where the publication has a placeholder.
+        note: a footnote on it.
+    """
+
+    value: float | tuple[float, float] | None
     note: str = ""
+
+    @property
+    def shown(self) -> Statistic | str | None:
+        """What stands in its cell."""
+        if isinstance(self.value, tuple):
+            return f"{self.value[0]:g} to {self.value[1]:g}"
+        return None if self.value is None else Statistic(self.value, None, 1)
+
+    def difference(self, ours: float) -> tuple[float, float] | None:
+        """Ours less the published number or the nearer end of the range (0 within it); and what it was taken from."""
+        if self.value is None:
+            return None
+        low, high = self.value if isinstance(self.value, tuple) else (self.value, self.value)
+        near = min(max(ours, low), high)
+        return ours - near, near
 
 
 @dataclass(frozen=True)
@@ -55,15 +75,26 @@ def text(published: Published) -> str:
 
 
 _LARGEST = 1e300
+_PADDED = "our latencies are of sentences padded to one length, which take the same time whichever task they are of"
 _MEASURES: Mapping[str, tuple[bool, Measure]] = {
     "accuracy_percent": (True, m.own_metric("accuracy")),
     "f1_percent": (True, m.own_metric("f1")),
+    "retained_percent": (True, m.retained("teacher", CORE)),
     "latency_ms": (True, m.latency("padded", "mean", CORE)),
+    "speed_up_to_teacher": (True, m.speed_up("padded", "teacher", CORE)),
     "speed_up_to_student": (True, m.speed_up("padded", "student", CORE)),
     "params_visible_m": (False, m.VISIBLE),
     "params_m": (False, m.PARAMS),
     "size_mib": (False, m.SIZE),
+    "compression_to_teacher": (False, m.ratio("compression", "teacher", CORE)),
+    "compression_to_student": (False, m.ratio("compression", "student", CORE)),
     "flops_g": (False, m.FLOPS),
+    "peak_memory_mib": (False, m.PEAK_MEMORY),
+    "less_peak_memory_percent": (False, m.less(m.PEAK_MEMORY, CORE)),
+    "less_model_memory_percent": (False, m.less(m.MODEL_MEMORY, CORE)),
+    "power_w": (False, m.POWER),
+    "less_power_percent": (False, m.less(m.POWER, CORE)),
+    "less_energy_percent": (False, m.less(m.ENERGY, CORE)),
 }
 """What published.yaml may hold: whether it is given per task, and our measure of it."""
 
@@ -71,11 +102,13 @@ _MEASURES: Mapping[str, tuple[bool, Measure]] = {
 def read(path: Path) -> Published:
     """Reads published.yaml.
 
-    Its keys: `source` (a text), `notes` (a list of texts, optional), `runtimes` (in which of ours latencies and
-    speed-ups stand beside the published ones; torch by default), and `rows`, where each row name holds measures.
-    `params_visible_m`, `params_m`, `size_mib` and `flops_g` hold a number; `accuracy_percent`, `f1_percent`,
-    `latency_ms` and `speed_up_to_student` hold a number per task. In the place of a number may stand null (the
-    publication has a placeholder), or `{value: ..., note: ...}`.
+    Its keys: `source` (a text), `notes` (a list of texts, optional), `runtimes` (in which of ours times, memory and
+    energy stand beside the published ones; torch by default), and `rows`, where each row name holds measures.
+    `accuracy_percent`, `f1_percent`, `retained_percent` (of the teacher's metric), `latency_ms` and
+    `speed_up_to_<teacher or student>` hold a number per task. `params_visible_m`, `params_m`, `size_mib`,
+    `compression_to_<teacher or student>`, `flops_g`, `peak_memory_mib`, `power_w` and
+    `less_<peak_memory, model_memory, power or energy>_percent` (than the teacher's) hold a number. In its place may
+    stand a range (`[95, 99]`), null (the publication has a placeholder), or `{value: ..., note: ...}`.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -132,17 +165,23 @@ def _figure(where: str, given: Any) -> Figure:
         given, note = given["value"], str(given["note"])
     if given is None:
         return Figure(None, note)
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not number or not abs(given) < _LARGEST:  # also what is not a number, and an integer that no float holds
-        raise UserError(f"{where}: expected a number or null, given {repr(given)[:40]}")
-    return Figure(float(given), note)
+    if _is_number(given):
+        return Figure(float(given), note)
+    if isinstance(given, list) and len(given) == 2 and all(map(_is_number, given)) and given[0] < given[1]:
+        return Figure((float(given[0]), float(given[1])), note)
+    raise UserError(f"{where}: expected a number, a range (two numbers that rise) or null, given {repr(given)[:40]}")
+
+
+def _is_number(given: Any) -> bool:
+    """Whether it is a number, and no integer that no float holds."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < _LARGEST
 
 
 def compare(study: Study, published: Published) -> Table | None:
     """The published figures beside ours, for every measure that both have.
 
-    Differences are ours less the published figure: in percentage points for metrics, in percent of it for
-    the rest.
+    Differences are ours less the published figure, or less the nearer end of a published range (0 within it): in
+    percentage points for what is given in percent, in percent of it for the rest.
     """
     lines = [entry for entry in entries(study) if entry.name in published.rows]
     keys = dict.fromkeys(key for row in published.rows.values() for key in row)
@@ -161,6 +200,11 @@ def compare(study: Study, published: Published) -> Table | None:
     }
     missing = [name for name in published.runtimes if name not in known]
     footnotes.general += [f"not measured in {' and '.join(missing)}"] if missing else []
+    ranges = any(isinstance(figure.value, tuple) for block in blocks for figure, _, _ in block.cells)
+    padded = any(key[1] is not None and _MEASURES[key[0]][1].form == "padded" for key in keys)
+    transfer = any(row.transfer for entry in lines for line in entry.lines.values() for row in line.rows)
+    footnotes.general += [_PADDED] if padded and transfer else []
+    footnotes.general += ["difference from a range: from its nearer end, 0 within it"] if ranges else []
     noise = Noise(entries(study))
     leading = [Column(key, key, level=CORE, text=True) for key in study.keys]
     columns = [*leading, Column("name", "Model", level=CORE, text=True)]
@@ -172,9 +216,8 @@ def compare(study: Study, published: Published) -> Table | None:
             figure, ours, difference = block.cells[number]
             line = entry.line(None)
             notes = cell_notes(block.measure, line, ours, noise) if line is not None and ours is not None else []
-            theirs = None if figure.value is None else Statistic(figure.value, None, 1)
             cells += [
-                Cell(theirs, footnotes.mark([figure.note] if figure.note else [])),
+                Cell(figure.shown, footnotes.mark([figure.note] if figure.note else [])),
                 Cell(ours, footnotes.mark(notes)),
                 Cell(difference),
             ]
@@ -196,7 +239,7 @@ class _Block:
 def _ours_of(kind: str, published: Published) -> list[Measure]:
     """Our measure of a published one, in each runtime that was asked for; named where it is not torch alone."""
     measure = _MEASURES[kind][1]
-    if measure.form is None or published.runtimes == (m.TORCH,):
+    if not measure.is_measured or published.runtimes == (m.TORCH,):
         return [measure]
     return [_named(m.in_runtime(measure, name), name) for name in published.runtimes]
 
@@ -225,24 +268,32 @@ def _block(key: tuple[str, str | None], measure: Measure, lines: list[Entry], pu
     shown = replace(
         raw, key=raw.key if not task else f"{task}_{raw.key}", title=f"{title}, ours", level=CORE, group=name
     )
-    unit = "pp" if measure.is_metric else "%"
+    unit = "pp" if _in_percent(measure) else "%"
     less = Column(f"{name}_difference_{unit.replace('%', 'percent')}", f"{title}, difference", unit)
     less = replace(less, exact=exact, level=CORE if any(cell[2] for cell in cells) else FULL, group=name)
     return _Block(measure, (theirs, shown, less), cells)
 
 
 def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> float | None:
-    """Our number: a metric on the task's first split that has it; a cost only of the job's own task."""
+    """Our number: a metric on the task's first split that has it; a cost of the job's own task.
+
+    Padded to one length, sentences of every task take the same time: that stands for the other tasks it was scored on.
+    """
     if measure.is_metric:
         scores = (row.score(task, split, measure.name) for split in row.metrics.get(task or "", {}))
         return next((score for score in scores if score is not None), None)
-    return measure.read(run, row) if task in (None, run.task.name) else None
+    is_its = task in (None, run.task.name) or (measure.form == "padded" and task in row.transfer)
+    return measure.read(run, row) if is_its else None
+
+
+def _in_percent(measure: Measure) -> bool:
+    return measure.column.unit == "%"
 
 
 def _difference(figure: Figure, ours: Statistic | None, measure: Measure) -> Statistic | None:
-    if figure.value is None or ours is None:
+    if ours is None or (found := figure.difference(ours.mean * measure.column.factor)) is None:
         return None
-    less = ours.mean * measure.column.factor - figure.value
-    if measure.is_metric:
+    less, than = found
+    if _in_percent(measure):
         return Statistic(less, None, ours.n)
-    return Statistic(100 * less / figure.value, None, ours.n) if figure.value else None
+    return Statistic(100 * less / than, None, ours.n) if than else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgemin.report import batches, interaction, profile, runtimes, sensitivity
+from edgemin.report import batches, contributions, interaction, profile, runtimes, sensitivity
 from edgemin.report import measures as m
 from edgemin.report.entries import Entry, entries, side_by_side
 from edgemin.report.fold import Study
@@ -32,6 +32,7 @@ def tables(study: Study, with_devices: Study | None = None) -> list[Table]:
         latency(study),
         size(study),
         operations(study),
+        contributed(study),
         runtimes.table(wider),
         batches.table(wider),
         profile.table(study),
@@ -171,6 +172,16 @@ def operations(study: Study) -> Table | None:
     return _table("table4_flops", title, study, study.keys, entries(study), measures)
 
 
+def contributed(study: Study) -> Table | None:
+    """What each stage contributed, in points, milliseconds, MiB and parameters, and in per cent of the whole."""
+    every = entries(study)
+    known = contributions.made_from(every)
+    lines, names = [entry for entry, _ in known], [name for _, name in known]
+    title = "What each stage contributed: a row less the row it was made from"
+    built = _table("contributions", title, study, study.keys, lines, contributions.MEASURES, noise=Noise(every))
+    return contributions.with_parents(built, names) if built is not None else None
+
+
 _OPERATIONS = (
     "by formula from the structure, length 128, batch 1; FLOPs = 2 MACs, "
     "integer operations of a quantized model counted alike"
@@ -184,15 +195,19 @@ def _table(
     keys: Sequence[str],
     lines: Sequence[Entry],
     measures: Sequence[Measure],
+    noise: Noise | None = None,
 ) -> Table | None:
-    """Builds a table of the measures that any line has; None where no line has any."""
+    """Builds a table of the measures that any line has; None where no line has any.
+
+    The noise is that of these lines unless given.
+    """
     folds = {
         (number, measure.column.key): measure.fold(line)
         for number, entry in enumerate(lines)
         for measure in measures
         if (line := entry.line(measure.job_task)) is not None
     }
-    noise = Noise(lines)
+    noise = noise or Noise(lines)
     notes = {
         (number, measure.column.key): cell_notes(measure, line, folds[number, measure.column.key], noise)
         for number, entry in enumerate(lines)

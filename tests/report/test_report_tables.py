@@ -11,7 +11,7 @@ import run_json
 from report_tables import cell, column_keys, mean, notes, study
 
 from edgemin.errors import UserError
-from edgemin.report import published, tables
+from edgemin.report import published, render, tables
 from edgemin.report.fold import Statistic, statistic
 from edgemin.report.footnotes import BESIDE, UNSTABLE
 
@@ -272,11 +272,55 @@ def test_published_figures_of_architectures_need_no_task() -> None:
     assert mean(table, "+ Head pruning", "params_visible_m_published") == 32.18
 
 
+def test_a_range_stands_beside_ours_and_what_lies_in_it_differs_by_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "published.yaml"
+    promised = "retained_percent: {sst2: [95, 99]}, compression_to_teacher: {value: [5, 10], note: of the teacher}"
+    file.write_text(f"rows: {{Pruned + quantized: {{{promised}, peak_memory_mib: [0, 200]}}}}")
+    read = published.read(file)
+    copied = tmp_path / "copy.yaml"
+    copied.write_text(published.text(read))
+    assert published.read(copied).rows == read.rows
+    table = published.compare(study(run_json.run()), read)
+    row = "Pruned + quantized"
+    assert cell(table, row, "retained_percent_sst2_published").value == "95 to 99"
+    assert mean(table, row, "retained_percent_sst2_difference_pp") == 0.0  # 89.80 of 90.94 is 98.7 %
+    assert notes(table, cell(table, row, "compression_to_teacher_published").marks) == ["of the teacher"]
+    ours = mean(table, row, "compression_ratio_to_teacher")
+    assert ours == pytest.approx(3.924, abs=1e-3)
+    assert mean(table, row, "compression_to_teacher_difference_percent") == pytest.approx(100 * (ours - 5) / 5)
+    ours = mean(table, row, "peak_memory_bytes") / 2**20
+    assert mean(table, row, "peak_memory_mib_difference_percent") == pytest.approx(100 * (ours - 200) / 200)
+    assert table is not None and table.footnotes[-1][1] == "difference from a range: from its nearer end, 0 within it"
+    assert "95 to 99" in render.markdown(table) and "95 to 99" in render.comma_separated(table)
+
+
+def test_the_proposals_promises_are_read_and_stand_beside_the_measures_they_speak_of() -> None:
+    data = run_json.with_runtimes(run_json.run(), {})
+    data["rows"][5]["name"] = "+ Fine-tuning"
+    table = published.compare(study(data), published.read(PAPER.with_name("proposal.yaml")))
+    shown = {column.group for column in table.columns if column.group} if table is not None else set()
+    assert shown == {
+        "accuracy_percent_sst2",
+        "retained_percent_sst2",
+        "latency_ms_sst2",
+        "speed_up_to_teacher_sst2",
+        "size_mib",
+        "compression_to_teacher",
+        "peak_memory_mib",
+        "less_peak_memory_percent",
+        "less_model_memory_percent",
+        "less_power_percent",
+        "less_energy_percent",
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("rows: {A: {sizes: 1}}", "rows.A: expected one of accuracy_percent"),
-        ("rows: {A: {size_mib: big}}", "rows.A.size_mib: expected a number or null, given 'big'"),
+        ("rows: {A: {size_mib: big}}", "rows.A.size_mib: expected a number, a range"),
+        ("rows: {A: {size_mib: [2, 1]}}", "(two numbers that rise) or null, given [2, 1]"),
+        ("rows: {A: {size_mib: [1, 2, 3]}}", "(two numbers that rise) or null, given [1, 2, 3]"),
         (
             "rows: {A: {accuracy_percent: 90}}",
             "rows.A.accuracy_percent: expected an object of tasks, given 90",
