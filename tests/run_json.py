@@ -213,6 +213,7 @@ def gate(run: dict[str, Any], number: int, *, parent: int, passed: bool, **chang
         "parent_value": theirs,
         "value": value,
         "drop": theirs - value,
+        "interval": [changes.get("drop", theirs - value) + end for end in (-0.012, 0.013)],
         "max_drop": 0.01,
         "chance": None if passed else 0.001,
         "collapsed": False,

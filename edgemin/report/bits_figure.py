@@ -124,6 +124,12 @@ def _bits(quantization: Quantization) -> int | None:
 
 
 def _before(group: Group) -> list[float]:
-    """The metric of the models that the quantized rows were made from."""
-    gates = [row.gate for line in group.lines.values() for row in line.rows if row.gate is not None]
-    return [gate.parent_value for gate in gates if gate.parent_value is not None]
+    """The metric of the models that the quantized rows were made from, where these were not quantized themselves."""
+    found = []
+    for line in group.lines.values():
+        for run, row in zip(line.runs, line.rows, strict=True):
+            parent = run.reference("parent", row)
+            again = parent is not None and parent.findings.quantization is not None
+            if row.gate is not None and row.findings.quantization is not None and not again:
+                found.append(row.gate.parent_value)
+    return [value for value in found if value is not None]

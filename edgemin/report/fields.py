@@ -210,7 +210,7 @@ class Damaged(Fields):
 
 
 class Gate(Fields):
-    """A row against the model that its last stage was given."""
+    """A row against the one it was made from."""
 
     passed: bool
     parent: Text = None
@@ -219,12 +219,23 @@ class Gate(Fields):
     metric: Text = None
     parent_value: Number = None
     drop: Number = None
+    interval: list[Number] = []
     max_drop: Number = None
     agreement: Number = None
     flips: Number = None
     examples: Number = None
     collapsed: bool = False
     worst: list[Damaged] = []
+
+    @property
+    def drop_from(self) -> float | None:
+        """The lower end of the interval."""
+        return self.interval[0] if len(self.interval) == 2 else None
+
+    @property
+    def drop_to(self) -> float | None:
+        """The upper end of the interval."""
+        return self.interval[1] if len(self.interval) == 2 else None
 
 
 class Layer(Fields):

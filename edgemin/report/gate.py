@@ -19,9 +19,11 @@ MEASURES = (
     ),
     Measure("gate", "flips", Column("predictions_changed", "Predictions changed", digits=0, level=FULL)),
     Measure("gate", "drop", Column("gate_drop_fraction", "Drop from parent", "pp", 100.0, level=FULL)),
+    Measure("gate", "drop_from", Column("gate_drop_from_fraction", "Drop, from", "pp", 100.0, level=FULL)),
+    Measure("gate", "drop_to", Column("gate_drop_to_fraction", "Drop, to", "pp", 100.0, level=FULL)),
     Measure("gate", "max_drop", Column("gate_max_drop_fraction", "Allowed drop", "pp", 100.0, exact=True, level=FULL)),
 )
-"""The parent is the model that the row's last stage was given, whether or not that is a row."""
+"""The parent is the row that it was made from, or the model that its last stage was given where that is no row."""
 _WORST = 3
 """How many of the worst layers a line names."""
 
@@ -39,8 +41,7 @@ def gate_notes(line: Line, *, name_task: bool = False) -> list[str]:
     run, row, _ = failed[0]
     said = f"quality gate not passed{f' on {task_title(run.task.name)}' if name_task and run.task.name else ''}"
     said += f" in {len(failed)} of {len(line.rows)} seeds" if len(line.rows) > 1 else ""
-    stage = row.stages[-1] if row.stages else "the last stage"
-    return [f"{said}: {stage} {_loss(run, [gate for _, _, gate in failed])}"]
+    return [f"{said}: {_stages(row)} {_loss(run, [gate for _, _, gate in failed])}"]
 
 
 def gate_details(study: Study) -> list[str]:
@@ -60,6 +61,13 @@ def _failed(line: Line) -> list[tuple[Run, Row, Gate]]:
     return [(run, row, row.gate) for run, row in rows if row.gate is not None and not row.gate.passed]
 
 
+def _stages(row: Row) -> str:
+    """The stages that it took from the parent to the row."""
+    before = (row.gate.parent or "").split("/")[1:] if row.gate is not None else []
+    own = row.stages[len(before) :] if row.stages[: len(before)] == before else row.stages[-1:]
+    return ", ".join(own) or "the last stage"
+
+
 def _loss(run: Run, gates: Sequence[Gate]) -> str:
     gate = gates[0]
     drops = [100 * one.drop for one in gates if one.drop is not None]
@@ -71,7 +79,9 @@ def _loss(run: Run, gates: Sequence[Gate]) -> str:
     cost = f"cost {_span(drops, digits) if drops else 'too many'} points of {metric}{where}"
     if all(one.collapsed for one in gates):
         return f"left one answer to every example ({cost})"
-    return f"{cost} against {_parent(run, gate)}{limit}"
+    ends = [100 * end for end in gate.interval if end is not None] if len(gates) == 1 else []
+    within = f" (95 %: {_span(ends, digits)})" if ends else ""
+    return f"{cost}{within} against {_parent(run, gate)}{limit}"
 
 
 def _digits(drops: Sequence[float], limits: Sequence[float]) -> int:

@@ -34,7 +34,7 @@ class Study:
         rows: what is printed.
         trainer: device and precision.
         seed: what the run's random choices follow from.
-        max_drop: how much of the main metric a quantization may lose; `None`: as much as it does.
+        max_drop: how much of the main metric a row may lose against the row it was made from; `None`: any.
         latency: how long models take, for stages that are to reach a latency; `None` where nobody measured.
     """
 
@@ -113,6 +113,18 @@ class Plan:
     nodes: list[Node]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+
+    def made_from(self, index: int) -> int | None:
+        """The place of the row that a row was made from: that with the longest proper prefix of its path, if any."""
+        mine = self.rows[index].spec
+        before = [
+            (len(row.spec.stages), other)
+            for other, row in enumerate(self.rows)
+            if row.spec.model == mine.model
+            and len(row.spec.stages) < len(mine.stages)
+            and row.spec.stages == mine.stages[: len(row.spec.stages)]
+        ]
+        return max(before)[1] if before else None
 
 
 class StudyData:

@@ -41,7 +41,7 @@ def rows(
         for model in ("teacher", "student")
     }
     for index in range(len(plan.rows)):
-        parent = _made_from(index, plan.rows)
+        parent = plan.made_from(index)
         made[index]["made_from"] = made[parent]["name"] if parent is not None else None
         references = {"teacher": first["teacher"], "student": first["student"], "parent": parent}
         made[index]["delta"] = {
@@ -91,19 +91,6 @@ def _with_trace(number: int, scored: Scored, run_dir: Path) -> dict[str, Any]:
     costs = scored.cost["runtimes"]
     profiled = {**costs[PROFILED], "profile": {"trace": name, **costs[PROFILED]["profile"]}}
     return {**scored.cost, "runtimes": {**costs, PROFILED: profiled}}
-
-
-def _made_from(index: int, rows: Sequence[Row]) -> int | None:
-    """The row with the longest proper prefix of this row's path."""
-    mine = rows[index].spec
-    before = [
-        (len(row.spec.stages), other)
-        for other, row in enumerate(rows)
-        if row.spec.model == mine.model
-        and len(row.spec.stages) < len(mine.stages)
-        and row.spec.stages == mine.stages[: len(row.spec.stages)]
-    ]
-    return max(before)[1] if before else None
 
 
 def difference(

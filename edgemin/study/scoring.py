@@ -89,6 +89,7 @@ class Scoring:
             What was found, by the artifact's key.
         """
         nodes = {row.node.key: row.node for row in self.plan.rows}
+        parents = self._parents()
         runtimes = Runtimes(self.study, self.store, self.data, settings) if settings is not None else None
         length = settings.length if settings is not None else 128
         scored = {}
@@ -110,7 +111,7 @@ class Scoring:
             provenance = artifact.read_provenance(path)
             notes = [*provenance["notes"], *_warned(node, {**transfer, **own}, metrics, collapsed)]
             notes += [STALE] if metrics and node.head_stale else []
-            judged = self._gate(node, cached, notes)
+            judged = self._gate(node, parents[key], cached, notes)
             if runtimes is not None:
                 notes += runtimes.note(node)
                 costs, answers_there = runtimes.scored(node, cached, self._first(predictions))
@@ -166,17 +167,24 @@ class Scoring:
         self.store.keep_result("evaluation", key, {"metrics": found.metrics, "content": content})
         return found.metrics, predictions
 
-    def _gate(self, node: Node, cached: Lazy, notes: list[str]) -> dict[str, Any] | None:
-        """What the last stage cost against the model it was given, where it quantized.
+    def _parents(self) -> dict[str, Node | None]:
+        """What each row is judged against, by its key: the row it was made from, else what its stage was given."""
+        found: dict[str, Node | None] = {}
+        for index, row in enumerate(self.plan.rows):
+            parent = self.plan.made_from(index)
+            given = row.node.parent if row.node.step is not None else None
+            found.setdefault(row.node.key, self.plan.rows[parent].node if parent is not None else given)
+        return found
 
-        Where nothing can be said, the row's notes say why.
+    def _gate(self, node: Node, parent: Node | None, cached: Lazy, notes: list[str]) -> dict[str, Any] | None:
+        """What a row cost against the one it was made from.
+
+        Where nothing can be said although both were trained on the task, the row's notes say why.
         """
-        splits, parent = self.study.splits, node.parent
-        allowed = self.study.max_drop
-        quantizes = node.step is not None and node.step.planned.quantizes is not None
-        if allowed is None or not quantizes or splits is None or parent is None:
+        splits, allowed = self.study.splits, self.study.max_drop
+        if allowed is None or splits is None or parent is None or not parent.head_trained or node.head_stale:
             return None
-        if not parent.head_trained or parent.head_stale:
+        if parent.head_stale:
             notes.append("no quality gate: the head of the model it was made from is not up to date")
             return None
         split = next(iter(splits.evaluation))
@@ -186,8 +194,8 @@ class Scoring:
         kind, metric, kept = splits.kind, splits.metrics[0], load_file(answers)
         labels, outputs = torch.from_numpy(kept["labels"]), len(splits.labels)
 
-        def scored(logits: gate.Answers) -> float:
-            return kind.score(torch.from_numpy(logits), labels, [metric], outputs)[metric]
+        def scored(logits: gate.Answers, chosen: Any = ...) -> float:
+            return kind.score(torch.from_numpy(logits), labels[chosen], [metric], outputs)[metric]
 
         compared = gate.compare(
             kind,
@@ -196,24 +204,27 @@ class Scoring:
             kept["logits"],
             allowed,
             collapsed=collapse.of_predictions(splits, answers) is not None,
-            chance=functools.partial(self._chance, node, kind, metric, [answers_before.stem, answers.stem]),
+            drawn=functools.partial(self._drawn, node, kind, metric, [answers_before.stem, answers.stem]),
         )
-        if not compared["passed"]:
+        if not compared["passed"] and _quantizes(node, parent):
             compared["worst"] = self._worst(node, parent, before, cached)
         where = {"parent": parent.path, "parent_artifact": parent.key, "task": splits.task.name, "split": split}
         return {**where, "metric": metric, **compared}
 
-    def _chance(self, node: Node, kind: Kind, metric: str, evaluations: list[str], *compared: Any) -> float:
-        """[`chance`][edgemin.study.gate.chance], which scores a thousand times, of the answers of two evaluations."""
+    def _drawn(
+        self, node: Node, kind: Kind, metric: str, evaluations: list[str], draws: gate.Draws, *compared: Any
+    ) -> Any:
+        """`chance` or `interval` of two evaluations, which score a thousand times."""
         code = code_digest("edgemin.study.gate", kind.module)
         content = {"evaluations": evaluations, "metric": metric, "code": code, "versions": releases("torch")}
         key = content_key(content)
-        kept = self.store.result("chance", key)
+        name = draws.__name__
+        kept = self.store.result(name, key)
         if kept is None:
             with live_line(f"{node.path}  comparing with what it was made from"):
-                kept = {"chance": gate.chance(*compared)}
-            self.store.keep_result("chance", key, kept)
-        return float(kept["chance"])
+                kept = {name: draws(*compared)}
+            self.store.keep_result(name, key, kept)
+        return kept[name]
 
     def _worst(self, node: Node, parent: Node, before: Lazy, after: Lazy) -> list[dict[str, Any]]:
         """The layers that do most damage, each alone in the place of the parent's."""
@@ -247,6 +258,16 @@ class Scoring:
             kept = dict(static_cost(cached.model, cached.path, length))
             self.store.keep_result("static", name, kept)
         return kept
+
+
+def _quantizes(node: Node, parent: Node) -> bool:
+    """Whether a stage that quantizes lies between the two."""
+    stage: Node | None = node
+    while stage is not None and stage is not parent:
+        if stage.step is not None and stage.step.planned.quantizes is not None:
+            return True
+        stage = stage.parent
+    return False
 
 
 def _warned(

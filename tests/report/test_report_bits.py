@@ -56,3 +56,13 @@ def test_rows_of_one_width_or_of_mixed_bits_make_no_figure() -> None:
     assert bits_figure.bits_figures(study(job(4, "static", 0.9), job(4, "qat", 0.91))) == []
     mixed = {"sensitivity": run_json.sensitivity()}
     assert bits_figure.bits_figures(study(job(4, "static", 0.9), job(2, "static", 0.8, **mixed))) == []
+
+
+def test_only_what_a_quantized_row_was_made_from_is_the_line_before() -> None:
+    data = job(4, "static", 0.9)
+    data["rows"][3]["gate"] = run_json.gate(data, 3, parent=2, passed=True, parent_value=0.5)
+    data["rows"][5]["findings"] = data["rows"][4]["findings"]
+    data["rows"][5] |= {"gate": run_json.gate(data, 5, parent=4, passed=True, parent_value=0.4)}
+    data["rows"][5]["made_from"] = data["rows"][4]["name"]
+    (group,) = study(data).groups
+    assert bits_figure._before(group) == [0.9071]

@@ -38,7 +38,8 @@ def flagged(*runs: dict[str, Any]) -> list[str]:
 
 def test_a_gate_that_did_not_pass_is_flagged_at_the_rows_name_in_every_table() -> None:
     data = gated(drop=0.0321)
-    said = 'quality gate not passed: quantize cost 3.2 points of accuracy against "+ Head pruning" (1.0 allowed)'
+    said = 'quality gate not passed: quantize cost 3.2 points of accuracy (95 %: 2.0 to 4.5) against "+ Head pruning"'
+    said = f"{said} (1.0 allowed)"
     assert flagged(data) == [said] and len(said) <= 120
     for table in tables.tables(study(data)):
         assert notes(table, cell(table, ROW, "name").marks) == [said], table.name
@@ -58,6 +59,8 @@ def test_csv_holds_the_numbers_of_every_gate() -> None:
     assert float(found[ROW]["agreement_with_parent_fraction"]) == 1 - 41 / 872
     assert found[ROW]["predictions_changed"] == "41"
     assert float(found[ROW]["gate_drop_fraction"]) == 0.9071 - 0.8980
+    assert float(found[ROW]["gate_drop_from_fraction"]) == 0.9071 - 0.8980 - 0.012
+    assert float(found[ROW]["gate_drop_to_fraction"]) == 0.9071 - 0.8980 + 0.013
     assert found[ROW]["gate_max_drop_fraction"] == "0.01"
     assert found["Teacher"]["agreement_with_parent_fraction"] == ""
 
@@ -84,10 +87,18 @@ def test_a_parent_without_a_row_is_named_by_its_path_and_another_split_by_its_na
     data = gated(parent_artifact="elsewhere", split="holdout", worst=[], metric="pearson", max_drop=0.0005)
     data["rows"][5]["gate"] |= {"parent": "student/finetune/recover", "agreement": None, "flips": None}
     assert flagged(data) == [
-        "quality gate not passed: quantize cost 0.91 points of Pearson on holdout against student/finetune/recover "
-        "(0.05 allowed)"
+        "quality gate not passed: quantize cost 0.91 points of Pearson on holdout (95 %: -0.29 to 2.21) against "
+        "student/finetune/recover (0.05 allowed)"
     ]
     assert gate_details(study(data)) == [f"{ROW}: {flagged(data)[0]}"], "no predictions to count, no layers"
+
+
+def test_all_stages_between_a_row_and_the_row_it_was_made_from_are_named() -> None:
+    data = gated(drop=0.0321)
+    data["rows"][5]["gate"] |= {"parent": "student/finetune", "parent_artifact": data["rows"][1]["artifact"]}
+    (said,) = flagged(data)
+    assert said.startswith("quality gate not passed: distill, prune, quantize cost 3.2 points of accuracy")
+    assert 'against "Student baseline"' in said
 
 
 def test_what_is_left_with_one_answer_says_so() -> None:
