@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 import studies
 import tiny
@@ -13,6 +16,28 @@ from torch import Tensor
 from edgemin import config
 from edgemin.distillation.minilmv2 import MiniLMv2
 from edgemin.encoder.taps import Reading
+from edgemin.measure import machine
+from edgemin.report import published
+
+FIGURES = Path(__file__).parents[2] / "experiments/paper/published.yaml"
+UNIT = (
+    *("experiment=paper", "task=sst2", "task.max_length=24", f"published={FIGURES}", "prune.training_steps=2"),
+    *("measure=default", "measure.length=16", "measure.warmup=1", "measure.runs=4", "measure.rounds=2"),
+    *("measure.max_rounds=2", "measure.sentences=4", "measure.threads=1", "measure.wait_minutes=0"),
+)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The paper's study on three tasks, with models of two layers and a few steps of training."""
+    place = tmp_path_factory.mktemp("paper")
+    glue = (f"task.path={studies.glue(place / 'glue')}", "task.max_length=24")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "LOCK_DIRECTORY", place)  # the tests' own: other work does not keep it waiting
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
+        others = {name: studies.settings(f"task={name}", *glue)["task"] for name in ("mnli", "qqp")}
+        studies.run(place / "run", *UNIT, *glue, transfer=others)
+        yield place / "run"
 
 
 def layer_by_layer(teacher: list[list[Tensor]], student: list[list[Tensor]], mask: Tensor, heads: int) -> float:
@@ -67,7 +92,43 @@ def test_a_row_with_a_stale_head_has_a_footnote(tmp_path: Path) -> None:
     rows = "[{name: Before, stages: [finetune]}, {name: Stale, stages: [finetune, distill]}, {name: All, stages: ALL}]"
     rows = rows.replace("ALL}", "[finetune, distill, again]}")
     asked = ("+finetune@again=short", "again.epochs=null", "again.steps=2", "order.stages=[finetune,distill,again]")
-    found = studies.run(tmp_path, *asked, f"order.rows={rows}", "order.controls=[]")
+    found = studies.run(tmp_path, *asked, f"order.rows={rows}", "order.controls=[]", "evaluate.max_drop=null")
     said = {row["name"]: [note for note in row["notes"] if "head" in note] for row in found["rows"]}
     assert said == {"Before": [], "Stale": ["scored with a head from before its encoder was trained on"], "All": []}
     assert said["Stale"][0] in (tmp_path / "tables/stages.md").read_text()
+
+
+def table(run_dir: Path, name: str) -> dict[str, dict[str, str]]:
+    """A table's rows by the name of the model."""
+    with (run_dir / f"tables/{name}.csv").open(newline="") as file:
+        return {row["name"].removeprefix("'"): row for row in csv.DictReader(file)}  # as spreadsheets are told a text
+
+
+def test_the_papers_four_tables_are_there_for_three_tasks(run_dir: Path) -> None:
+    accuracy, latency = table(run_dir, "table1_accuracy"), table(run_dir, "table2_latency")
+    rows = [*published.read(FIGURES).rows]
+    assert len(rows) == 6
+    for found in (accuracy, latency, table(run_dir, "table3_size"), table(run_dir, "table4_flops")):
+        assert [*found] == rows
+    of_tasks = {"sst2_validation_accuracy_fraction", "qqp_validation_f1_zero_shot_from_sst2_fraction"}
+    of_tasks |= {"mnli_validation_matched_accuracy_zero_shot_from_sst2_fraction"}
+    for name in rows:
+        assert all(accuracy[name][column] for column in of_tasks)
+        assert latency[name]["latency_padded_p50_ms"] and latency[name]["latency_task_p50_ms"]
+    assert [*table(run_dir, "contributions")] == rows[2:]
+    page = (run_dir / "report.md").read_text()
+    assert all(f"Table {number}: " in page for number in ("I", "II", "III", "IV"))
+
+
+def test_every_published_figure_stands_beside_ours(run_dir: Path) -> None:
+    read, found = published.read(FIGURES), table(run_dir, "published")
+    known = 0
+    for name, figures in read.rows.items():
+        columns = [*found[name]]
+        for (kind, task), figure in figures.items():
+            column = f"{kind}_{task}_published" if task else f"{kind}_published"
+            ours = columns[columns.index(column) + 1]
+            assert found[name][column] == ("" if figure.value is None else f"{figure.value:g}"), (name, column)
+            assert found[name][ours] != "", (name, ours)
+            known += 1
+    assert known == 64
