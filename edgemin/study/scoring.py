@@ -194,8 +194,8 @@ class Scoring:
         kind, metric, kept = splits.kind, splits.metrics[0], load_file(answers)
         labels, outputs = torch.from_numpy(kept["labels"]), len(splits.labels)
 
-        def scored(logits: gate.Answers, chosen: Any = ...) -> float:
-            return kind.score(torch.from_numpy(logits), labels[chosen], [metric], outputs)[metric]
+        def scored(answers: gate.Answers, chosen: Any = ...) -> float:
+            return kind.score(torch.from_numpy(answers), labels[chosen], [metric], outputs)[metric]
 
         compared = gate.compare(
             kind,

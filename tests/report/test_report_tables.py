@@ -181,14 +181,14 @@ def test_zero_shot_transfer_is_footnoted_and_kept_apart_from_training() -> None:
 def test_missing_measures_lose_their_column_and_empty_tables_vanish() -> None:
     bare = run_json.run(measured=False)
     built = {table.name: table for table in tables.tables(study(bare))}
-    assert set(built) == {"stages", "table1_accuracy", "table3_size", "table4_flops"}
+    assert set(built) == {"stages", "table1_accuracy", "table3_size", "table4_flops", "contributions"}
     assert not [key for key in column_keys(built["stages"]) if "latency" in key or "energy" in key]
     for row in bare["rows"]:
         row["metrics"] = {}
         row["delta"] = {"teacher": None, "student": None}
     bare["task"] = None
     built = {table.name: table for table in tables.tables(study(bare))}
-    assert set(built) == {"stages", "table3_size", "table4_flops"}
+    assert set(built) == {"stages", "table3_size", "table4_flops", "contributions"}
     assert column_keys(built["table4_flops"]) == ["name", "flops", "macs"]
 
 
