@@ -11,14 +11,14 @@ from edgemin.report.fold import Line, Study
 from edgemin.report.footnotes import cell_notes, column_notes, study_notes
 from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
-from edgemin.report.measures import Measure
+from edgemin.report.measures import REFERENCE_TITLES, Measure
 from edgemin.report.noise import Noise
 
 _TITLE = "Every row in every runtime"
 _SPAN = "in brackets: p10 to p90 over the rounds"
 _HOW = (
     "all variants were timed in turns, in one measurement; answers are compared and scored on all sentences of the "
-    "split; speed-ups are against the teacher in the same runtime"
+    "split; speed-ups are against the {} in the same runtime"
 )
 
 
@@ -27,7 +27,10 @@ def table(study: Study) -> Table | None:
     lines = [(entry, runtime) for entry in entries(study) for runtime in runtimes_of(entry)]
     if all(runtime == m.TORCH for _, runtime in lines):
         return None
-    measures = [measure for measure in _measures(study) if any(_value(measure, *line) is not None for line in lines)]
+    reference = _reference(study)
+    measures = [
+        measure for measure in _measures(study, reference) if any(_value(measure, *line) is not None for line in lines)
+    ]
     footnotes, every = Footnotes(), entries(study)
     noise = Noise(every)
     named = list(dict.fromkeys(runtime for _, runtime in lines))
@@ -45,7 +48,7 @@ def table(study: Study) -> Table | None:
         title = Cell(entry.name, footnotes.mark(row_notes(entry)))
         rows.append((*map(Cell, entry.labels), title, Cell(runtime), *cells))
     own = [m.in_runtime(measure, name) for name in named for measure in measures]
-    footnotes.general += [*noise.notes(own), _HOW, *study_notes(own, study, every)]
+    footnotes.general += [*noise.notes(own), _HOW.format(REFERENCE_TITLES[reference]), *study_notes(own, study, every)]
     sections = tuple(number for number in range(1, len(lines)) if lines[number][0] is not lines[number - 1][0])
     columns = [*leading, *columns]
     return Table("runtimes", _TITLE, tuple(columns), tuple(rows), sections, footnotes.listed())
@@ -70,20 +73,25 @@ def row_notes(entry: Entry) -> list[str]:
     return [*notes, *gate_notes(line.first_of_each_seed, name_task=False)]
 
 
-def _measures(study: Study) -> Sequence[Measure]:
+def _reference(study: Study) -> str:
+    """What speed-ups are formed against: the teacher or, in a study without one, the model that it begins with."""
+    return "teacher" if any(row.model == "teacher" for run in study.runs for row in run.rows) else "student"
+
+
+def _measures(study: Study, reference: str) -> Sequence[Measure]:
     """Whatever runtime they name is replaced by that of each line."""
     return [
         *m.primary_metrics(study),
         m.SIZE,
         m.latency("padded", "p50", CORE),
-        m.speed_up("padded", "teacher", CORE),
+        m.speed_up("padded", reference, CORE),
         m.AGREEMENT,
-        m.less(m.MODEL_MEMORY, MAIN),
-        m.less(m.ENERGY, PAGE),
+        m.less(m.MODEL_MEMORY, MAIN, reference),
+        m.less(m.ENERGY, PAGE, reference),
         m.latency("task", "p50", PAGE),
         replace(m.LARGEST_DIFFERENCE, column=replace(m.LARGEST_DIFFERENCE.column, level=PAGE)),
         *m.full([m.latency("padded", name, FULL) for name in ("p10", "p90", "mean", "n")]),
-        *m.full([m.speed_up("task", "teacher", FULL), m.ratio("compression", "teacher", FULL)]),
+        *m.full([m.speed_up("task", reference, FULL), m.ratio("compression", reference, FULL)]),
         *m.full(
             [
                 m.throughput("padded", FULL),
@@ -94,8 +102,8 @@ def _measures(study: Study) -> Sequence[Measure]:
                 *m.COLD_START,
             ]
         ),
-        m.less(m.PEAK_MEMORY, FULL),
-        *m.speed_ups_over_rounds(["teacher"]),
+        m.less(m.PEAK_MEMORY, FULL, reference),
+        *m.speed_ups_over_rounds([reference]),
     ]
 
 

@@ -209,3 +209,17 @@ def test_published_latencies_stand_beside_ours_in_the_runtimes_that_the_file_nam
     assert mean(table, ROW, "sst2_latency_padded_mean_ms_torch") == pytest.approx(25.1 * 1.01)
     assert len(keys) == len(set(keys)) and keys.count("size_bytes") == 1
     assert table is not None and ("", "not measured in tvm") in table.footnotes
+
+
+def test_without_a_teacher_speed_ups_are_against_the_model_that_a_study_begins_with() -> None:
+    data = run()
+    data["rows"] = [row for row in data["rows"] if row["model"] == "student"]
+    begun, last = (
+        row["cost"]["runtimes"]["onnxruntime"]["latency_ms"]["padded"]["p50"]
+        for row in (data["rows"][0], data["rows"][-1])
+    )
+    data["rows"][-1]["delta"]["student"]["runtimes"]["onnxruntime"] = {"speed_up": {"padded": begun / last}}
+    table = runtimes.table(study(data))
+    assert table is not None
+    assert number(table, ROW, "onnxruntime", "speed_up_padded_to_student") == pytest.approx(begun / last)
+    assert any("against the student baseline in the same runtime" in text for _, text in table.footnotes)
