@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from edgemin import artifact
-from edgemin.deploy import bundle
+from edgemin.deploy import model_files
 from edgemin.deploy.runtime import open_model
 from edgemin.encoder import quantized, slicing
 from edgemin.quantization import model as quantization
@@ -42,7 +42,7 @@ def test_an_unevenly_pruned_model_answers_alike_whatever_the_batch(
     for runtime in ("onnxruntime", "openvino"):
         out = tmp_path / runtime
         out.mkdir()
-        bundle.write_model(artifact.load(saved)[0], runtime, out)
+        model_files.write(artifact.load(saved)[0], runtime, out)
         opened = open_model(runtime, out, 1)
         for batch in batches:
             inputs = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}

@@ -68,7 +68,10 @@ def test_the_length_nearest_to_the_tables_is_shown_and_named(tmp_path: Path) -> 
     assert "batch 1, 64 tokens" in notes(table, cell(table, ROW, "name").marks)[0]
 
 
-def test_the_command_takes_files_and_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_files_and_directories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     job = run_json.save(tmp_path / "job", run_json.run())
     one = written(tmp_path / "a", **run_json.device(TEACHER, 200.0))
     written(tmp_path / "b" / "bundle", **run_json.device(LAST, 50.0))

@@ -26,6 +26,8 @@ from edgemin.study.pipeline import Pipeline
 
 SHORT = "stages=[finetune]"
 
+MEASURES = "measure: expected one of default, grid, none, onnxruntime, openvino, runtimes"
+
 
 def left(directory: Path) -> list[str]:
     """What a command left in a directory, besides the test's own files."""
@@ -50,7 +52,10 @@ def test_all_jobs_that_cannot_work_are_named_and_nothing_is_trained(command: Com
     ("swept", "line"),
     [
         ("task=toy,sst3", "job 1 (task=sst3): task: expected one of custom, mnli, none, qqp, sst2, toy, given sst3"),
-        ("measure=none,5", "job 1 (measure=5): measure: expected one of default, none, given 5"),
+        (
+            "measure=none,5",
+            "job 1 (measure=5): measure: expected one of default, grid, none, onnxruntime, openvino, runtimes, given 5",
+        ),
         ("study=mine,../theirs", "job 1 (study=../theirs): study: expected a name, without / and no path"),
         ("plan=false,maybe", "job 1 (plan=maybe): plan: expected true or false, given 'maybe'"),
         ("stages=[finetune],[finetune,nosuch]", "job 1 (stages=[finetune,nosuch]): stages: expected names of stages"),
@@ -395,7 +400,7 @@ def test_a_file_that_holds_no_published_numbers_is_refused_before_anything_is_tr
     ("given", "line"),
     [
         (["measure.runs=20"], "measure.runs: expected no settings of measure, which is turned off (measure=none"),
-        (["measure=5"], "measure: expected one of default, none, given 5"),
+        (["measure=5"], f"{MEASURES}, given 5"),
         (["task=null"], "task: expected one of custom, mnli, none, qqp, sst2, toy, given null"),
         (["finetune.epochs.x=5"], "finetune.epochs.x: unknown key"),
     ],

@@ -487,7 +487,6 @@ def test_whatever_may_take_minutes_says_what_it_does(tmp_path: Path, monkeypatch
         "choosing bits",
         "choosing scales",
         "calibrating activations",
-        "comparing with full precision",
         "student/finetune/distill/prune/quantize/phase 2",
         "student/finetune  evaluating on toy validation",
         "scoring sentences",

@@ -9,7 +9,7 @@ import pytest
 import studies
 from safetensors.numpy import load_file
 
-from edgemin.deploy import bundle, onnx_runtime
+from edgemin.deploy import model_files, onnx_runtime
 from edgemin.measure.runtime import Measure, Variant
 from edgemin.study import runtimes
 
@@ -102,7 +102,7 @@ def test_exports_and_scores_are_kept_and_dynamic_int8_stays_in_torch(
         measured.extend(variants)
         return {name: {"latency_ms": {"padded": {"p50": 1.0, "mean": 1.0}}} for name in variants}
 
-    monkeypatch.setattr(bundle, "write_model", refuse)
+    monkeypatch.setattr(model_files, "write", refuse)
     monkeypatch.setattr(runtimes, "score", refuse)
     monkeypatch.setattr(runtimes, "measure", stand_in)
     again = studies.run(place / "again", *ASKED, "quantize=dynamic", store=place / "store")
