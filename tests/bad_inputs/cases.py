@@ -445,8 +445,8 @@ NUMBERS = [
 ]
 
 SETTINGS = [
-    setting("measure=5", "measure: expected one of default, grid, none, onnxruntime, openvino, runtimes, given 5"),
-    setting("measure=[1]", "measure: expected one of default, grid, none, onnxruntime, openvino, runtimes, given [1]"),
+    setting("measure=5", "measure: expected one of default, grid, none, onnxruntime, openvino, quick, runtimes, given 5"),
+    setting("measure=[1]", "measure: expected one of default, grid, none, onnxruntime, openvino, quick, runtimes, given [1]"),
     setting(
         "measure.runtimes=[tflite]",
         "measure.runtimes: expected torch, torch_compiled, onnxruntime, openvino, given 'tflite'",
