@@ -444,9 +444,10 @@ NUMBERS = [
     setting("task.max_length=100000", "task.max_length: expected at most 128, what the teacher takes, given 100000"),
 ]
 
+MEASURES = "measure: expected one of default, grid, none, onnxruntime, openvino, quick, runtimes"
 SETTINGS = [
-    setting("measure=5", "measure: expected one of default, grid, none, onnxruntime, openvino, quick, runtimes, given 5"),
-    setting("measure=[1]", "measure: expected one of default, grid, none, onnxruntime, openvino, quick, runtimes, given [1]"),
+    setting("measure=5", f"{MEASURES}, given 5"),
+    setting("measure=[1]", f"{MEASURES}, given [1]"),
     setting(
         "measure.runtimes=[tflite]",
         "measure.runtimes: expected torch, torch_compiled, onnxruntime, openvino, given 'tflite'",

@@ -54,7 +54,7 @@ def test_all_jobs_that_cannot_work_are_named_and_nothing_is_trained(command: Com
         ("task=toy,sst3", "job 1 (task=sst3): task: expected one of custom, mnli, none, qqp, sst2, toy, given sst3"),
         (
             "measure=none,5",
-            "job 1 (measure=5): measure: expected one of default, grid, none, onnxruntime, openvino, quick, runtimes, given 5",
+            f"job 1 (measure=5): {MEASURES}, given 5",
         ),
         ("study=mine,../theirs", "job 1 (study=../theirs): study: expected a name, without / and no path"),
         ("plan=false,maybe", "job 1 (plan=maybe): plan: expected true or false, given 'maybe'"),
