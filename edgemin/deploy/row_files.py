@@ -158,7 +158,7 @@ class CSV(Writer):
         )
 
     def end(self) -> None:
-        """Close it."""
+        """Close the file, with whatever is still to be written."""
         self.file.close()
 
 
@@ -166,7 +166,7 @@ class JSONL(Writer):
     """One object a line; every row keeps the columns that it has."""
 
     def begin(self) -> None:
-        """Empty."""
+        """Open the file; a JSONL file has no head line."""
         self.file = self.unfinished.open("w", encoding="utf-8")
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -174,7 +174,7 @@ class JSONL(Writer):
         self.file.writelines(f"{_json(row)}\n" for row in rows)
 
     def end(self) -> None:
-        """Close it."""
+        """Close the file, with whatever is still to be written."""
         self.file.close()
 
 
@@ -198,7 +198,7 @@ class Parquet(Writer):
             raise UserError(f"output: {expected} ({first_line(error)}), given {self.path}") from error
 
     def end(self) -> None:
-        """Close it."""
+        """Close the file, with whatever is still to be written."""
         if self.file is not None:
             self.file.close()
 

@@ -80,7 +80,7 @@ class TorchCompiled(TorchEager):
 
 
 def start(threads: int) -> None:
-    """As [`torch_eager.start`][edgemin.deploy.torch_eager.start]."""
+    """Set the threads and load torch's kernels, as for eager torch; each model is compiled as it is opened."""
     torch_eager.start(threads)
 
 

@@ -161,7 +161,7 @@ class Classification(Kind):
         return problem_type in (None, self.problem_type)
 
     def loss(self, logits: Tensor, labels: Tensor, reduction: Reduction = "mean") -> Tensor:
-        """The cross-entropy."""
+        """The cross-entropy of the logits with the labels."""
         return F.cross_entropy(at_least_float32(logits), labels, reduction=reduction)
 
     def has_loss(self, logits: Tensor, labels: Tensor) -> bool:
@@ -169,7 +169,7 @@ class Classification(Kind):
         return int(labels.max()) < logits.shape[1]
 
     def soft_loss(self, teacher: Tensor, student: Tensor, temperature: float, *, entropy: bool = False) -> Tensor:
-        """Soft targets."""
+        """The divergence of the answers from soft targets, or with `entropy` the cross-entropy."""
         return (soft_cross_entropy if entropy else soft_target_kl)(teacher, student, temperature)
 
     # -- answers and metrics -----------------------------------------------------------------------

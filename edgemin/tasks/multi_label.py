@@ -136,7 +136,7 @@ class MultiLabel(Kind):
         return ("micro_f1", "macro_f1", "accuracy")
 
     def scorers(self, logits: Tensor, labels: Tensor, outputs: int) -> Mapping[str, Callable[[], float]]:
-        """By torchmetrics."""
+        """The metrics by name, as torchmetrics computes them over labels."""
         predicted, truth = self.answers(logits).long(), labels.long()
         return {
             "micro_f1": lambda: multilabel_f1_score(predicted, truth, outputs, average="micro").item(),

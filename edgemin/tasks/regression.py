@@ -60,7 +60,7 @@ class Regression(Kind):
         return np.zeros(len(labels), dtype=np.int64)
 
     def shown(self, answer: Any, names: Sequence[str]) -> float:
-        """The number."""
+        """The answer as it is shown: the number itself."""
         return float(answer)
 
     # -- the model ---------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Regression(Kind):
         return float(F.mse_loss(after, before))
 
     def metrics(self, outputs: int) -> tuple[str, ...]:
-        """Two correlations."""
+        """The metrics that fit numbers: Pearson's and Spearman's correlation."""
         return ("pearson", "spearman")
 
     def scorers(self, logits: Tensor, labels: Tensor, outputs: int) -> Mapping[str, Callable[[], float]]:
