@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgemin.deploy import twins
+from edgemin.deploy import attention, twins
 from edgemin.deploy.extras import extra
 from edgemin.encoder import taps
 
@@ -40,6 +40,7 @@ def write(model: PreTrainedModel, path: Path, *, length: int | None = None) -> N
     sample = {name: torch.ones(batch, tokens, dtype=torch.int64) for name in names}
     any_size = torch.export.Dim.DYNAMIC  # refuses to be fixed, where AUTO would be silently
     twin = twins.with_twins(model)
+    attention.direct(twin)
     shapes = None if length is not None else {name: {0: any_size, 1: any_size} for name in names}
     config = exporters.OnnxConfig(opset_version=twins.OPSET, dynamic_shapes=shapes)
     with _quiet(), torch.no_grad():
