@@ -100,6 +100,7 @@ def test_a_model_is_one_graph_whatever_the_length(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the C++ compiler takes minutes, more where something else runs
 @pytest.mark.parametrize(("family", "how", "tolerance"), CASES)
 def test_compiled_code_answers_as_eager_torch(
     family: str, how: Quantization | None, tolerance: float, tmp_path: Path
@@ -160,6 +161,7 @@ def test_rows_are_scored_and_dynamic_int8_stays_in_eager_torch(tmp_path: Path, m
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the C++ compiler takes minutes, more where something else runs
 def test_compiled_rows_are_measured_beside_eager_ones(tmp_path: Path) -> None:
     run = studies.run(tmp_path / "run", *ASKED, "stages=[finetune,quantize]", "quantize=static")
     for row in run["rows"]:
