@@ -146,7 +146,8 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Measures variants against one another, alone on the machine if possible; it takes the machine's lock itself.
 
-    The processes open their models one after the other, so that none disturbs another's loading, and then take turns.
+    The processes load their runtimes all at once, which takes seconds of each, then open their models one after the
+    other, so that none disturbs another's loading, and then take turns.
     Memory is asked for when the single sentences are timed, and before the batches are, which take more.
 
     Args:
@@ -191,11 +192,15 @@ def measure(
     with lock as is_alone, ExitStack() as processes:
         at_work = _AtWork(progress or (lambda *_: None), is_alone)
         at_work.expect(len(variants))
+        workers = {name: processes.enter_context(WorkerProcess(name, threads)) for name in variants}
+        for name, process in workers.items():
+            process.send({"name": variants[name].runtime, "threads": threads})
+        for process in workers.values():
+            process.answer()
         for name, variant in variants.items():
             _into_file_cache(variant.path)
-            process = processes.enter_context(WorkerProcess(name, threads))
             own = {"grid": {cell.form: cell for cell in cells[name]}}
-            at_work.open(process, {**_told(variant), **setup, **own})
+            at_work.open(workers[name], {**_told(variant), **setup, **own})
         timings = at_work.rounds(schedule, lengths, settings)
         memory = at_work.ask_all("memory")
         turns = [turn for round_ in range(settings.rounds) for turn in schedule.grid_turns(round_, cells)]

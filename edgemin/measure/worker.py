@@ -1,8 +1,9 @@
 """The process in which one variant is measured: `python -m edgemin.measure.worker`, started by `runtime`.
 
-It speaks JSON, one object per line, over its standard input and output. The first line it reads is the set-up, whose
-keys are the arguments of [`Opened`][edgemin.measure.worker.Opened]; it opens the model in its runtime, warms up and
-answers with `threads`, `energy_source` and `cold_start_ms`. Each further line names a method of
+It speaks JSON, one object per line, over its standard input and output. The first line it reads is a runtime and its
+threads, `{"name": "torch", "threads": 2}`; it loads the runtime and answers with nothing. The second is the set-up,
+whose keys are the arguments of [`Opened`][edgemin.measure.worker.Opened]; it opens the model in its runtime, warms up
+and answers with `threads`, `energy_source` and `cold_start_ms`. Each further line names a method of
 [`Opened`][edgemin.measure.worker.Opened] and gives its arguments, and is answered with what that returns:
 `{"timed": {"form": "padded", "items": [0, 0]}}`, `{"memory": {}}`, `{"profile": {"trace": "<file>"}}`. It ends with its
 input, so that it never outlives the process that asked.
@@ -38,7 +39,7 @@ _PROFILER = "edgemin.measure.profiling.profile"  # by name: it loads torch
 
 
 class Opened:
-    """One model, open in its runtime, and the inputs it is timed on.
+    """One model, open in its runtime, which has been started, and the inputs it is timed on.
 
     Args:
         path: What the runtime opens.
@@ -71,7 +72,6 @@ class Opened:
         grid: Mapping[str, tuple[int, int]],
         watts: float,
     ) -> None:
-        runtimes.start(runtime, threads)
         open_model: Callable[[str, Path, int], Runtime] = _function(opener)
         _come_to_rest()
         self.vocabulary, self.grid, self.warmup = vocabulary, grid, warmup
@@ -198,6 +198,8 @@ def main() -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
+    runtimes.start(**json.loads(sys.stdin.readline()))
+    answer({})
     setup = json.loads(sys.stdin.readline())
     variant = Opened(**setup)
     source, cold = variant.meter.source, variant.cold_start_ms

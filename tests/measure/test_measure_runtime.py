@@ -40,7 +40,7 @@ QUICK = Measure(length=16, warmup=1, runs=7, rounds=3, max_rounds=3, sentences=5
 # Opens what the test saved, talks too much while it does, and leaves behind what it saw.
 OPENER = """
 import json, os, subprocess, sys
-import torch
+import psutil, torch
 from edgemin import config
 from edgemin.deploy.torch_eager import TorchEager
 from edgemin.encoder import building
@@ -55,6 +55,12 @@ def load(name, path, threads):
     seen |= {"threads": torch.get_num_threads(), "pid": os.getpid()}
     (path / "seen.json").write_text(json.dumps(seen))
     return TorchEager(path, building.build(BertConfig(**json.loads((path / "config.json").read_text()))).eval(), None)
+
+def with_siblings(name, path, threads):
+    siblings = psutil.Process(os.getppid()).children()
+    loaded = [any("libtorch" in file.path for file in one.memory_maps()) for one in siblings]
+    (path / "siblings.json").write_text(json.dumps(loaded))
+    return load(name, path, threads)
 
 def die_in_loading(name, path, threads):
     if path.name == "bad":
@@ -177,6 +183,14 @@ def test_how_long_is_waited_is_not_part_of_a_measurement() -> None:
     assert Measure(watts=3).content != Measure().content
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process may look at what another one has loaded")
+def test_all_have_loaded_their_runtime_before_the_first_opens_its_model(tmp_path: Path) -> None:
+    artifacts = {name: save(tmp_path / name) for name in "ab"}
+    run(artifacts, [], opener="tiny_opener.with_siblings")
+    for path in artifacts.values():
+        assert json.loads((path / "siblings.json").read_text()) == [True, True]
+
+
 def test_nothing_to_measure_starts_nothing() -> None:
     assert measure({}, [], QUICK, opener="no.such") == {}
 
@@ -219,6 +233,7 @@ def test_a_process_that_is_not_asked_rests_and_ends_with_its_parent(tmp_path: Pa
     setup = {"path": str(save(tmp_path / "a")), "opener": "tiny_opener.load", "threads": 2, "warmup": 1}
     setup |= {"runtime": "torch", "tokenizer": None, "vocabulary": 101}
     with WorkerProcess("a", 2) as worker:
+        assert worker.ask({"name": "torch", "threads": 2}) == {}
         worker.send({**setup, "length": 16, "sentences": [], "grid": {}, "watts": 5.0})
         assert worker.answer()["threads"] == 2
         worker.ask({"timed": {"form": "padded", "items": [0] * 5}})
