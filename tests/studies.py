@@ -12,9 +12,11 @@ from typing import Any
 
 import datasets
 import hydra
+import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from safetensors.numpy import load_file
 
 from edgemin import toy
 from edgemin.encoder import building, shapes
@@ -180,3 +182,16 @@ def tokenizer(directory: Path) -> Path:
     words["good"], words["bad"] = words["bad"], words["good"]
     (directory / "tokenizer.json").write_text(json.dumps(content))
     return directory
+
+
+def predictions(directory: Path, row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The logits that a job keeps of a row, in single precision, with what its rows share: labels, rows and tokens.
+
+    Args:
+        directory: the job's.
+        row: of its run.json.
+        name: `<task>.<split>`, or `<task>.<split>.<runtime>`.
+    """
+    shared = load_file(directory / "predictions" / f"examples.{'.'.join(name.split('.')[:2])}.safetensors")
+    kept = load_file(directory / row["predictions"] / f"{name}.safetensors")
+    return {"logits": kept["logits"].astype(np.float32), **shared}

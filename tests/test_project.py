@@ -46,7 +46,8 @@ LAYERS = (
     ("study.ahead", "study.nodes"),
     ("study.runtimes",),
     ("study.checks", "study.jobs", "study.pipeline", "study.scoring", "study.timing"),
-    ("study.plan", "study.results", "study.tree"),
+    ("study.plan", "study.predictions", "study.tree"),
+    ("study.results",),
     ("study.job",),
     ("export", "predict", "train"),
 )

@@ -27,13 +27,20 @@ class Examples:
     Attributes:
         texts: One or two texts per example.
         labels: As the kind of task has them: one row per example.
+        subset: Where each stands among the rows of its split, counted from 0; None: these are all of them.
     """
 
     texts: list[tuple[str, ...]]
     labels: Labels
+    subset: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Where each example stands among the rows of its split as the data set has it, counted from 0."""
+        return np.arange(len(self)) if self.subset is None else self.subset
 
     @cached_property
     def fingerprint(self) -> str:
@@ -50,8 +57,8 @@ class Examples:
         yield np.ascontiguousarray(self.labels).tobytes()
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
-        """The examples at these rows."""
-        return Examples([self.texts[row] for row in rows], self.labels[rows])
+        """The examples at these places."""
+        return Examples([self.texts[row] for row in rows], self.labels[rows], self.rows[rows])
 
 
 def check_table(task: Task, split: str, table: Table) -> None:

@@ -288,6 +288,7 @@ class Row(Fields):
     transfer: list[str] = []
     cost: Costs = Costs()
     delta: Delta = Delta()
+    predictions: Text = None
     notes: list[str] = []
     gate: Gate | None = None
     collapsed: dict[str, dict[str, dict[str, Any]]] = {}

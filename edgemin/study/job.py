@@ -24,7 +24,7 @@ from edgemin.report.write import print_job, write_job
 from edgemin.store.artifacts import Store
 from edgemin.store.disk import disk_errors, write_atomically
 from edgemin.store.provenance import git_revision, versions
-from edgemin.study import results, tree
+from edgemin.study import predictions, results, tree
 from edgemin.study.nodes import Plan, Study
 from edgemin.study.order import ablation, order_name, row_specs, student_stages
 from edgemin.study.pipeline import Done, Pipeline
@@ -136,6 +136,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
 
             def conclude() -> None:
                 scored = Scoring(asked.study, plan, store, pipeline.data).rows(asked.transfer, asked.measure)
+                predictions.write(run_dir, plan, scored, pipeline.data, asked.transfer)
                 primary = _primary(asked.study)
                 rows = results.rows(plan, scored, run_dir, primary, list(asked.transfer))
                 content = _content(settings, job, asked.study, started, done, [*plan.notes, *warned], primary)

@@ -12,6 +12,7 @@ from edgemin import artifact
 from edgemin.measure.runtime import PROFILED
 from edgemin.store.artifacts import Store
 from edgemin.store.disk import write_atomically
+from edgemin.study import predictions
 from edgemin.study.nodes import Plan, Row
 from edgemin.study.scoring import Scored
 
@@ -26,7 +27,7 @@ def rows(
     primary: tuple[str, str, str] | None,
     transfer: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The rows of `run.json`; predictions and traces are copied beside it.
+    """The rows of `run.json`; traces are copied beside it.
 
     Args:
         plan: its rows, in order.
@@ -73,11 +74,7 @@ def _row(number: int, row: Row, scored: Scored, run_dir: Path, transfer: Sequenc
         **({"collapsed": scored.collapsed} if scored.collapsed else {}),
     }
     if scored.predictions:
-        directory = run_dir / "predictions" / str(number)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, source in scored.predictions.items():
-            shutil.copyfile(source, directory / f"{name}.safetensors")
-        made["predictions"] = f"predictions/{number}"
+        made["predictions"] = f"{predictions.DIRECTORY}/{number}"
     return made
 
 

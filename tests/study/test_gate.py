@@ -13,7 +13,6 @@ import pytest
 import studies
 import tiny
 import torch
-from safetensors.numpy import load_file
 
 from edgemin import toy
 from edgemin.data.module import DataModule
@@ -229,10 +228,7 @@ def test_a_parent_that_is_no_row_is_scored_all_the_same(tmp_path: Path) -> None:
     found, whole = alone["rows"][0]["gate"], both["rows"][0]
     assert found == both["rows"][1]["gate"] and found["parent_artifact"] == whole["artifact"]
     assert found["parent_value"] == whole["metrics"]["toy"]["validation"]["accuracy"]
-    logits = [
-        load_file(tmp_path / "both" / row["predictions"] / "toy.validation.safetensors")["logits"]
-        for row in both["rows"]
-    ]
+    logits = [studies.predictions(tmp_path / "both", row, "toy.validation")["logits"] for row in both["rows"]]
     assert found["flips"] == int((logits[0].argmax(1) != logits[1].argmax(1)).sum()) and found["examples"] == 40
 
 

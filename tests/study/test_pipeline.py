@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import studies
 import torch
-from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import edgemin
@@ -183,13 +182,13 @@ def test_deltas_are_differences_and_quotients_of_the_rows(paper: Run) -> None:
 
 def test_stored_predictions_give_the_metrics(paper: Run, place: Path) -> None:
     for row in paper["rows"]:
-        kept = load_file(place / "paper" / row["predictions"] / "toy.validation.safetensors")
+        kept = studies.predictions(place / "paper", row, "toy.validation")
         logits, labels = kept["logits"].astype(np.float64), kept["labels"]
         scores = row["metrics"]["toy"]["validation"]
         predicted = logits.argmax(axis=1)
         assert scores["accuracy"] == pytest.approx((predicted == labels).mean(), abs=1e-7)
         likelihood = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        assert scores["loss"] == pytest.approx(-likelihood[np.arange(len(labels)), labels].mean(), abs=1e-5)
+        assert scores["loss"] == pytest.approx(-likelihood[np.arange(len(labels)), labels].mean(), abs=1e-3)
         both = ((predicted == 1) & (labels == 1)).sum()
         assert scores["f1"] == pytest.approx(2 * both / max((predicted == 1).sum() + (labels == 1).sum(), 1), abs=1e-6)
 
@@ -199,7 +198,7 @@ def test_a_rows_artifact_is_loaded_and_gives_the_stored_predictions(paper: Run, 
     for row in paper["rows"]:
         model, tokenizer = edgemin.load(place / "store" / row["artifact"])
         assert tokenizer is not None
-        kept = load_file(place / "paper" / row["predictions"] / "toy.validation.safetensors")
+        kept = studies.predictions(place / "paper", row, "toy.validation")
         assert kept["labels"].tolist() == [toy.LABELS.index(name) for name in label]
         with torch.inference_mode():
             logits = model(**tokenizer(text[:1], return_tensors="pt")).logits
@@ -365,7 +364,7 @@ def test_a_fine_tuned_checkpoint_teaches_as_it_is(place: Path, tmp_path: Path) -
     run = studies.run(tmp_path / "run", *asked, store=place / "store")
     teacher = run["rows"][0]
     assert (teacher["stages"], run["nodes"][0]["steps"]) == ([], 0)
-    kept = load_file(tmp_path / "run" / teacher["predictions"] / "toy.validation.safetensors")["logits"]
+    kept = studies.predictions(tmp_path / "run", teacher, "toy.validation")["logits"]
     text = toy.generate(40, 42)[0]
     model = edgemin.load(place / "store" / teacher["artifact"])[0]
     assert model.config.id2label == {0: "negative", 1: "positive"}
@@ -373,7 +372,7 @@ def test_a_fine_tuned_checkpoint_teaches_as_it_is(place: Path, tmp_path: Path) -
     batch = AutoTokenizer.from_pretrained(tuned)(text, return_tensors="pt", padding=True)
     with torch.inference_mode():
         theirs = original(**batch).logits.numpy()
-    assert np.allclose(kept, theirs[:, ::-1], atol=1e-5)
+    assert np.allclose(kept, theirs[:, ::-1], atol=1e-3)  # kept in half precision
 
 
 # --- tasks ------------------------------------------------------------------------------------------------
@@ -393,7 +392,7 @@ def test_scores_on_other_tasks_are_marked_as_zero_shot(place: Path, tmp_path: Pa
         assert set(row["metrics"]["mnli"]["validation_matched"]) == {"accuracy", "macro_f1", "matthews", "n"}
         # the third class is one that a head of two cannot predict
         assert row["metrics"]["mnli"]["validation_matched"]["accuracy"] <= 16 / 24
-        kept = load_file(tmp_path / "run" / row["predictions"] / "mnli.validation_matched.safetensors")
+        kept = studies.predictions(tmp_path / "run", row, "mnli.validation_matched")
         assert kept["logits"].shape == (24, 2)
     assert "zero-shot" in (tmp_path / "run" / "report.md").read_text()
     assert not {node["path"] for node in run["nodes"]} - {"teacher", "teacher/finetune", "student", "student/finetune"}
@@ -416,7 +415,7 @@ def test_a_regression_on_own_files_runs(place: Path, tmp_path: Path) -> None:
     for row in run["rows"]:
         scores = row["metrics"]["custom"]["validation"]
         assert set(scores) == {"pearson", "spearman", "loss", "n"}
-        kept = load_file(tmp_path / "run" / row["predictions"] / "custom.validation.safetensors")
+        kept = studies.predictions(tmp_path / "run", row, "custom.validation")
         assert kept["logits"].shape == (20, 1) and kept["labels"].dtype == np.float32
         squares = (kept["logits"][:, 0] - kept["labels"]).astype(np.float64) ** 2
         assert scores["loss"] == pytest.approx(squares.mean(), rel=1e-5)

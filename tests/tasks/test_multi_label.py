@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import studies
 import torch
-from safetensors.numpy import load_file
 from transformers import pipeline
 
 import edgemin
@@ -192,7 +191,7 @@ def test_every_stage_runs_on_sets_of_labels(
     for row in run["rows"]:
         scores = row["metrics"]["custom"]["validation"]
         assert set(scores) == {"micro_f1", "macro_f1", "accuracy", "loss", "n"} and scores["n"] == 24
-        kept = load_file(tmp_path / "run" / row["predictions"] / "custom.validation.safetensors")
+        kept = studies.predictions(tmp_path / "run", row, "custom.validation")
         assert kept["logits"].shape == kept["labels"].shape == (24, 2)
         right = ((kept["logits"] > 0) == (kept["labels"] > 0)).all(1).mean()
         assert scores["accuracy"] == pytest.approx(right)
