@@ -42,8 +42,9 @@ lint: $(INSTALLED) ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tables: $(INSTALLED) ## rebuild every table and figure under outputs/ from the run.json files
-	$(BIN)/python -m edgemin.report study=outputs
+tables: $(INSTALLED) ## rebuild every table and figure under experiments/ and outputs/, and the tables in their pages
+	$(BIN)/python -m edgemin.report.studies folder=experiments
+	$(BIN)/python -m edgemin.report.studies folder=outputs
 
 clean: ## remove caches, builds and outputs; what was trained (outputs/store) stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edgemin.plain_text import file_name
-from edgemin.report.drawing import Drawing, literal, saved, style
+from edgemin.report.drawing import Drawing, ends, fitted, literal, saved, style
 from edgemin.report.fields import Quantization
 from edgemin.report.fold import Group, Statistic, Study
 from edgemin.report.schema import Run
@@ -40,13 +40,14 @@ class Mark:
 
 
 def bits_figures(study: Study) -> list[Drawing]:
-    """Draws `<metric>_bits` for every task whose rows have weights of different bits."""
+    """Draws `<metric>_bits` for every task with a method whose rows have weights of different bits."""
     made = []
     for task in study.tasks:
         groups = [group for group in study.groups if group.task == task]
         marks = [mark for group in groups for mark in _marks(study, group)]
-        if len({mark.bits for mark in marks}) < 2:
-            continue
+        methods = {(mark.method, mark.granularity) for mark in marks}
+        if len({(mark.method, mark.granularity, mark.bits) for mark in marks}) == len(methods):
+            continue  # no line has a second point: that one method has fewer bits than another says nothing of bits
         metric = groups[0].runs[0].task.metric or "accuracy"
         before = {value for group in groups for value in _before(group)}
         with style():
@@ -68,7 +69,7 @@ def draw(marks: Sequence[Mark], before: float | None, metric: str, task: str) ->
     """
     figure = Figure(figsize=(6.6, 4.2), dpi=200)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.1, 0.12, 0.56, 0.76))
+    axes = figure.add_axes((0.1, 0.13, 0.56, 0.76))
     places = {bits: place for place, bits in enumerate(sorted({mark.bits for mark in marks}, reverse=True))}
     methods = list(dict.fromkeys(mark.method for mark in marks))
     series = list(dict.fromkeys((mark.method, mark.granularity) for mark in marks))
@@ -78,14 +79,14 @@ def draw(marks: Sequence[Mark], before: float | None, metric: str, task: str) ->
         axes.errorbar(
             [places[mark.bits] + shift for mark in own],
             [100 * mark.value.mean for mark in own],
-            yerr=[100 * (mark.value.sd or 0.0) for mark in own],
+            yerr=_bars(own),
             color=_COLOURS[methods.index(method) % len(_COLOURS)],
             marker=_MARKS.get(granularity, "D"),
             linestyle=_LINES.get(granularity, "-"),
             markersize=4.5,
             linewidth=1.2,
             capsize=2,
-            label=literal(f"{method}, {granularity}"),
+            label=literal(fitted(figure, f"{method}, {granularity}", 1.4, fontsize=7)),
         )
     if before is not None:
         axes.axhline(100 * before, color="#333333", linewidth=0.8)
@@ -94,9 +95,16 @@ def draw(marks: Sequence[Mark], before: float | None, metric: str, task: str) ->
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_xlabel("Bits of the weights of Linears")
     axes.set_ylabel(literal(f"{metric} (%)"))
-    axes.set_title(literal(f"{metric} against bits of the weights, {task}"), loc="left", fontweight="bold")
+    title = fitted(figure, f"{metric} against bits of the weights, {task}", 5.8, fontsize=10, fontweight="bold")
+    axes.set_title(literal(title), loc="left", fontsize=10, fontweight="bold")
     figure.legend(loc="center left", bbox_to_anchor=(0.72, 0.5), fontsize=7, frameon=False)
     return figure
+
+
+def _bars(marks: Sequence[Mark]) -> list[list[float]]:
+    """How far the bars reach below and above the marks."""
+    every = [(mark.value.mean, ends(mark.value) or (mark.value.mean,) * 2) for mark in marks]
+    return [[100 * (mean - low) for mean, (low, _) in every], [100 * (high - mean) for mean, (_, high) in every]]
 
 
 def _falling(mark: Mark) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib import rcParamsDefault
 from matplotlib.figure import Figure
+
+from edgemin.report.fold import Statistic
 
 _STYLE: Mapping[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -51,6 +54,44 @@ def saved(figure: Figure, kind: str) -> bytes:
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     figure.savefig(data, format=kind, dpi=DPI, metadata=metadata)
     return data.getvalue()
+
+
+BARS = "bars: ± standard deviation over seeds"
+"""What the bars that `ends` gives stand for."""
+
+
+def ends(value: Statistic) -> tuple[float, float] | None:
+    """Where the bar of a folded number begins and ends; None where it has none."""
+    return None if not value.sd else (value.mean - value.sd, value.mean + value.sd)
+
+
+def fitted(figure: Figure, text: str, inches: float, **font: Any) -> str:
+    """A text in as many lines as it takes to be no wider than so many inches, whatever stands in it."""
+
+    def width(line: str) -> float:
+        drawn = figure.text(0, 0, literal(line), **font)
+        found: float = drawn.get_window_extent().width / figure.dpi
+        drawn.remove()
+        return found
+
+    lines: list[str] = []
+    for line in text.split("\n"):
+        shown, room = [line], len(line)
+        while max(map(width, shown)) > inches and room > 1:
+            room -= 1
+            shown = textwrap.wrap(line, room)
+        lines += shown
+    return "\n".join(lines)
+
+
+def headline(figure: Figure, title: str) -> None:
+    """Writes a title at the top of a figure that leaves 0.35 inches for it: smaller where it takes two lines."""
+    wide = 0.96 * figure.get_figwidth()
+    one = fitted(figure, title, wide, fontsize=10, fontweight="bold")
+    size = 10 if "\n" not in one else 7.5
+    shown = one if size == 10 else fitted(figure, title, wide, fontsize=size, fontweight="bold")
+    place = 1 - 0.2 / figure.get_figheight()
+    figure.text(0.02, place, literal(shown), fontsize=size, fontweight="bold", va="center", linespacing=1.1)
 
 
 def literal(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,7 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from edgemin.plain_text import file_name
 from edgemin.report import measures as m
-from edgemin.report.drawing import DPI, Drawing, literal, saved, style
+from edgemin.report.drawing import BARS, DPI, Drawing, ends, fitted, literal, saved, style
 from edgemin.report.entries import entries
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.grid import CORE
@@ -27,6 +28,7 @@ from edgemin.report.titles import metric_column, metric_title, metric_word, spli
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 _LOOKS = {"teacher": ("s", "#D55E00"), "student": ("o", "#0072B2"), "control": ("D", "#777777")}
 _MARKER_POINTS = 6.5
+_TITLE: dict[str, Any] = {"fontsize": 10, "fontweight": "bold"}
 _LOG_FROM = 12.0
 """Costs that span a wider ratio than this get a logarithmic axis."""
 _ROOM = 0.14
@@ -91,8 +93,9 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure, floor
     ys = [point.y.mean * 100 for point in shown]
     _axes(axes, shown, cost)
     axes.set_ylabel(vertical)
-    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
-    axes.set_title("↖ better: up and to the left", loc="right", fontsize=8.5, color="#009E73")
+    head = fitted(figure, title, 0.7 * figure.get_figwidth() * axes.get_position().width, **_TITLE)
+    axes.set_title(literal(head), loc="left", **_TITLE)
+    axes.set_title("↖ better: up and left", loc="right", fontsize=8.5, color="#009E73")
     _paths(axes, shown, xs, ys)
     blurred = _blur(axes, xs, ys, floor)
     for point, x, y in zip(shown, xs, ys, strict=True):
@@ -111,32 +114,34 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure, floor
             capsize=2.5,
             zorder=4,
         )
-    _labels(figure, axes, shown, xs, ys)
+    _labels(figure, axes, shown, xs, ys, blurred)
     remarks = ["arrows: each model to what was made of it"] if any(point.origin is not None for point in shown) else []
-    if any(point.y.n > 1 for point in shown):
-        remarks.append("bars: ± standard deviation over seeds")
+    if any(ends(value) for point in shown for value in (point.x, point.y)):
+        remarks.append(BARS)
     if floor is not None and blurred:
         remarks.append(f"overlapping grey bars: no difference, noise floor {floor.percent}")
     figure.text(0.98, 0.012, "; ".join(remarks), ha="right", fontsize=6.5, color="#666666")
     return figure
 
 
-def _blur(axes: Axes, xs: Sequence[float], ys: Sequence[float], floor: Floor | None) -> bool:
-    """Gives points within the noise floor of another bars as wide as it; whether there are any.
+def _blur(axes: Axes, xs: Sequence[float], ys: Sequence[float], floor: Floor | None) -> list[Segment]:
+    """Gives points within the noise floor of another bars as wide as it, and returns these, in pixels.
 
     Two such bars overlap just where the floor covers the ratio of their points.
     """
     if floor is None:
-        return False
+        return []
     covered = {
         x for number, x in enumerate(xs) for other in (*xs[:number], *xs[number + 1 :]) if floor.covers(x / other)
     }
     half = math.sqrt(floor.ratio)
+    bars = []
     for x, y in zip(xs, ys, strict=True):
         if x in covered:
-            ends = (x / half, x * half)
-            axes.plot(ends, (y, y), color="#b5b5b5", linewidth=5, solid_capstyle="butt", zorder=3, gid="noise")
-    return bool(covered)
+            bar = (x / half, x * half)
+            axes.plot(bar, (y, y), color="#b5b5b5", linewidth=5, solid_capstyle="butt", zorder=3, gid="noise")
+            bars.append(_in_pixels(axes, [(end, y) for end in bar]))
+    return bars
 
 
 def _metric(study: Study, task: str) -> str:
@@ -173,12 +178,14 @@ def _axes(axes: Axes, shown: Sequence[Point], cost: Measure) -> None:
 
 def _span(values: Sequence[Statistic], factor: float) -> tuple[float, float]:
     """The least and the greatest, bars included."""
-    low = min(value.mean - (value.sd or 0) for value in values)
-    return low * factor, max(value.mean + (value.sd or 0) for value in values) * factor
+    every = [end for value in values for end in (value.mean, *(ends(value) or ()))]
+    return min(every) * factor, max(every) * factor
 
 
-def _bar(value: Statistic, factor: float) -> float | None:
-    return value.sd * factor if value.sd else None
+def _bar(value: Statistic, factor: float) -> list[list[float]] | None:
+    """How far a point's bar reaches below and above it."""
+    bar = ends(value)
+    return None if bar is None else [[(value.mean - bar[0]) * factor], [(bar[1] - value.mean) * factor]]
 
 
 def _paths(axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence[float]) -> None:
@@ -206,8 +213,15 @@ def _paths(axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence
         )
 
 
-def _labels(figure: Figure, axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence[float]) -> None:
-    """Writes every point's name where none covers another."""
+def _labels(
+    figure: Figure,
+    axes: Axes,
+    shown: Sequence[Point],
+    xs: Sequence[float],
+    ys: Sequence[float],
+    blurred: Sequence[Segment],
+) -> None:
+    """Writes every point's name where none covers another, nor the bars of the noise."""
     points_per_pixel = 72 / DPI
     spots: list[Spot] = []
     for x, y in zip(xs, ys, strict=True):
@@ -215,9 +229,8 @@ def _labels(figure: Figure, axes: Axes, shown: Sequence[Point], xs: Sequence[flo
         spots.append((float(across), float(up)))
     font = 8.0 if len(shown) <= 10 else 7.0 if len(shown) <= 20 else 5.5
     sizes = [_extent(figure, point.name, font) for point in shown]
-    segments: list[Segment] = [
-        (spots[point.origin], spots[number]) for number, point in enumerate(shown) if point.origin is not None
-    ]
+    segments: list[Segment] = list(blurred)
+    segments += [(spots[point.origin], spots[number]) for number, point in enumerate(shown) if point.origin is not None]
     segments += [bar for point, x, y in zip(shown, xs, ys, strict=True) for bar in _bars(axes, point, x, y)]
     window = axes.get_window_extent()
     bounds = Box(window.x0 + 2, window.y0 + 2, window.x1 - 2, window.y1 - 2)
@@ -262,15 +275,17 @@ def _offset(to: Spot, spot: Spot) -> tuple[float, float]:
 def _bars(axes: Axes, point: Point, x: float, y: float) -> list[Segment]:
     """The error bars of a point, in pixels."""
     bars = []
-    for across, up in ((point.x.sd, None), (None, point.y.sd)):
-        if across or up:
-            factor = x / point.x.mean if point.x.mean else 0.0
-            ends = [
-                axes.transData.transform((x + sign * (across or 0) * factor, y + sign * (up or 0) * 100))
-                for sign in (-1, 1)
-            ]
-            bars.append(((float(ends[0][0]), float(ends[0][1])), (float(ends[1][0]), float(ends[1][1]))))
+    factor = x / point.x.mean if point.x.mean else 0.0
+    across = [(end * factor, y) for end in ends(point.x) or ()]
+    for bar in (across, [(x, end * 100) for end in ends(point.y) or ()]):
+        if bar:
+            bars.append(_in_pixels(axes, bar))
     return bars
+
+
+def _in_pixels(axes: Axes, bar: Sequence[Spot]) -> Segment:
+    (left, low), (right, high) = axes.transData.transform(bar)
+    return (float(left), float(low)), (float(right), float(high))
 
 
 def _extent(figure: Figure, name: str, font: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from edgemin.report.fold import Statistic
 
 CORE, MAIN, PAGE, FULL = range(4)
 """Where a column is shown: CORE everywhere, MAIN where there is room, PAGE where a file has room, FULL in CSV alone."""
-_MOST = 8
+MOST = 8
 """A table for people has at most so many columns; the CSV has all of them."""
 
 
@@ -89,16 +89,20 @@ class Table:
         kept = [place for place, column in enumerate(table.columns) if column.text or column.level == CORE]
         rest = [place for place in range(len(table.columns)) if place not in kept]
         rest.sort(key=lambda place: (table._all_alike(place), table.columns[place].level, place))
-        return table.only(sorted(kept + rest[: max(_MOST - len(kept), 0)]))
+        return table.only(sorted(kept + rest[: max(MOST - len(kept), 0)]))
 
     def _all_alike(self, place: int) -> bool:
         values = {row[place].value for row in self.rows}
         return len(self.rows) > 1 and len(values) == 1
 
-    def parts(self) -> list[Sequence[int]]:
-        """The places of the columns in tables below one another, none too wide for a page, each with what a row is."""
+    def parts(self, most: int = MOST) -> list[Sequence[int]]:
+        """The places of the columns in tables below one another, none wider than a page, each with what a row is.
+
+        Args:
+            most: how many columns each has, unless so many say what a row is, or a group has more.
+        """
         leading = range(self.leading)
-        room = max(_MOST - len(leading), _MOST // 2)
+        room = max(most - len(leading), most // 2)
         parts: list[list[int]] = [[]]
         for group in self._groups():
             if parts[-1] and len(parts[-1]) + len(group) > room:
@@ -117,10 +121,14 @@ class Table:
                 groups.append([place])
         return groups
 
+    def part(self, places: Sequence[int]) -> Table:
+        """The table with only some columns, with all its footnotes."""
+        columns = tuple(self.columns[place] for place in places)
+        return replace(self, columns=columns, rows=tuple(tuple(row[place] for place in places) for row in self.rows))
+
     def only(self, places: Sequence[int]) -> Table:
         """The table with only some columns; the footnotes still referred to are lettered anew."""
-        columns = tuple(self.columns[place] for place in places)
-        rows = tuple(tuple(row[place] for place in places) for row in self.rows)
+        columns, rows = self.part(places).columns, self.part(places).rows
         marked = [column.marks for column in columns] + [cell.marks for row in rows for cell in row]
         texts = dict(self.footnotes)
         letters = Footnotes(general=[text for mark, text in self.footnotes if not mark])

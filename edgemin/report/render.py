@@ -8,7 +8,7 @@ import os
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Literal, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 from rich import box
 from rich.console import Console
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from edgemin.plain_text import csv_cell, printable
 from edgemin.report.fold import Statistic
-from edgemin.report.grid import CORE, MAIN, Cell, Column, Table, decimals, shown
+from edgemin.report.grid import CORE, MAIN, MOST, Cell, Column, Table, decimals, shown
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -168,7 +168,7 @@ def escape_latex(text: str) -> str:
 
 
 def terminal(table: Table, file: TextIO | None = None) -> None:
-    """Prints the table so that no number is ever cut.
+    """Prints the table of a page so that no number is ever cut.
 
     A terminal that is too narrow, and output of which the environment variable COLUMNS says how wide it is, gets
     narrow headings, then fewer columns with a line that names those left out, then names of several lines. Other
@@ -176,44 +176,75 @@ def terminal(table: Table, file: TextIO | None = None) -> None:
     """
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     ascii_only = "utf" not in console.encoding.lower()
-    full = table.upto(MAIN)
-    fitted, drawn = full, _drawn(full, ascii_only)
     told = os.environ.get("COLUMNS", "").isdecimal()  # rich takes it as the width, and 0 where it says nothing
-    if (console.file.isatty() or told) and console.width > 0:
-        fitted, drawn = _fitting(full, ascii_only, console)
-    console.width = max(console.width, _width(console, drawn))
+    known = (console.file.isatty() or told) and console.width > 0
+    page = table.for_people()
+    layouts = _layouts(page, ascii_only, console if known else None)
+    keys = {page.columns[place].key for layout in layouts for place in layout.places}
+    kept = page.only([place for place, column in enumerate(page.columns) if column.key in keys])
+    left_out = [column.title for column in page.columns if column.key not in keys]
+    notes = [_plain(f"[{mark}] {note}" if mark else note, ascii_only) for mark, note in kept.footnotes]
+    notes += [f"Left out for lack of width: {', '.join(left_out)}"] if left_out else []
+    if known:
+        wrap = textwrap.TextWrapper(max(console.width, _NAME), subsequent_indent="    ", break_on_hyphens=False)
+        notes = [wrap.fill(note) for note in notes]
     console.print(Text(_plain(table.title, ascii_only), style="bold"), soft_wrap=True)
-    console.print(drawn)
-    for mark, note in fitted.footnotes:
-        console.print(Text(_plain(f"[{mark}] {note}" if mark else note, ascii_only)), soft_wrap=True)
-    left_out = [column.title for column in full.columns if column.key not in {one.key for one in fitted.columns}]
-    if left_out:
-        console.print(Text(f"Left out for lack of width: {', '.join(left_out)}"), soft_wrap=True)
+    places = {column.key: place for place, column in enumerate(kept.columns)}
+    for layout in layouts:
+        part = kept.part([places[page.columns[place].key] for place in layout.places])
+        drawn = _drawn(part, ascii_only, layout.heading, layout.names)
+        console.width = max(console.width, _width(console, drawn))
+        console.print(drawn)
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
 
 
-def _fitting(table: Table, ascii_only: bool, console: Console) -> tuple[Table, TerminalTable]:
-    """As much of the table as is no wider than the console."""
-    drawn = _drawn(table, ascii_only)
-    if _width(console, drawn) <= console.width:
-        return table, drawn
+class _Layout(NamedTuple):
+    """Which columns of a table are drawn, and the widths at which headings and names are broken."""
+
+    places: Sequence[int]
+    heading: int = _HEADING
+    names: int | None = None
+
+
+def _layouts(page: Table, ascii_only: bool, console: Console | None) -> list[_Layout]:
+    """The parts of a table; of several, narrower ones before one of them loses a column."""
+    widths = range(MOST, page.leading, -1) if len(page.parts()) > 1 else [MOST]
+    tried = []
+    for most in widths:
+        parts = page.parts(most)
+        tried.append([_layout(page, places, ascii_only, console) for places in parts])
+        if all(len(layout.places) == len(places) for layout, places in zip(tried[-1], parts, strict=True)):
+            return tried[-1]
+    return tried[0]
+
+
+def _layout(table: Table, places: Sequence[int], ascii_only: bool, console: Console | None) -> _Layout:
+    """As many of some columns as are no wider than the console; all of them where nobody knows its width."""
+    layout = _Layout(places)
+
+    def fits() -> bool:
+        drawn = _drawn(table.part(layout.places), ascii_only, layout.heading, layout.names)
+        return console is None or _width(console, drawn) <= console.width
+
     for names in (None, _NAME):
-        while True:
-            drawn = _drawn(table, ascii_only, _NARROW_HEADING, names)
-            place = _least(table, CORE if names is not None else MAIN)
-            if place is None or _width(console, drawn) <= console.width:
+        while not fits():
+            least = _least(table, layout.places, CORE if names is not None else MAIN)
+            if layout.heading == _HEADING or layout.names != names:
+                layout = layout._replace(heading=_NARROW_HEADING, names=names)
+            elif least is not None:
+                layout = layout._replace(places=[place for place in layout.places if place != least])
+            else:
                 break
-            table = table.only([number for number in range(len(table.columns)) if number != place])
-        if _width(console, drawn) <= console.width:
-            break
-    return table, drawn
+    return layout
 
 
-def _least(table: Table, level: int) -> int | None:
+def _least(table: Table, places: Sequence[int], level: int) -> int | None:
     """The column to drop next: the last of the highest level, if that is at least `level`.
 
     Texts and the first number stay.
     """
-    numbers = [place for place, column in enumerate(table.columns) if not column.text]
+    numbers = [place for place in places if not table.columns[place].text]
     found = [place for place in numbers[1:] if table.columns[place].level >= level]
     return max(found, key=lambda place: (table.columns[place].level, place), default=None)
 

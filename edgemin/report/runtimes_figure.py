@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from edgemin.plain_text import file_name
 from edgemin.report import measures as m
-from edgemin.report.drawing import Drawing, literal, saved, style
+from edgemin.report.drawing import Drawing, headline, literal, saved, style
 from edgemin.report.entries import Entry, entries
 from edgemin.report.fold import TASK, Study
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
@@ -137,7 +137,7 @@ def draw(shown: Sequence[Bars], title: str, remarks: str) -> Figure:
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("latency of one sentence, padded (ms)", fontsize=8)
-    figure.text(0.02, 1 - 0.2 / height, literal(title), fontsize=10, fontweight="bold", va="center")
+    headline(figure, title)
     figure.text(0.98, 0.1 / height, remarks, ha="right", va="bottom", fontsize=6.5, color="#666666")
     patches = [Patch(facecolor=colour, label=literal(name)) for name, colour in colours.items()]
     if any(bar.simulated for row in shown for bar in row.bars):

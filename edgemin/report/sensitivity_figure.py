@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from edgemin.report.drawing import Drawing, literal, saved, style
+from edgemin.report.drawing import Drawing, headline, literal, saved, style
 from edgemin.report.fold import Study
 from edgemin.report.sensitivity import Layer, Sensitivity, found
 
@@ -60,7 +60,7 @@ def draw(shown: Sensitivity, title: str) -> Figure:
     for number, layer in enumerate(shown.layers):
         _layer(axes, number, layer, looks, floor)
     _axes(axes, shown, names, floor)
-    figure.text(0.02, 1 - 0.2 / height, literal(title), fontsize=10, fontweight="bold", va="center")
+    headline(figure, title)
     _legend(figure, axes, looks, height)
     every = [value for layer in shown.layers for value in layer.damage.values()]
     remarks = [f"mean over {shown.seeds} seeds"] if shown.seeds > 1 else []

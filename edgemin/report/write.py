@@ -9,7 +9,9 @@ from typing import TextIO
 from edgemin.errors import UserError
 from edgemin.plain_text import printable
 from edgemin.report import published as literature
+from edgemin.report.against_figure import against
 from edgemin.report.bits_figure import bits_figures
+from edgemin.report.comparisons import comparisons
 from edgemin.report.devices import Measured, merged
 from edgemin.report.figures import figures
 from edgemin.report.fold import Study, fold
@@ -84,6 +86,16 @@ def rebuild(directory: Path | str, devices: Sequence[Measured] = ()) -> dict[str
     if files[0].parent != top:
         written |= write_study(top, devices=devices)
     return written
+
+
+def study_tables(directory: Path | str) -> list[Table]:
+    """The tables of a job, or over all jobs below a directory, as `rebuild` writes them.
+
+    Raises:
+        UserError: there is no run.json, or one cannot be used.
+    """
+    study = fold([read(file) for file in find(directory)])
+    return _tables(study, study)[0]
 
 
 def print_job(run_dir: Path | str, file: TextIO | None = None) -> None:
@@ -169,6 +181,7 @@ def _write(
     with_devices = fold(merged(runs, devices))
     built, remarks = _tables(study, with_devices)
     drawn, skipped = figures(study)
+    drawn += against(comparisons(study))
     drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study)
     contents: dict[str, bytes] = {}
     for table in built:

@@ -32,8 +32,7 @@ def test_half_precision_gives_the_same_class_with_a_highest_logit_of_its_own(out
     half = smallest(exact, find("classification"))
     assert half.dtype == np.float16 and np.isfinite(half).all()
     assert (half.argmax(1) == exact.argmax(1)).all()
-    ranked = np.sort(half, axis=1)
-    assert (ranked[:, -1] > ranked[:, -2]).all()
+    assert (np.diff(np.sort(half.astype(np.float64), axis=1)[:, -2:]) > 0).all()
     assert np.allclose(half, exact.clip(-65472, 65472), rtol=2e-3, atol=1e-6)
 
 
@@ -68,4 +67,4 @@ def test_what_all_rows_share_is_kept_once_with_the_row_numbers_of_the_split(tmp_
     assert [whole.evaluation["validation"].texts[place] for place in kept["rows"]] == examples.texts
     assert sorted(set(kept["rows"].tolist())) == kept["rows"].tolist() != list(range(12))
     assert kept["tokens"].tolist() == [len(toy.tokenizer()(text)["input_ids"]) for (text,) in examples.texts]
-    assert (kept["rows"].dtype, kept["tokens"].dtype) == (np.int32, np.int16)
+    assert (kept["rows"].dtype.name, kept["tokens"].dtype.name) == ("int32", "int16")
