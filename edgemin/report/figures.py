@@ -114,7 +114,7 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure, floor
             capsize=2.5,
             zorder=4,
         )
-    _labels(figure, axes, shown, xs, ys, blurred)
+    _labels(figure, axes, shown, xs, ys)
     remarks = ["arrows: each model to what was made of it"] if any(point.origin is not None for point in shown) else []
     if any(ends(value) for point in shown for value in (point.x, point.y)):
         remarks.append(BARS)
@@ -124,24 +124,22 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure, floor
     return figure
 
 
-def _blur(axes: Axes, xs: Sequence[float], ys: Sequence[float], floor: Floor | None) -> list[Segment]:
-    """Gives points within the noise floor of another bars as wide as it, and returns these, in pixels.
+def _blur(axes: Axes, xs: Sequence[float], ys: Sequence[float], floor: Floor | None) -> bool:
+    """Gives points within the noise floor of another bars as wide as it; whether there are any.
 
     Two such bars overlap just where the floor covers the ratio of their points.
     """
     if floor is None:
-        return []
+        return False
     covered = {
         x for number, x in enumerate(xs) for other in (*xs[:number], *xs[number + 1 :]) if floor.covers(x / other)
     }
     half = math.sqrt(floor.ratio)
-    bars = []
     for x, y in zip(xs, ys, strict=True):
         if x in covered:
             bar = (x / half, x * half)
             axes.plot(bar, (y, y), color="#b5b5b5", linewidth=5, solid_capstyle="butt", zorder=3, gid="noise")
-            bars.append(_in_pixels(axes, [(end, y) for end in bar]))
-    return bars
+    return bool(covered)
 
 
 def _metric(study: Study, task: str) -> str:
@@ -213,15 +211,8 @@ def _paths(axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence
         )
 
 
-def _labels(
-    figure: Figure,
-    axes: Axes,
-    shown: Sequence[Point],
-    xs: Sequence[float],
-    ys: Sequence[float],
-    blurred: Sequence[Segment],
-) -> None:
-    """Writes every point's name where none covers another, nor the bars of the noise."""
+def _labels(figure: Figure, axes: Axes, shown: Sequence[Point], xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Writes every point's name where none covers another."""
     points_per_pixel = 72 / DPI
     spots: list[Spot] = []
     for x, y in zip(xs, ys, strict=True):
@@ -229,8 +220,9 @@ def _labels(
         spots.append((float(across), float(up)))
     font = 8.0 if len(shown) <= 10 else 7.0 if len(shown) <= 20 else 5.5
     sizes = [_extent(figure, point.name, font) for point in shown]
-    segments: list[Segment] = list(blurred)
-    segments += [(spots[point.origin], spots[number]) for number, point in enumerate(shown) if point.origin is not None]
+    segments: list[Segment] = [
+        (spots[point.origin], spots[number]) for number, point in enumerate(shown) if point.origin is not None
+    ]
     segments += [bar for point, x, y in zip(shown, xs, ys, strict=True) for bar in _bars(axes, point, x, y)]
     window = axes.get_window_extent()
     bounds = Box(window.x0 + 2, window.y0 + 2, window.x1 - 2, window.y1 - 2)
@@ -279,13 +271,9 @@ def _bars(axes: Axes, point: Point, x: float, y: float) -> list[Segment]:
     across = [(end * factor, y) for end in ends(point.x) or ()]
     for bar in (across, [(x, end * 100) for end in ends(point.y) or ()]):
         if bar:
-            bars.append(_in_pixels(axes, bar))
+            (left, low), (right, high) = axes.transData.transform(bar)
+            bars.append(((float(left), float(low)), (float(right), float(high))))
     return bars
-
-
-def _in_pixels(axes: Axes, bar: Sequence[Spot]) -> Segment:
-    (left, low), (right, high) = axes.transData.transform(bar)
-    return (float(left), float(low)), (float(right), float(high))
 
 
 def _extent(figure: Figure, name: str, font: float) -> tuple[float, float]:
