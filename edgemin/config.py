@@ -29,6 +29,7 @@ Count = Annotated[int, Ge(1)]
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Margin = Annotated[float, Gt(0), Lt(1)]
 Part = Annotated[float, Ge(0), Lt(1)]  # a share that leaves something
 # Groups whose choices are stages.
 STAGES = ("finetune", "distill", "prune", "quantize")

@@ -27,7 +27,7 @@ PACKAGE = REPOSITORY / "edgemin"
 
 # The lowest layer first: a module imports from its own and those above it here; `a.b` stands with `a` unless named.
 LAYERS = (
-    ("edgemin", "errors", "plain_text", "store"),
+    ("edgemin", "errors", "medians", "plain_text", "store"),
     ("config", "progress", "toy"),
     ("processes",),
     ("cli",),
@@ -52,7 +52,7 @@ LAYERS = (
     ("export", "predict", "train"),
 )
 # The report reads finished runs and needs none of the code that made them.
-ALONE, ALONE_MAY_IMPORT = "report", ("cli", "errors", "plain_text", "report")
+ALONE, ALONE_MAY_IMPORT = "report", ("cli", "errors", "medians", "plain_text", "report")
 METHODS = next(number for number, layer in enumerate(LAYERS) if "finetune" in layer)
 FROM_WHERE_ALONE_IS_SEEN = next(number for number, layer in enumerate(LAYERS) if "study" in layer)
 # Where imports inside functions are the point: to answer without loading torch, or what one choice needs.

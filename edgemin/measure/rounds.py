@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+from edgemin.medians import around_median
 
 T = TypeVar("T")
 
@@ -125,8 +126,7 @@ def spread(timings: Sequence[Timing], form: str) -> dict[str, float]:
     task's sentences they spread as widely as the sentences' lengths.
 
     Of these ratios the spread is the width of the interval that holds the true median with a probability of at least
-    94 %: from the smallest to the largest of up to eight rounds, without the outermost one on either side of 9, two of
-    12, three of 14. So further rounds make a disturbed one matter less.
+    94 % ([`around_median`][edgemin.medians.around_median]). So further rounds make a disturbed one matter less.
 
     Args:
         timings: Of all variants and forms.
@@ -140,8 +140,8 @@ def spread(timings: Sequence[Timing], form: str) -> dict[str, float]:
     common = {round_: 1.0 for rounds in relative.values() for round_ in rounds}
     if len(relative) > 1:
         common = {round_: statistics.median_low(r[round_] for r in relative.values()) for round_ in common}
-    apart = {name: sorted(r[round_] / common[round_] for round_ in r) for name, r in relative.items()}
-    return {name: _inner(values)[-1] - _inner(values)[0] for name, values in apart.items()}
+    apart = {name: around_median([r[round_] / common[round_] for round_ in r]) for name, r in relative.items()}
+    return {name: values[-1] - values[0] for name, values in apart.items()}
 
 
 def round_medians(timings: Sequence[Timing], form: str) -> dict[str, dict[int, float]]:
@@ -151,17 +151,6 @@ def round_medians(timings: Sequence[Timing], form: str) -> dict[str, dict[int, f
         if turn.form == form:
             medians.setdefault(turn.name, {})[turn.round] = statistics.median(latency_ms)
     return medians
-
-
-def _inner(ordered: Sequence[float]) -> Sequence[float]:
-    """Those of some ordered values between which the median of all such values lies, as surely as within all of five.
-
-    Each value lies on either side of that median with equal chance.
-    """
-    count, outer = len(ordered), 0  # how many are left out on either side
-    while sum(math.comb(count, few) for few in range(outer + 2)) / 2**count <= 1 / 2**5:
-        outer += 1
-    return ordered[outer : count - outer]
 
 
 def _relative(rounds: Mapping[int, float]) -> dict[int, float]:

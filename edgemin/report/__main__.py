@@ -21,19 +21,29 @@ _DEVICES = Field(
 )
 
 
-def report(study: Annotated[str, _STUDY], devices: Annotated[str, _DEVICES] = "") -> None:
+_MARGIN = Field(
+    title="fraction",
+    description="a difference of the main metric below it counts as none; by default the jobs' evaluate.margin",
+)
+
+
+def report(
+    study: Annotated[str, _STUDY],
+    devices: Annotated[str, _DEVICES] = "",
+    margin: Annotated[float | None, _MARGIN] = None,
+) -> None:
     """Builds every table, figure and page again from run.json alone, and prints the main table.
 
     Each job gets tables/ (Markdown, CSV, LaTeX), figures/ (PNG, SVG) and report.md in its own directory;
-    a sweep gets those over all its jobs, seeds folded into mean and standard deviation. What devices measured stands in
+    a sweep gets those over all its jobs, seeds folded into a mean with its interval. What devices measured stands in
     the tables of runtimes, as rows named <row> on <device>.
     """
     from edgemin.report.devices import find, read
     from edgemin.report.write import print_study, rebuild
 
     measured = [read(file) for file in find(devices)] if devices else []
-    written = rebuild(study, measured)
-    print_study(study, devices=measured)
+    written = rebuild(study, measured, margin)
+    print_study(study, devices=measured, margin=margin)
     pages = [str(path) for name, path in written.items() if name.endswith("report.md")]
     print(f"{len(written)} files written; start with {pages[-1]}")
 

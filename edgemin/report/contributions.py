@@ -29,11 +29,13 @@ def _share(of: Measure, level: int) -> Measure:
     return replace(of, part="share", reference="parent", column=column, note=WHOLE)
 
 
-_METRIC = m.difference("parent", CORE)
+_DIFFERENCE = m.difference("parent", CORE)
+METRIC = replace(_DIFFERENCE, column=replace(_DIFFERENCE.column, title="Metric"))
+"""The main metric less that of the row it was made from."""
 _LATENCY = m.latency("padded", "p50", CORE)
 _OWN_LENGTH = m.latency("task", "p50", CORE)
 MEASURES = (
-    replace(_METRIC, column=replace(_METRIC.column, title="Metric")),
+    METRIC,
     _change(_LATENCY, CORE),
     _share(_LATENCY, CORE),
     _change(m.SIZE, CORE),

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from edgemin.report.values import Bits, Bounded, Cost, Count, Metrics, Number, Text, Time
+from edgemin.report.values import Bits, Bounded, Cost, Count, Metrics, Number, Pair, Text, Time
 
 
 class Fields(BaseModel):
@@ -56,6 +56,7 @@ class Order(Fields):
     name: Text = None
     stages: list[str] = []
     ablation: Ablation | None = None
+    comparisons: list[Pair] = []
 
 
 class Host(Fields):

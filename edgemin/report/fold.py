@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from edgemin.report.fields import Row
 from edgemin.report.schema import Run
+from edgemin.report.statistics import seeds_alone
 
 SEED = "seed"
 TASK = "task"
@@ -21,22 +22,34 @@ class Statistic:
         mean: the mean.
         sd: the sample standard deviation (divisor n - 1); None for a single value.
         n: how many values.
+        low: the lower end of the 95 % interval; None where none is known.
+        high: its upper end.
+        examples: how many examples the interval counts with; None where it is for other seeds alone.
     """
 
     mean: float
     sd: float | None
     n: int
+    low: float | None = None
+    high: float | None = None
+    examples: int | None = None
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval: what stands after ±."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 def statistic(values: Iterable[float]) -> Statistic | None:
-    """Mean, sample standard deviation and count; None of nothing."""
+    """Mean, sample standard deviation and count, and of several values the t interval; None of nothing."""
     found = [float(value) for value in values]
     if not found:
         return None
     n = len(found)
     mean = found[0] if min(found) == max(found) else math.fsum(found) / n
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (n - 1)) if n > 1 else None
-    return Statistic(mean, sd, n)
+    low, high = seeds_alone(found).around(mean) if n > 1 else (None, None)
+    return Statistic(mean, sd, n, low, high)
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,14 @@ class Line:
             known = found.get(run.seed, Line((), ()))
             found[run.seed] = Line((*known.runs, run), (*known.rows, row))
         return found
+
+    @property
+    def models(self) -> Line:
+        """The same with one job per model: one that all seeds share is one model."""
+        found: dict[object, tuple[Run, Row]] = {}
+        for run, row in zip(self.runs, self.rows, strict=True):
+            found.setdefault(row.artifact or id(row), (run, row))
+        return Line(tuple(run for run, _ in found.values()), tuple(row for _, row in found.values()))
 
     @property
     def first_of_each_seed(self) -> Line:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from edgemin.report.entries import ALL, Entry
 from edgemin.report.fields import Row
@@ -50,8 +50,9 @@ def cell_notes(measure: Measure, line: Line, value: Statistic | None, noise: Noi
     for run, row in zip(line.runs, line.rows, strict=True):
         notes += [note for note in timing_notes(measure, run, row) if note not in notes]
     notes += noise.doubts(measure, line, value)
-    if value.n < len(line.seeds):
-        notes.append(f"known for {value.n} of {len(line.seeds)} seeds")
+    seeds = len((line.models if measure.is_metric else line).seeds)
+    if value.n < seeds:
+        notes.append(f"known for {value.n} of {seeds} seeds")
     return notes
 
 
@@ -84,12 +85,28 @@ def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:
     return notes
 
 
+def interval_notes(values: Iterable[Statistic | None]) -> list[str]:
+    """What ± means below a table of these numbers."""
+    bounded = [value for value in values if value is not None and value.half]
+    examples = sorted({value.examples for value in bounded if value.examples is not None})
+    said = []
+    if examples:
+        counted = " to ".join(str(count) for count in dict.fromkeys((examples[0], examples[-1])))
+        seeds = any(value.n > 1 for value in bounded if value.examples is not None)
+        others = f"other examples like these {counted}" + (" and other seeds" if seeds else "")
+        said.append(f"of metrics for {others}")
+    counts = sorted({value.n for value in bounded if value.examples is None and value.n > 1})
+    if counts:
+        seeds_alone = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        said.append(f"{'of the rest ' if said else ''}for other seeds alone, by t over {seeds_alone} seeds")
+    if any(value.examples is None and value.n == 1 for value in bounded):
+        said.append("of speed-ups for the median over further rounds")
+    return [f"± is half of the 95 % interval: {'; '.join(said)}"] if said else []
+
+
 def study_notes(measures: Sequence[Measure], study: Study, lines: Sequence[Entry]) -> list[str]:
-    """Notes on the whole table: folded seeds, shared rows, how it was trained, several machines, jobs left out."""
+    """Notes on the whole table: shared rows, how it was trained, several machines, jobs left out."""
     notes = []
-    if study.folded:
-        counts = {len(line.seeds) for entry in lines for line in entry.lines.values()}
-        notes.append(f"± is the sample standard deviation over {f'{counts.pop()} ' if len(counts) == 1 else ''}seeds")
     if any(ALL in entry.labels for entry in lines):
         notes.append(
             f"{ALL}: one model for all these jobs, as the setting does not touch it; times are means over the jobs"

@@ -47,11 +47,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a text, a folded number, or nothing; its footnotes; and from where to where a single number varied."""
+    """One cell: a text, a folded number, or nothing; and its footnotes."""
 
     value: Statistic | str | None
     marks: tuple[str, ...] = ()
-    span: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,11 @@ class Table:
         rows = tuple(tuple(replace(cell, marks=anew(cell.marks)) for cell in row) for row in rows)
         return replace(self, columns=columns, rows=rows, footnotes=letters.listed())
 
+    def bounded(self, place: int) -> bool:
+        """Whether any number of a column has an interval."""
+        values = (row[place].value for row in self.rows)
+        return any(isinstance(value, Statistic) and value.low is not None for value in values)
+
     @property
     def folded(self) -> bool:
         """Whether any number was folded from several seeds."""
@@ -185,21 +189,13 @@ def decimals(table: Table, place: int) -> int:
     return min(max(column.digits, 1 - math.floor(math.log10(min(sizes)))), column.digits + 3)
 
 
-def shown(cell: Cell, column: Column, digits: int) -> str:
-    """A cell as people read it: its value, and in brackets from where to where it varied."""
-    text = written(cell.value, column, digits)
-    return (
-        text if cell.span is None else f"{text} ({'-'.join(f'{end * column.factor:.{digits}f}' for end in cell.span)})"
-    )
-
-
 def written(value: Statistic | str | None, column: Column, digits: int) -> str:
-    """A value as people read it: `90.02`, `90.02 ± 0.31`, a text, or a dash for nothing."""
+    """A value as people read it: `90.02`, `90.02 ± 0.31` (half its interval), a text, or a dash for nothing."""
     if value is None:
         return "-"
     if isinstance(value, str):
         return value
     mean = f"{value.mean * column.factor:z.{digits}f}"
-    if value.sd is None or (column.exact and value.sd == 0):
+    if value.half is None or (column.exact and value.half == 0):
         return mean
-    return f"{mean} ± {value.sd * column.factor:.{digits}f}"
+    return f"{mean} ± {value.half * column.factor:.{digits}f}"

@@ -116,7 +116,6 @@ def table(study: Study) -> Table | None:
             name = Cell(effect.name.format(one=one, other=other))
             rows.append((*(Cell(label) for label in group.labels), name, *numbers))
     footnotes.general += [_HOW, *noise.notes(measures)]
-    footnotes.general += ["± is the sample standard deviation over seeds"] if study.folded else []
     return Table("interaction", _TITLE, (*leading, *columns), tuple(rows), tuple(sections), footnotes.listed())
 
 

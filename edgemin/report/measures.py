@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from edgemin.medians import around_median
+from edgemin.report import paired
 from edgemin.report.fields import Latency, Row, Runtime
 from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Column
+from edgemin.report.paired import Score
 from edgemin.report.schema import Run
+from edgemin.report.scores import METRICS
 from edgemin.report.titles import metric_column, metric_title, split_title, task_title
 
 MIB = 2.0**-20
@@ -30,16 +33,14 @@ def quantile(values: Sequence[float], tenths: int) -> float:
     return statistics.quantiles(values, n=10, method="inclusive")[tenths - 1] if len(values) > 1 else values[0]
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of the interval that holds the median of all such values with a probability of at least 94 %.
-
-    Every value lies on either side of that median with equal chance, so these are values themselves: of up to eight the
-    smallest and the largest, of 9 the second and the last but one, of 15 the fourth on either side.
-    """
-    ordered, count, outer = sorted(values), len(values), 0
-    while sum(math.comb(count, few) for few in range(outer + 2)) / 2**count <= 1 / 2**5:
-        outer += 1
-    return ordered[outer], ordered[count - 1 - outer]
+def with_interval(
+    found: Statistic | None, terms: Sequence[tuple[float, Line]], score: Score | None
+) -> Statistic | None:
+    """A sum of a metric over rows with the interval that follows from their predictions, where these are there."""
+    known = paired.estimate(terms, score) if found is not None and score is not None else None
+    if found is None or known is None:
+        return found
+    return replace(found, low=known.low, high=known.high, examples=known.examples)
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class Measure:
             ratios = self.timing(reference).over(self.timing(row))
             if not ratios:
                 return None
-            low, high = median_interval(ratios)
-            ends = {"p10": quantile(ratios, 1), "p90": quantile(ratios, 9), "low": low, "high": high}
+            inner = around_median(ratios)
+            ends = {"p10": quantile(ratios, 1), "p90": quantile(ratios, 9), "low": inner[0], "high": inner[-1]}
             return ends[self.statistic or ""]
         whole = replace(self, part="cost", reference=None)
         own, theirs = whole.read(run, row), whole.read(run, reference)
@@ -147,16 +148,42 @@ class Measure:
         return found
 
     def fold(self, line: Line) -> Statistic | None:
-        """The number over the seeds of a row; None where it is missing.
+        """The number over the seeds of a row, with its interval; None where it is missing.
 
-        A row that several jobs share has no difference to a row that they do not share.
+        A row that several jobs share has no difference to a row that they do not share. A model that all seeds share is
+        one: its metric counts once.
         """
         if self.reference is not None:
             for jobs in line.seeds.values():
                 others = [run.reference(self.reference, row) for run, row in zip(jobs.runs, jobs.rows, strict=True)]
                 if len({other.artifact if other is not None else None for other in others}) > 1:
                     return None
-        return line.fold(self.read)
+        found = (line.models if self.is_metric else line).fold(self.read)
+        if found is not None and found.n == 1 and self.name == "speed_up" and self.statistic is None:
+            return self._over_rounds(line, found)
+        terms = [(1.0, line)]
+        if self.reference is not None:
+            against = paired.reference(line, self.reference)
+            if against is None or against.rows == line.rows:
+                return found
+            terms.append((-1.0, against))
+        return with_interval(found, terms, self.score(line.runs[0]))
+
+    def _over_rounds(self, line: Line, found: Statistic) -> Statistic:
+        """A single speed-up with the interval that holds the median of its rounds."""
+        low, high = (replace(self, statistic=name).fold(line) for name in ("low", "high"))
+        if low is None or high is None or low.mean == high.mean:
+            return found
+        return replace(found, low=low.mean, high=high.mean)
+
+    def score(self, run: Run) -> Score | None:
+        """The metric of predictions that it is, or is a difference of; None of what is none."""
+        is_difference = self.part == "delta" and self.name == "metric"
+        task, split = self.task or run.task.name, self.split or run.first_split
+        metric = self.name if self.is_metric else run.task.metric if is_difference else None
+        if task is None or split is None or metric not in METRICS:
+            return None
+        return Score(task, split, metric, self.runtime)
 
 
 def primary_metrics(study: Study) -> list[Measure]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from edgemin.medians import around_median
 from edgemin.report import measures as m
 from edgemin.report.entries import Entry
 from edgemin.report.fields import Row
@@ -141,9 +142,9 @@ def _over_rounds(timed: Measure, one: Line, other: Line) -> Iterator[float]:
     pairs = [(row, rows[id(run)]) for run, row in zip(one.runs, one.rows, strict=True) if id(run) in rows]
     ratios = [ratio for mine, theirs in pairs for ratio in timed.timing(mine).over(timed.timing(theirs))]
     if ratios:
-        low, high = m.median_interval(ratios)
-        yield high
-        yield 1 / low
+        inner = around_median(ratios)
+        yield inner[-1]
+        yield 1 / inner[0]
 
 
 def _graphs(measure: Measure, lines: Sequence[Entry], device: str) -> list[list[tuple[str, Line, float]]]:

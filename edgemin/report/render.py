@@ -18,7 +18,7 @@ from rich.text import Text
 
 from edgemin.plain_text import csv_cell, printable
 from edgemin.report.fold import Statistic
-from edgemin.report.grid import CORE, MAIN, MOST, Cell, Column, Table, decimals, shown
+from edgemin.report.grid import CORE, MAIN, MOST, Cell, Column, Table, decimals, written
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -63,7 +63,7 @@ def markdown(table: Table) -> str:
         lines += ["", "| " + " | ".join(cell(_heading(column), column.marks) for column in columns) + " |"]
         lines.append("|" + "|".join(" :--- " if column.text else " ---: " for column in columns) + "|")
         for row in table.rows:
-            texts = (shown(row[place], table.columns[place], digits[place]) for place in places)
+            texts = (written(row[place].value, table.columns[place], digits[place]) for place in places)
             cells = [cell(text, row[place].marks) for text, place in zip(texts, places, strict=True)]
             lines.append("| " + " | ".join(cells) + " |")
     for mark, note in table.footnotes:
@@ -79,27 +79,36 @@ def escape_markdown(text: str) -> str:
 def comma_separated(table: Table) -> str:
     """The table as CSV: every column, raw numbers in the unit that the column's name says.
 
-    Where seeds are folded, a column holds the mean, and `<column>_sd` and `<column>_n` follow it.
+    Where seeds are folded, a column holds the mean, and `<column>_sd` and `<column>_n` follow it; then the ends of its
+    95 % interval, `<column>_low` and `<column>_high`, where any of its numbers has one.
     """
     folded = table.folded
     header: list[str] = []
-    for column in table.columns:
-        header.append(csv_cell(column.key))
+    bounded = [table.bounded(place) for place in range(len(table.columns))]
+    for column, has_ends in zip(table.columns, bounded, strict=True):
+        name = csv_cell(column.key)
+        header.append(name)
         if folded and not column.text:
-            header += [f"{header[-1]}_sd", f"{header[-1]}_n"]
+            header += [f"{name}_sd", f"{name}_n"]
+        header += [f"{name}_low", f"{name}_high"] if has_ends else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for row in table.rows:
         values: list[str] = []
-        for cell, column in zip(row, table.columns, strict=True):
+        for cell, column, has_ends in zip(row, table.columns, bounded, strict=True):
             values.append(_raw(cell))
+            known = cell.value if isinstance(cell.value, Statistic) else None
             if folded and not column.text:
-                known = cell.value if isinstance(cell.value, Statistic) else None
-                values.append("" if known is None or known.sd is None else repr(known.sd))
-                values.append("" if known is None else str(known.n))
+                values += ["", ""] if known is None else [_number(known.sd), str(known.n)]
+            if has_ends:
+                values += ["", ""] if known is None else [_number(known.low), _number(known.high)]
         writer.writerow(values)
     return text.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else repr(value)
 
 
 def _raw(cell: Cell) -> str:
@@ -139,7 +148,7 @@ def _tabular(table: Table, places: Sequence[int]) -> list[str]:
 
     def cell(row: Sequence[Cell], place: int) -> str:
         marks = row[place].marks
-        text = escape_latex(shown(row[place], table.columns[place], decimals(table, place)))
+        text = escape_latex(written(row[place].value, table.columns[place], decimals(table, place)))
         return text + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")
 
     def line(cells: Sequence[str]) -> str:
@@ -276,7 +285,7 @@ def _drawn(table: Table, ascii_only: bool, heading: int = _HEADING, names: int |
             drawn.add_section()
         cells = []
         for cell, column, places in zip(row, table.columns, digits, strict=True):
-            text = shown(cell, column, places) + (f" [{','.join(cell.marks)}]" if cell.marks else "")
+            text = written(cell.value, column, places) + (f" [{','.join(cell.marks)}]" if cell.marks else "")
             text = _plain(text, ascii_only)
             cells.append(Text("\n".join(_broken(text, names)) if column.text else text))
         drawn.add_row(*cells)

@@ -15,7 +15,6 @@ from edgemin.report.measures import REFERENCE_TITLES, Measure
 from edgemin.report.noise import Noise
 
 _TITLE = "Every row in every runtime"
-_SPAN = "in brackets: p10 to p90 over the rounds"
 _HOW = (
     "all variants were timed in turns, in one measurement; answers are compared and scored on all sentences of the "
     "split; speed-ups are against the {} in the same runtime"
@@ -39,8 +38,6 @@ def table(study: Study) -> Table | None:
     columns = []
     for measure in measures:
         notes = [note for name in named for note in column_notes(m.in_runtime(measure, name), study, every)]
-        if any(_span(measure, *line) for line in lines):
-            notes.append(_SPAN)
         columns.append(replace(measure.column, marks=footnotes.mark([*dict.fromkeys(notes)])))
     rows = []
     for entry, runtime in lines:
@@ -111,16 +108,7 @@ def _value(measure: Measure, entry: Entry, runtime: str) -> object:
     return m.in_runtime(measure, runtime).fold(line_of(entry))
 
 
-def _span(measure: Measure, entry: Entry, runtime: str) -> tuple[float, float] | None:
-    """From where to where a single speed-up varied over the rounds; nothing of what is compared with itself."""
-    if measure.name != "speed_up" or measure.statistic is not None:
-        return None
-    ends = [m.in_runtime(replace(measure, statistic=name), runtime).fold(line_of(entry)) for name in ("p10", "p90")]
-    known = [end.mean for end in ends if end is not None and end.n == 1]
-    return (known[0], known[1]) if len(known) == 2 and known[0] < known[1] else None
-
-
 def _cell(measure: Measure, entry: Entry, runtime: str, footnotes: Footnotes, noise: Noise) -> Cell:
     own, line = m.in_runtime(measure, runtime), line_of(entry)
     value = own.fold(line)
-    return Cell(value, footnotes.mark(cell_notes(own, line, value, noise)), _span(measure, entry, runtime))
+    return Cell(value, footnotes.mark(cell_notes(own, line, value, noise)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgemin.report import batches, contributions, interaction, profile, runtimes, sensitivity
+from edgemin.report import batches, comparisons_table, contributions, interaction, profile, runtimes, sensitivity
 from edgemin.report import measures as m
+from edgemin.report.comparisons import Comparison, comparisons
 from edgemin.report.entries import Entry, entries, side_by_side
-from edgemin.report.fold import Study
-from edgemin.report.footnotes import cell_notes, column_notes, study_notes
+from edgemin.report.fold import Statistic, Study
+from edgemin.report.footnotes import cell_notes, column_notes, interval_notes, study_notes
 from edgemin.report.gate import MEASURES as GATE
 from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
@@ -18,31 +19,41 @@ from edgemin.report.noise import Noise
 from edgemin.report.titles import metric_column, metric_title, split_title, task_title
 
 
-def tables(study: Study, with_devices: Study | None = None) -> list[Table]:
+def tables(study: Study, with_devices: Study | None = None, margin: float | None = None) -> list[Table]:
     """All tables that the study has numbers for, the stage table first.
 
     Args:
         study: the jobs.
         with_devices: the same with the rows that were measured on other devices too, for the tables of runtimes.
+        margin: differences below it count as none; None: as the jobs say.
     """
     wider = with_devices or study
+    compared = comparisons(study, margin)
     built = (
-        stage_table(study),
+        stage_table(study, compared),
+        comparisons_table.table(study, compared),
         accuracy(study),
         latency(study),
         size(study),
         operations(study),
-        contributed(study),
+        contributed(study, compared),
         runtimes.table(wider),
         batches.table(wider),
         profile.table(study),
         interaction.table(study),
         sensitivity.table(study),
     )
-    return [table for table in built if table is not None]
+    return [explained(table) for table in built if table is not None]
 
 
-def stage_table(study: Study) -> Table | None:
+def explained(table: Table) -> Table:
+    """The table with a note on what ± means in it, if it has any."""
+    shown = [place for place, column in enumerate(table.columns) if column.level <= PAGE and not column.exact]
+    values = [value for row in table.rows for place in shown if isinstance(value := row[place].value, Statistic)]
+    return replace(table, footnotes=(*table.footnotes, *(("", note) for note in interval_notes(values))))
+
+
+def stage_table(study: Study, compared: Sequence[Comparison] = ()) -> Table | None:
     """Every row with its metrics, its costs, and both against the teacher and the student baseline.
 
     The columns stand in the order of what matters, as those on the right are the first that a page has no room for.
@@ -77,7 +88,8 @@ def stage_table(study: Study) -> Table | None:
         measures += [m.difference(reference, FULL), m.ratio("params", reference, FULL)]
         measures += [m.ratio("flops", reference, FULL)]
     title = "What each stage cost and bought"
-    built = _table("stages", title, study, study.keys, entries(study), [*measures, *GATE])
+    doubts = comparisons_table.noise_notes(compared)
+    built = _table("stages", title, study, study.keys, entries(study), [*measures, *GATE], doubts=doubts)
     below = tuple(("", sentence) for sentence in interaction.sentences(study))
     return replace(built, footnotes=built.footnotes + below) if built is not None else None
 
@@ -172,13 +184,14 @@ def operations(study: Study) -> Table | None:
     return _table("table4_flops", title, study, study.keys, entries(study), measures)
 
 
-def contributed(study: Study) -> Table | None:
+def contributed(study: Study, compared: Sequence[Comparison] = ()) -> Table | None:
     """What each stage contributed, in points, milliseconds, MiB and parameters, and in per cent of the whole."""
     every = entries(study)
     known = contributions.made_from(every)
     lines, names = [entry for entry, _ in known], [name for _, name in known]
     title = "What each stage contributed: a row less the row it was made from"
-    built = _table("contributions", title, study, study.keys, lines, contributions.MEASURES, noise=Noise(every))
+    doubts, noise = comparisons_table.noise_notes(compared), Noise(every)
+    built = _table("contributions", title, study, study.keys, lines, contributions.MEASURES, noise, doubts)
     return contributions.with_parents(built, names) if built is not None else None
 
 
@@ -196,10 +209,11 @@ def _table(
     lines: Sequence[Entry],
     measures: Sequence[Measure],
     noise: Noise | None = None,
+    doubts: comparisons_table.Doubts = comparisons_table.NO_DOUBTS,
 ) -> Table | None:
     """Builds a table of the measures that any line has; None where no line has any.
 
-    The noise is that of these lines unless given.
+    The noise is that of these lines unless given; `doubts` are footnotes of the primary metric by labels and name.
     """
     folds = {
         (number, measure.column.key): measure.fold(line)
@@ -225,12 +239,18 @@ def _table(
     if study.folded:
         leading.append(Column("seeds", "Seeds", level=CORE if len(counts) > 1 else FULL, text=True))
     columns = [replace(measure.column, marks=footnotes.mark(column_notes(measure, study, lines))) for measure in shown]
+    doubted = [*m.primary_metrics(study), contributions.METRIC]
     rows = []
     for number, entry in enumerate(lines):
         cells = _leading(entry, study, footnotes)
         for measure in shown:
             place = (number, measure.column.key)
-            cells.append(Cell(folds.get(place), footnotes.mark(notes.get(place, []))))
+            doubt = (
+                [doubts[entry.labels, entry.name]]
+                if measure in doubted and (entry.labels, entry.name) in doubts
+                else []
+            )
+            cells.append(Cell(folds.get(place), footnotes.mark(notes.get(place, []) + doubt)))
         rows.append(tuple(cells))
     footnotes.general += noise.notes(shown) + study_notes(shown, study, lines)
     sections = tuple(number for number in range(1, len(lines)) if lines[number].labels != lines[number - 1].labels)
@@ -243,6 +263,8 @@ def _leading(entry: Entry, study: Study, footnotes: Footnotes) -> list[Cell]:
     notes = list(dict.fromkeys(note for row in every for note in row.notes))
     several = len(entry.lines) > 1
     notes += [note for line in entry.lines.values() for note in gate_notes(line.first_of_each_seed, name_task=several)]
+    if any(len(line.seeds) > len(line.models.rows) == 1 for line in entry.lines.values()):
+        notes.append("one model for all seeds")
     cells = [Cell(label) for label in entry.labels]
     cells.append(Cell(entry.name, footnotes.mark(notes)))
     if study.folded:

@@ -37,4 +37,5 @@ Cost = Annotated[Annotated[Bounded, _NotTiny] | None, AfterValidator(_finite)]
 Time = Annotated[Annotated[Bounded, _Positive] | None, AfterValidator(_finite)]
 Count = Annotated[int, refuse_unless(lambda value: value >= 1, "a whole number of at least 1")]
 Metrics = dict[str, dict[str, dict[str, Number]]]  # by task, split and name
+Pair = Annotated[list[str], refuse_unless(lambda value: len(value) == 2, "the names of two rows")]
 Bits = Annotated[str, refuse_unless(lambda value: re.fullmatch("[0-9]{1,2}", value) is not None, "bits as names")]

@@ -18,6 +18,7 @@ from edgemin.report.fold import Study, fold
 from edgemin.report.grid import Table
 from edgemin.report.order_figure import pipeline
 from edgemin.report.page import failed_jobs, page
+from edgemin.report.paired import missing
 from edgemin.report.render import FORMATS, terminal
 from edgemin.report.runtimes_figure import latencies
 from edgemin.report.schema import Run, find, read
@@ -25,12 +26,13 @@ from edgemin.report.sensitivity_figure import sensitivities
 from edgemin.report.tables import tables
 
 
-def write_job(run_dir: Path | str, devices: Sequence[Measured] = ()) -> dict[str, Path]:
+def write_job(run_dir: Path | str, devices: Sequence[Measured] = (), margin: float | None = None) -> dict[str, Path]:
     """Writes the tables, figures and page of one job beside its run.json.
 
     Args:
         run_dir: the job's directory.
         devices: what was measured on other devices; those of artifacts that the job does not have are left to others.
+        margin: a difference of the main metric below it counts as none, a fraction; None: as the job says.
 
     Returns:
         The files written, by their path relative to the directory: `tables/stages.md`, `report.md` ...
@@ -40,16 +42,23 @@ def write_job(run_dir: Path | str, devices: Sequence[Measured] = ()) -> dict[str
     """
     run = read(Path(run_dir))
     own = {row.artifact for row in run.rows}
-    return _write(Path(run_dir), [run], [], devices=[one for one in devices if one.content.artifact in own])
+    here = [one for one in devices if one.content.artifact in own]
+    return _write(Path(run_dir), [run], [], devices=here, margin=margin)
 
 
-def write_study(study_dir: Path | str, failed: Sequence[str] = (), devices: Sequence[Measured] = ()) -> dict[str, Path]:
+def write_study(
+    study_dir: Path | str,
+    failed: Sequence[str] = (),
+    devices: Sequence[Measured] = (),
+    margin: float | None = None,
+) -> dict[str, Path]:
     """Writes the tables, figures and page over all jobs below a directory.
 
     Args:
         study_dir: the sweep's directory.
         failed: a line for each job that failed or is missing, for the page.
         devices: what was measured on other devices.
+        margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
 
     Returns:
         The files written, by their path relative to the directory.
@@ -60,21 +69,22 @@ def write_study(study_dir: Path | str, failed: Sequence[str] = (), devices: Sequ
     top = Path(study_dir)
     files = find(top)
     jobs = [file.parent for file in files if file.parent != top]
-    return _write(top, [read(file) for file in files], jobs, failed, devices)
+    return _write(top, [read(file) for file in files], jobs, failed, devices, margin)
 
 
-def rebuild(directory: Path | str, devices: Sequence[Measured] = ()) -> dict[str, Path]:
+def rebuild(directory: Path | str, devices: Sequence[Measured] = (), margin: float | None = None) -> dict[str, Path]:
     """Writes everything again: each job's, and the study's where the directory is not itself a job's.
 
     Args:
         directory: the job's or the study's.
         devices: what was measured on other devices.
+        margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
 
     Returns:
         The files written, by their path relative to the directory.
 
     Raises:
-        UserError: a run.json cannot be used, or a device's artifact is in none.
+        UserError: a run.json cannot be used, a device's artifact is in none, or a margin is none.
     """
     top = Path(directory)
     files = find(top)
@@ -82,9 +92,9 @@ def rebuild(directory: Path | str, devices: Sequence[Measured] = ()) -> dict[str
     written: dict[str, Path] = {}
     for file in files:
         job = file.parent.relative_to(top)
-        written |= {(job / name).as_posix(): path for name, path in write_job(file.parent, devices).items()}
+        written |= {(job / name).as_posix(): path for name, path in write_job(file.parent, devices, margin).items()}
     if files[0].parent != top:
-        written |= write_study(top, devices=devices)
+        written |= write_study(top, devices=devices, margin=margin)
     return written
 
 
@@ -116,6 +126,7 @@ def print_study(
     file: TextIO | None = None,
     failed: Sequence[str] = (),
     devices: Sequence[Measured] = (),
+    margin: float | None = None,
 ) -> None:
     """Prints the main tables over all jobs below a directory.
 
@@ -124,28 +135,49 @@ def print_study(
         file: where to; standard output by default.
         failed: a line for each job that failed or is missing, to be printed below the tables.
         devices: what was measured on other devices.
+        margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
     """
     runs = [read(path) for path in find(study_dir)]
-    _print(runs, file, devices)
+    _print(runs, file, devices, margin)
     if failed:
         said = [f"{failed_jobs(len(runs), failed)}:", *(f"  {printable(line)}" for line in failed)]
         print("\n".join(said), file=file)
 
 
-def _print(runs: Sequence[Run], file: TextIO | None, devices: Sequence[Measured] = ()) -> None:
+def _print(
+    runs: Sequence[Run], file: TextIO | None, devices: Sequence[Measured] = (), margin: float | None = None
+) -> None:
     study = fold(runs)
-    built, remarks = _tables(study, fold(merged(runs, devices)))
+    built, remarks = _tables(study, fold(merged(runs, devices)), margin)
     main = ("stages",) if study.tasks else ("table3_size", "table4_flops")
     for table in built:
-        if table.name in (*main, "runtimes", "grid", "profile", "published"):
+        if table.name in (*main, "comparisons", "runtimes", "grid", "profile", "published"):
             terminal(table, file)
     for remark in remarks:
         print(remark, file=file)
 
 
-def _tables(study: Study, with_devices: Study) -> tuple[list[Table], list[str]]:
-    """The tables, the published figures beside ours last; and why these are missing where they are."""
-    built = tables(study, with_devices)
+def _tables(study: Study, with_devices: Study, margin: float | None = None) -> tuple[list[Table], list[str]]:
+    """The tables, the published figures beside ours last; and why something is missing where it is."""
+    built, published_remarks = _with_published(study, tables(study, with_devices, margin))
+    return built, [*_without_predictions(study), *published_remarks]
+
+
+def _without_predictions(study: Study) -> list[str]:
+    """Which rows have no predictions, although run.json names some."""
+    lost = {run.file.parent / "predictions": names for run in study.runs if (names := missing(run))}
+    if not lost:
+        return []
+    where, names = next(iter(lost.items()))
+    more = f" and of {len(lost) - 1} other jobs" if len(lost) > 1 else ""
+    return [
+        f"Comparisons, and intervals over examples: no predictions in {where} of {', '.join(names)}{more}; expected "
+        "those that run.json names"
+    ]
+
+
+def _with_published(study: Study, built: list[Table]) -> tuple[list[Table], list[str]]:
+    """The tables and the published figures beside ours; and why these are missing where they are."""
     names = [*dict.fromkeys(run.published for run in study.runs if run.published)]
     if not names:
         return built, []
@@ -174,12 +206,13 @@ def _write(
     jobs: Sequence[Path],
     failed: Sequence[str] = (),
     devices: Sequence[Measured] = (),
+    margin: float | None = None,
 ) -> dict[str, Path]:
     if not any(run.rows for run in runs):
         raise UserError(f"{runs[0].file}: rows: expected at least one row, given none")
     study = fold(runs)
     with_devices = fold(merged(runs, devices))
-    built, remarks = _tables(study, with_devices)
+    built, remarks = _tables(study, with_devices, margin)
     drawn, skipped = figures(study)
     drawn += against(comparisons(study))
     drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study)

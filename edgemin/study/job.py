@@ -26,7 +26,7 @@ from edgemin.store.disk import disk_errors, write_atomically
 from edgemin.store.provenance import git_revision, versions
 from edgemin.study import predictions, results, tree
 from edgemin.study.nodes import Plan, Study
-from edgemin.study.order import ablation, order_name, row_specs, student_stages
+from edgemin.study.order import ablation, compared, order_name, row_specs, student_stages
 from edgemin.study.pipeline import Done, Pipeline
 from edgemin.study.plan import build, unused
 from edgemin.study.roots import Root
@@ -54,11 +54,13 @@ def read_study(settings: Mapping[str, Any]) -> Study:
         config.check_type(settings.get(key), annotation, key)
     max_drop = settings["evaluate"]["max_drop"]
     config.check_type(max_drop, config.Share | None, "evaluate.max_drop")
+    config.check_type(settings["evaluate"]["margin"], config.Margin, "evaluate.margin")
     task = config.construct(settings.get("task"), "task", Task)
     trainer = config.construct(settings.get("trainer"), "trainer", Trainer)
     roots = {name: config.construct(settings.get(name), name, Root) for name in _models(settings)}
     use_threads(trainer.threads)
     rows = row_specs(settings["order"], settings["stages"], {name: root.stages for name, root in roots.items()})
+    compared(settings["order"], settings["stages"], rows)
     splits = None if task.name == "none" else load(task)
     return Study(settings, task, splits, roots, rows, trainer, settings["seed"], max_drop)
 
@@ -297,6 +299,7 @@ def _content(
         "order": {
             "name": order_name(order, by_hand),
             "stages": student_stages(order, by_hand),
+            "comparisons": compared(order, by_hand, study.rows),
             "ablation": ablated.described if ablated is not None else None,
         },
         "config": settings,

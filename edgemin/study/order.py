@@ -105,7 +105,8 @@ def row_specs(
 
     Args:
         order: the `order` node: `name`, `stages`, `rows` (`None`: the teacher and every prefix),
-            `controls`, and `ablate` where an [`Ablation`][edgemin.study.order.Ablation] expands it.
+            `controls`, `comparisons` (see [`compared`][edgemin.study.order.compared]), and `ablate` where an
+            [`Ablation`][edgemin.study.order.Ablation] expands it.
         by_hand: the student's stages if the user gave them: the rows are then the teacher and every prefix, whatever
             the order says. `None`: as the order says.
         own_stages: the stages of each model's own path, by its name; the student has none.
@@ -114,8 +115,8 @@ def row_specs(
         UserError: a row or control that is not of the form `{name, model, stages}`, two rows of one name, or an
             ablation that the stages do not allow.
     """
-    for key in sorted(set(order) - {"name", "stages", "rows", "controls", "ablate"}):
-        raise UserError(f"order.{key}: unknown key (there are: name, stages, rows, controls)")
+    for key in sorted(set(order) - {"name", "stages", "rows", "controls", "comparisons", "ablate"}):
+        raise UserError(f"order.{key}: unknown key (there are: name, stages, rows, controls, comparisons)")
     check_type(order.get("name"), str, "order.name")
     check_type(order.get("stages"), list[str], "order.stages")
     stages = student_stages(order, by_hand)
@@ -140,6 +141,33 @@ def row_specs(
         if names.count(name) > 1:
             raise UserError(f"order.rows: expected a name of its own for every row, given {name!r} twice")
     return specs
+
+
+def compared(order: Mapping[str, Any], by_hand: Sequence[str] | None, rows: Sequence[RowSpec]) -> list[list[str]]:
+    """The pairs of rows that an order declares: its questions, which the report corrects for one another.
+
+    Args:
+        order: the `order` node.
+        by_hand: the student's stages if the user gave them: the order's own pairs are then left out with its rows.
+        rows: those of the study.
+
+    Returns:
+        Pairs of names; none where the report's default is meant: every row with its parent and its controls.
+
+    Raises:
+        UserError: what is no list of pairs, a row that there is not, or a row beside itself.
+    """
+    pairs = order.get("comparisons") if by_hand is None else None
+    check_type(pairs, list[list[str]] | None, "order.comparisons")
+    names = [row.name for row in rows]
+    for index, pair in enumerate(pairs or []):
+        key = f"order.comparisons[{index}]"
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise UserError(f"{key}: expected the names of two rows, [row, other], given {pair}")
+        for name in pair:
+            if name not in names:
+                raise UserError(f"{key}: expected rows of the order ({', '.join(names)}), given {name!r}")
+    return [list(pair) for pair in pairs or []]
 
 
 def student_stages(order: Mapping[str, Any], by_hand: Sequence[str] | None) -> list[str]:

@@ -71,7 +71,7 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
     evaluate = plain.get("evaluate")
     if (
         not isinstance(evaluate, dict)
-        or set(evaluate) != {"transfer", "max_drop"}
+        or set(evaluate) != {"transfer", "max_drop", "margin"}
         or not _are_names(evaluate["transfer"])
     ):
         raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {evaluate}")

@@ -439,6 +439,7 @@ NUMBERS = [
         "student.intermediate=262144",
     ),
     setting("student.vocabulary=1000000000", "student.vocabulary: expected a whole number from 1 to "),
+    setting("evaluate.margin=1", "evaluate.margin: expected a share in (0, 1), given 1"),
     setting("trainer.threads=100000", "trainer.threads: expected a whole number from 1 to 1024 or null, given 100000"),
     setting("task.max_train_examples=1000000000", "task.max_train_examples: expected at most 200000 examples"),
     setting("task.max_length=100000", "task.max_length: expected at most 128, what the teacher takes, given 100000"),

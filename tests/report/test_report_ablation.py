@@ -87,7 +87,7 @@ def test_the_interaction_is_formed_in_each_seed_and_then_folded() -> None:
     assert folded.sd == pytest.approx(statistics.stdev(values))
     (said,) = below(*runs)
     start = "interaction of prune and quantize: (both - only prune) - (only quantize - neither) is "
-    assert said.startswith(f"{start}{100 * folded.mean:.2f} ± {100 * (folded.sd or 0):.2f} points of accuracy; ")
+    assert said.startswith(f"{start}{100 * folded.mean:.2f} ± {100 * (folded.half or 0):.2f} points of accuracy; ")
     assert "0.98 x compression" in said
 
 

@@ -34,7 +34,7 @@ def test_seeds_are_folded_into_mean_and_sample_standard_deviation() -> None:
 
 def test_a_single_value_has_no_standard_deviation_and_nothing_no_statistic() -> None:
     assert statistic([0.5]) == Statistic(0.5, None, 1)
-    assert statistic([0.1, 0.1, 0.1]) == Statistic(0.1, 0.0, 3)
+    assert statistic([0.1, 0.1, 0.1]) == Statistic(0.1, 0.0, 3, 0.1, 0.1)
     assert statistic([]) is None
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from edgemin.errors import UserError
-from edgemin.study.order import Ablation, Interaction, RowSpec, ablation, order_name, row_specs, student_stages
+from edgemin.study.order import (
+    Ablation,
+    Interaction,
+    RowSpec,
+    ablation,
+    compared,
+    order_name,
+    row_specs,
+    student_stages,
+)
 
 TEACHER = {"teacher": ["finetune"], "student": []}
 STAGES = ["finetune", "distill", "quantize"]
@@ -55,6 +65,22 @@ def test_rows_and_controls_come_as_they_are_named() -> None:
         RowSpec("All", "student", tuple(STAGES)),
         RowSpec("Longer", "student", ("finetune", "longer"), control=True),
     ]
+
+
+def test_an_order_declares_which_rows_are_compared() -> None:
+    specs = row_specs(order(), None, TEACHER)
+    pair = [specs[2].name, specs[0].name]
+    made = order(comparisons=[pair])
+    assert row_specs(made, None, TEACHER) == specs
+    assert compared(made, None, specs) == [pair]
+    assert compared(order(), None, specs) == compared(made, STAGES, specs) == []
+    for wrong, said in (
+        (["one"], "expected the names of two rows"),
+        ([pair[0], pair[0]], "expected the names of two rows"),
+        ([pair[0], "x"], "expected rows of the order (Teacher, "),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"order.comparisons[0]: {said}")):
+            compared(order(comparisons=[wrong]), None, specs)
 
 
 @pytest.mark.parametrize("stages", [STAGES, ["finetune", "quantize"]], ids=["the order's own", "others"])
