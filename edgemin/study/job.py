@@ -300,7 +300,7 @@ def _content(
             "name": order_name(order, by_hand),
             "stages": student_stages(order, by_hand),
             "comparisons": compared(order, by_hand, study.rows),
-            "ablation": ablated.described if ablated is not None else None,
+            "ablation": ablated.described(student_stages(order, by_hand)) if ablated is not None else None,
         },
         "config": settings,
         "host": host(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import permutations
+from typing import Any, ClassVar
 
 from edgemin.config import check_type, construct
 from edgemin.errors import UserError
@@ -20,6 +21,7 @@ class RowSpec:
     stages: tuple[str, ...]
     control: bool = False
     named: bool = True  # the user or an order file names it; any other is a prefix, which may be left out
+    optional: bool = False  # left out, with a note that says why, where it cannot be planned
 
     @property
     def path(self) -> str:
@@ -28,74 +30,139 @@ class RowSpec:
 
 
 class Ablation(ABC):
-    """A way to expand one order into the rows that answer a question about its stages; a choice of `ablate`."""
+    """A way to expand an order into the rows that answer a question about some of its stages; a choice of `ablate`.
 
-    @property
-    @abstractmethod
-    def described(self) -> dict[str, Any]:
-        """What `run.json` says of it: a `name`, and what the report finds the rows by."""
+    There are always the order without any of these stages and with all of them; what stands between is the question.
+    All other stages stay in place. The report finds the rows by their stages, whatever they are called.
+
+    Args:
+        stages: the stages in question, at least two, each once in the order. `None`: all of the order but `finetune`,
+            without which there is no head to score most students by.
+    """
+
+    name: ClassVar[str]
+    """What `run.json` calls it."""
+    complete: ClassVar[bool] = False
+    """Whether it says nothing unless it has all its rows; else one that cannot be planned is left out by a note."""
+
+    def __init__(self, stages: list[str] | None = None) -> None:
+        if stages is not None and (len(stages) < 2 or len(set(stages)) < len(stages)):
+            raise UserError(f"stages: expected two or more different stages, given {stages}")
+        self.stages = stages
 
     @abstractmethod
+    def between(self, ablated: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """The rows by their names: those of the ablated stages that each has, in the order in which it has them."""
+
+    def ablated(self, stages: Sequence[str]) -> tuple[str, ...]:
+        """The stages in question, in the order in which they run.
+
+        Raises:
+            UserError: the order has not each of them once, or fewer than two; the message begins with `ablate.`.
+        """
+        asked = [stage for stage in dict.fromkeys(stages) if stage != "finetune"] if self.stages is None else self.stages
+        if wrong := [f"{stage} {list(stages).count(stage)} times" for stage in asked if list(stages).count(stage) != 1]:
+            raise UserError(
+                f"ablate.stages: expected stages that the order has once each, given {' and '.join(wrong)} in "
+                f"{list(stages)}"
+            )
+        if len(asked) < 2:
+            raise UserError(f"ablate.stages: expected null only with two stages besides finetune, given {list(stages)}")
+        return tuple(sorted(asked, key=list(stages).index))
+
+    def described(self, stages: Sequence[str]) -> dict[str, Any]:
+        """What `run.json` says of it: its `name`, and which of the student's stages are ablated."""
+        return {"name": self.name, "stages": list(self.ablated(stages))}
+
     def rows(self, stages: Sequence[str], rows: Sequence[RowSpec]) -> list[RowSpec]:
-        """The rows to print, controls apart.
+        """The rows to print, controls apart: those that have none of the stages, then the ablation's own.
+
+        A row that there is already (the student baseline may be the order without any) keeps its name and its place.
 
         Args:
             stages: the student's stages as they will run.
             rows: those that would be printed without the ablation.
 
         Raises:
-            UserError: the stages are not such that the question can be asked; the message begins with `ablate.`.
+            UserError: see [`ablated`][edgemin.study.order.Ablation.ablated].
         """
+        ablated = self.ablated(stages)
+        made = [row for row in rows if row.model != "student" or not {*ablated} & {*row.stages}]
+        named = ", ".join(ablated)
+        none, whole = f"None of {named}", f"All of {named}"
+        if len(ablated) == 2:
+            none, whole = "Neither {} nor {}".format(*ablated), "Both {} and {}".format(*ablated)
+        for name, having in {none: (), **self.between(ablated), whole: ablated}.items():
+            optional = not self.complete and having != ablated
+            spec = RowSpec(name, "student", _in_place(stages, ablated, having), optional=optional)
+            place = next((place for place, row in enumerate(made) if row.path == spec.path), None)
+            if place is None:
+                made.append(spec)
+            elif not made[place].named:  # a prefix, which is left out where its head is stale; not so here
+                made[place] = replace(made[place], named=True, optional=optional)
+        return made
 
 
-class Interaction(Ablation):
-    r"""Two stages crossed: the order with neither, with each of them alone, with both; all other stages in place.
+class Single(Ablation):
+    """Each stage alone: what it does to the model that the others have not touched."""
 
-    With $m$ the primary metric, the stages interact by $(m_{both} - m_{one}) - (m_{other} - m_{neither})$, which
-    [`interaction`][edgemin.report.interaction] forms from these rows. It finds them by their stages, whatever they are
-    called.
+    name = "single"
+
+    def between(self, ablated: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """Each of the stages alone."""
+        return {f"Only {stage}": (stage,) for stage in ablated}
+
+
+class Interaction(Single):
+    """Two stages crossed: do they help or hurt one another?
 
     Args:
-        stages: the two, each once in the order.
+        stages: the two.
     """
 
+    name, complete = "interaction", True
+
     def __init__(self, stages: list[str]) -> None:
-        if len(stages) != 2 or stages[0] == stages[1]:
+        if len(stages) != 2:
             raise UserError(f"stages: expected two different stages, given {stages}")
-        self.stages = tuple(stages)
+        super().__init__(stages)
 
-    @property
-    def described(self) -> dict[str, Any]:
-        """Its name and the two stages."""
-        return {"name": "interaction", "stages": list(self.stages)}
 
-    def rows(self, stages: Sequence[str], rows: Sequence[RowSpec]) -> list[RowSpec]:
-        """The other models' rows and the student's that have neither stage, then the group.
+class LeaveOneOut(Ablation):
+    """The whole order, and without each stage in turn: what the stage does after and before all the others."""
 
-        A row that has all stages but the two (the student baseline, say) keeps its name and is the group's first.
-        """
-        if any(list(stages).count(stage) != 1 for stage in self.stages):
-            counts = " and ".join(f"{stage} {list(stages).count(stage)} times" for stage in self.stages)
-            raise UserError(
-                f"ablate.stages: expected two stages that the order has once each, given {counts} in {list(stages)}"
-            )
-        one, other = self.stages
-        cells = {
-            f"Neither {one} nor {other}": (one, other),
-            f"Only {one}": (other,),
-            f"Only {other}": (one,),
-            f"Both {one} and {other}": (),
-        }
-        group = [
-            RowSpec(name, "student", tuple(stage for stage in stages if stage not in without))
-            for name, without in cells.items()
-        ]
-        kept = [row for row in rows if row.model != "student" or not set(self.stages) & set(row.stages)]
-        if any(row.path == group[0].path for row in kept):
-            # A prefix that is left out where its head is stale must not be left out here.
-            kept = [replace(row, named=True) if row.path == group[0].path else row for row in kept]
-            del group[0]
-        return [*kept, *group]
+    name = "leave_one_out"
+
+    def between(self, ablated: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """All stages but one, for each of them."""
+        return {f"Without {left}": tuple(stage for stage in ablated if stage != left) for left in ablated}
+
+
+class Prefixes(Ablation):
+    """The first stage, the first two, and so on."""
+
+    name = "prefixes"
+
+    def between(self, ablated: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """Every prefix that has a stage and is not the whole."""
+        return {", ".join(ablated[:end]): ablated[:end] for end in range(1, len(ablated))}
+
+
+class Orders(Ablation):
+    """Every order of the stages, in the places that they have in the order."""
+
+    name = "orders"
+
+    def between(self, ablated: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """Every permutation, that of the order itself first."""
+        return {", ".join(order): order for order in permutations(ablated)}
+
+
+def _in_place(stages: Sequence[str], ablated: Sequence[str], having: Sequence[str]) -> tuple[str, ...]:
+    """The stages with only some of the ablated ones, which take one another's places where their order is another."""
+    kept = [stage for stage in stages if stage not in ablated or stage in having]
+    turn = iter(having)
+    return tuple(next(turn) if stage in ablated else stage for stage in kept)
 
 
 def row_specs(

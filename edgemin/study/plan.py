@@ -6,7 +6,7 @@ Equal prefixes are one node. Everything that can be refused is refused here, bef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from edgemin import config
@@ -19,7 +19,8 @@ from edgemin.store.provenance import releases
 from edgemin.study import roots
 from edgemin.study.checks import plan_stage, stages_key
 from edgemin.study.nodes import STALE, Node, Plan, Row, Study
-from edgemin.study.starts import SOURCE, read_starts
+from edgemin.study.order import RowSpec
+from edgemin.study.starts import SOURCE, Start, read_starts
 from edgemin.tasks.base import Kind
 from edgemin.training.stage import Effect, Place, Stage
 
@@ -34,9 +35,23 @@ def build(study: Study) -> Plan:
 
     Raises:
         UserError: an unknown stage, an order that cannot work, a setting that a stage refuses, a row whose head was
-            never trained.
+            never trained. An optional row for which that holds is left out, and the notes say why.
     """
-    return _Planner(study).plan()
+    starts = read_starts(study.roots, study.splits)
+    left_out: list[str] = []
+    while True:
+        planner = _Planner(study, starts)
+        try:
+            plan = planner.plan()
+        except UserError as error:
+            row = planner.row
+            if row is None or not row.optional:
+                raise
+            left_out.append(f"row {row.name!r} is left out: {error}")
+            # All anew, as what a stage does may depend on whether any row goes on from it to a fine-tuning.
+            study = replace(study, rows=[spec for spec in study.rows if spec is not row])
+        else:
+            return replace(plan, notes=left_out + plan.notes)
 
 
 def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence[str]]) -> list[str]:
@@ -75,18 +90,19 @@ def stage_code(effect: Effect, given: Sequence[Node], task: Kind | None) -> tupl
 
 
 class _Planner:
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    def __init__(self, study: Study, starts: Mapping[str, Start]) -> None:
+        self.study, self.starts = study, starts
+        self.row: RowSpec | None = None  # the one that is being planned
         self.nodes: dict[str, Node] = {}
         self.notes: list[str] = []
         self.making: list[str] = []
         self.paths = [spec.path for spec in study.rows]
         self.paths += ["/".join((name, *root.stages)) for name, root in study.roots.items()]
-        self.starts = read_starts(study.roots, study.splits)
 
     def plan(self) -> Plan:
         rows = []
         for spec in self.study.rows:
+            self.row = spec
             node = self.node(spec.model, spec.stages)
             if self.study.splits is None or (node.head_trained and (spec.named or not node.head_stale)):
                 rows.append(Row(spec, node))
