@@ -41,6 +41,7 @@ class Task(Fields):
     name: Text = None
     metric: Text = None
     splits: list[str] = []
+    labels: list[str] = []
 
 
 class Ablation(Fields):

@@ -1,97 +1,118 @@
-"""`ablate=interaction`: whether two stages help or hurt one another, from the rows with neither, each and both.
+"""Do stages help or hurt one another? What each does alone, or beside all the others, set beside what all do together.
 
-A metric is compared by differences and a cost by ratios, both against the order with neither stage:
+A metric is compared by differences and a cost by ratios. Of `ablate=interaction` and `ablate=single` a stage's own
+effect is that of the stage alone, of `ablate=leave_one_out` that of the stage beside all others:
 
-    I_metric = (m_both - m_one) - (m_other - m_neither)
-    I_cost = (c_neither / c_both) / ((c_neither / c_one) * (c_neither / c_other))
+    single: m_only - m_none, c_none / c_only         leave_one_out: m_all - m_without, c_without / c_all
 
-0 and 1 say that what the stages do alone adds up (multiplies) to what they do together.
+Together the stages do m_all - m_none and c_none / c_all. The interaction is that less the sum of the stages' own
+differences, and by the product of their own ratios: 0 and 1 say that what the stages do adds up (multiplies).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from edgemin.report import measures as m
 from edgemin.report.entries import entries
-from edgemin.report.fields import Row
-from edgemin.report.fold import Group, Statistic, Study, statistic
+from edgemin.report.fields import Ablation, Row
+from edgemin.report.fold import Group, Line, Statistic, Study, statistic
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
 from edgemin.report.measures import Measure
 from edgemin.report.noise import Floor, Noise, within
+from edgemin.report.paired import Estimate, Score, estimate
 from edgemin.report.schema import Run
+from edgemin.report.statistics import CHANCE
 from edgemin.report.titles import metric_word
 
-ABLATION = "interaction"
-"""The name of `order.ablation` in the run.json of a job that asked for it."""
+_LEFT_OUT = "leave_one_out"
+_KINDS = ("interaction", "single", _LEFT_OUT)
+"""The names of `order.ablation` in run.json that have the rows for it."""
 
-
-class Cells(NamedTuple):
-    """The four rows of one job."""
-
-    neither: Row
-    one: Row
-    other: Row
-    both: Row
+Numbers = tuple[float, ...]
+"""A number of the row with none of the stages, of a row for each stage, and of the row with all."""
 
 
 @dataclass(frozen=True)
-class _Effect:
-    """A row of the table: how it follows from the four numbers, in the order of `Cells`, of a metric and of a cost."""
+class Question:
+    """What was ablated in the jobs of a group.
 
-    name: str
-    difference: Callable[[float, float, float, float], float]
-    ratio: Callable[[float, float, float, float], float]
+    Args:
+        kind: the name of the ablation.
+        stages: the stages in question.
+    """
+
+    kind: str
+    stages: tuple[str, ...]
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the row for a stage has all stages but this one; else it has this one alone."""
+        return self.kind == _LEFT_OUT
+
+    @property
+    def together(self) -> str:
+        """All stages in words."""
+        return ("Both " if len(self.stages) == 2 else "All of ") + _listed(self.stages)
+
+    @property
+    def effects(self) -> list[str]:
+        """The names of the table's rows."""
+        own = "{}, beside the others" if self.is_left_out else "Only {}"
+        alike = "Both" if len(self.stages) == 2 else "All"
+        sums = [self.together, f"{alike}, if they did not interact", "Interaction"]
+        return [own.format(stage) for stage in self.stages] + sums
+
+    def differences(self, numbers: Numbers) -> list[float]:
+        """Of a metric: each stage's own, all together, the sum of the former, and the latter less that."""
+        none, *each, whole = numbers
+        own = [whole - one if self.is_left_out else one - none for one in each]
+        return [*own, whole - none, math.fsum(own), whole - none - math.fsum(own)]
+
+    @property
+    def weights(self) -> list[float]:
+        """The last of these differences as a weighted sum of the numbers."""
+        more = len(self.stages) - 1.0
+        none, each, whole = (-1.0, 1.0, -more) if self.is_left_out else (more, -1.0, 1.0)
+        return [none, *[each] * len(self.stages), whole]
+
+    def ratios(self, numbers: Numbers) -> list[float]:
+        """Of a cost: the same, with the product in the place of the sum."""
+        none, *each, whole = numbers
+        own = [one / whole if self.is_left_out else none / one for one in each]
+        return [*own, none / whole, math.prod(own), none / whole / math.prod(own)]
 
 
-_INTERACTION = _Effect(
-    "Interaction",
-    lambda none, one, other, both: (both - one) - (other - none),
-    lambda none, one, other, both: one * other / none / both,
-)
-_EFFECTS = (
-    _Effect("Only {one}", lambda none, one, other, both: one - none, lambda none, one, other, both: none / one),
-    _Effect("Only {other}", lambda none, one, other, both: other - none, lambda none, one, other, both: none / other),
-    _Effect(
-        "Both {one} and {other}",
-        lambda none, one, other, both: both - none,
-        lambda none, one, other, both: none / both,
-    ),
-    _Effect(
-        "Both, if they did not interact",
-        lambda none, one, other, both: (one - none) + (other - none),
-        lambda none, one, other, both: (none / one) * (none / other),
-    ),
-    _INTERACTION,
-)
-
-
-def stages(run: Run) -> tuple[str, str] | None:
-    """The two stages that a job crossed; None where it did not."""
-    ablation = run.order.ablation
-    if ablation is None or ablation.name != ABLATION or len(ablation.stages) != 2:
+def question(run: Run) -> Question | None:
+    """What a job asked of its stages; None where it asked nothing of the kind."""
+    ablation: Ablation | None = run.order.ablation
+    if ablation is None or ablation.name not in _KINDS or len(ablation.stages) < 2:
         return None
-    return ablation.stages[0], ablation.stages[1]
+    return Question(ablation.name, tuple(ablation.stages))
 
 
-def cells(run: Run) -> Cells | None:
-    """The four rows of a job, found by their stages; None where it crossed nothing, or one is missing."""
-    crossed = stages(run)
-    if crossed is None:
+def cells(run: Run) -> tuple[Row, ...] | None:
+    """The rows of a job with none of the stages, with (or without) each and with all, found by their stages.
+
+    None where it asked nothing, or one of them is missing.
+    """
+    asked = question(run)
+    if asked is None:
         return None
+    each = [{one} if asked.is_left_out else {*asked.stages} - {one} for one in asked.stages]
     found = []
-    for without in (crossed, crossed[1:], crossed[:1], ()):
+    for without in ({*asked.stages}, *each, set[str]()):
         path = [stage for stage in run.order.stages if stage not in without]
         found.append(next((row for row in run.rows if row.model == "student" and row.stages == path), None))
     there = [row for row in found if row is not None]
-    return Cells(*there) if len(there) == len(found) else None
+    return tuple(there) if len(there) == len(found) else None
 
 
 def table(study: Study) -> Table | None:
-    """What the two stages do alone and together, per metric, size and latency; None where no job crossed two."""
+    """What the stages do by themselves and together, per metric, size and latency; None where no job asked."""
     groups = [(group, known) for group in study.groups if (known := _known(group))]
     if not groups:
         return None
@@ -110,49 +131,58 @@ def table(study: Study) -> Table | None:
     for group, known in groups:
         sections += [len(rows)] if rows else []
         footnotes.general += [note for note in _group_notes(group, known) if note not in footnotes.general]
-        one, other = _crossed(group)
-        for effect in _EFFECTS:
-            numbers = [_cell(measure, known, effect, noise, footnotes) for measure in measures]
-            name = Cell(effect.name.format(one=one, other=other))
-            rows.append((*(Cell(label) for label in group.labels), name, *numbers))
+        asked = _asked(group)
+        folded = [_fold(measure, known, asked) for measure in measures]
+        for place, name in enumerate(asked.effects):
+            numbers = [
+                _cell(effects[place], noise.floor(measure), footnotes)
+                for measure, effects in zip(measures, folded, strict=True)
+            ]
+            rows.append((*(Cell(label) for label in group.labels), Cell(name), *numbers))
     footnotes.general += [_HOW, *noise.notes(measures)]
     return Table("interaction", _TITLE, (*leading, *columns), tuple(rows), tuple(sections), footnotes.listed())
 
 
 def sentences(study: Study) -> list[str]:
-    """The interaction in one sentence per group of seeds, for below the stage table."""
+    """Whether what the stages do adds up, in one sentence per group of seeds, for below the stage table."""
     said, noise = [], Noise(entries(study))
     for group in study.groups:
         known = _known(group)
         if not known:
             continue
-        one, other = _crossed(group)
+        asked = _asked(group)
         points: list[str] = []
         ratios: list[str] = []
         for measure in _measures(study):
-            value = _fold(measure, known, _INTERACTION)
-            if value is not None:
-                words = _words(measure, value, known, noise.floor(measure))
-                (points if measure.is_metric else ratios).append(words)
+            effects = [effect for effect in _fold(measure, known, asked) if effect is not None]
+            if effects and measure.is_metric:
+                points.append(_sum(measure, asked, effects, known))
+            elif effects:
+                ratios.append(_words(measure, effects[-1], known, noise.floor(measure)))
         labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, group.labels, strict=True))
-        parts = [f"(both - only {one}) - (only {other} - neither) is {', '.join(points)}"] if points else []
-        parts += [f"what both gain is, of the product of what each gains, {', '.join(ratios)}"] if ratios else []
-        said.append(f"interaction of {one} and {other}{f' ({labels})' if labels else ''}: {'; '.join(parts)}")
+        all_of = "both" if len(asked.stages) == 2 else "all"
+        parts = [*points]
+        parts += [f"what {all_of} gain is, of the product of what each gains, {', '.join(ratios)}"] if ratios else []
+        said.append(f"interaction of {_listed(asked.stages)}{f' ({labels})' if labels else ''}: {'; '.join(parts)}")
     return said
 
 
-_TITLE = "What two stages do alone and together"
+_TITLE = "What stages do by themselves and together"
 _HOW = (
-    "all against the row with neither stage; if two stages do not interact, their differences of a metric add up "
-    "(interaction 0) and their ratios of costs multiply (interaction 1)"
+    "differences of a metric and ratios of costs; stages that do not interact have differences that add up "
+    "(interaction 0) and ratios that multiply (interaction 1)"
 )
 
 
-def _crossed(group: Group) -> tuple[str, str]:
-    return next(crossed for run in group.runs if (crossed := stages(run)) is not None)
+def _listed(stages: Sequence[str]) -> str:
+    return " and ".join(stages) if len(stages) == 2 else ", ".join(stages)
 
 
-def _known(group: Group) -> list[tuple[Run, Cells]]:
+def _asked(group: Group) -> Question:
+    return next(asked for run in group.runs if (asked := question(run)) is not None)
+
+
+def _known(group: Group) -> list[tuple[Run, tuple[Row, ...]]]:
     return [(run, found) for run in group.runs if (found := cells(run)) is not None]
 
 
@@ -173,50 +203,81 @@ def _column(measure: Measure) -> Column:
     return Column(f"speed_up_{measure.form}", f"Speed-up, {m.FORMS[measure.form]}", "x", 1.0, 2, level=CORE)
 
 
-def _values(measure: Measure, known: Sequence[tuple[Run, Cells]]) -> list[tuple[float, float, float, float]]:
-    """The four numbers of each seed that has them all."""
+def _values(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]]) -> list[Numbers]:
+    """The numbers of each seed that has them all."""
     found = []
     for run, rows in known:
-        none, one, other, both = (measure.read(run, row) for row in rows)
-        if none is not None and one is not None and other is not None and both is not None:
-            found.append((none, one, other, both))
-    return found if measure.is_metric else [four for four in found if min(four) > 0]
+        numbers = tuple(number for row in rows if (number := measure.read(run, row)) is not None)
+        if len(numbers) == len(rows) and (measure.is_metric or min(numbers) > 0):
+            found.append(numbers)
+    return found
 
 
-def _fold(measure: Measure, known: Sequence[tuple[Run, Cells]], effect: _Effect) -> Statistic | None:
-    """An effect, formed in each seed by itself and then folded."""
-    form = effect.difference if measure.is_metric else effect.ratio
-    return statistic(form(*four) for four in _values(measure, known))
+def _fold(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]], asked: Question) -> list[Statistic | None]:
+    """Every effect, formed in each seed by itself and then folded."""
+    form: Callable[[Numbers], list[float]] = asked.differences if measure.is_metric else asked.ratios
+    seeds = [form(numbers) for numbers in _values(measure, known)]
+    return [statistic(of_seeds) for of_seeds in zip(*seeds, strict=True)] or [None] * len(asked.effects)
 
 
-def _cell(
-    measure: Measure, known: Sequence[tuple[Run, Cells]], effect: _Effect, noise: Noise, footnotes: Footnotes
-) -> Cell:
-    value = _fold(measure, known, effect)
-    return Cell(value, footnotes.mark(within(noise.floor(measure), value) if value is not None else []))
+def _cell(value: Statistic | None, floor: Floor | None, footnotes: Footnotes) -> Cell:
+    return Cell(value, footnotes.mark(within(floor, value) if value is not None else []))
 
 
-def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Cells]], floor: Floor | None) -> str:
+def _sum(
+    measure: Measure, asked: Question, effects: Sequence[Statistic], known: Sequence[tuple[Run, Sequence[Row]]]
+) -> str:
+    """Of a metric: what each stage does, their sum, what they do together, and whether the difference is noise."""
     column = _column(measure)
-    if measure.is_metric:
-        sign = "+" if value.mean > 0 else ""
-        return f"{sign}{written(value, column, 2)} points of {metric_word(measure.name)}"
+
+    def points(value: Statistic) -> str:
+        return f"{'+' if value.mean > 0 else ''}{written(value, column, 2)}"
+
+    *own, together, summed, interaction = effects
+    each = ", ".join(f"{stage} {points(value)}" for stage, value in zip(asked.stages, own, strict=True))
+    where = "beside the others" if asked.is_left_out else "alone"
+    said = (
+        f"{metric_word(measure.name)} changes by {each} {where}: {points(summed)} in sum, {points(together)} together; "
+        f"the difference is {points(interaction)} points"
+    )
+    found = _estimate(measure.name, asked, known)
+    if found is None:
+        return said
+    low, high = (f"{column.factor * end:z.2f}" for end in (found.low, found.high))
+    noise = ", which may be chance alone" if found.p > CHANCE else ""
+    return f"{said} (95 % interval {low} to {high}{noise})"
+
+
+def _estimate(metric: str, asked: Question, known: Sequence[tuple[Run, Sequence[Row]]]) -> Estimate | None:
+    """The interaction in a metric from the answers to every example; None where these were not kept."""
+    runs = tuple(run for run, _ in known)
+    task, split = runs[0].task.name, runs[0].first_split
+    if task is None or split is None:
+        return None
+    lines = [Line(runs, rows) for rows in zip(*(rows for _, rows in known), strict=True)]
+    return estimate(list(zip(asked.weights, lines, strict=True)), Score(task, split, metric))
+
+
+def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Sequence[Row]]], floor: Floor | None) -> str:
+    """An interaction of costs, and what weakens it."""
     weak = _timing(measure, known)
     words = {UNSTABLE: "unstable", BESIDE: "beside other work", SIMULATED: "simulated"}
     caution = [word for note, word in words.items() if note in weak]
     caution += ["within the noise floor"] if within(floor, value) else []
     remark = f" ({', '.join(caution)})" if caution else ""
+    column = _column(measure)
     return f"{written(value, column, 2)} x {column.title.lower()}{remark}"
 
 
-def _timing(measure: Measure, known: Sequence[tuple[Run, Cells]]) -> list[str]:
+def _timing(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]]) -> list[str]:
     """The footnotes that weaken a measure: timings that spread, or that say nothing about integer kernels."""
     return [note for run, rows in known for row in rows for note in timing_notes(measure, run, row)]
 
 
-def _group_notes(group: Group, known: Sequence[tuple[Run, Cells]]) -> list[str]:
-    """Which row has neither stage, and how many seeds lack one of the four."""
-    found = [f'neither stage: the row "{known[0][1].neither.name}"']
+def _group_notes(group: Group, known: Sequence[tuple[Run, Sequence[Row]]]) -> list[str]:
+    """Which row has none of the stages, and how many seeds lack one of the rows."""
+    none = "neither stage" if len(_asked(group).stages) == 2 else "none of the stages"
+    found = [f'{none}: the row "{known[0][1][0].name}"']
     if len(known) < len(group.runs):
-        found.append(f"formed from the {len(known)} of {len(group.runs)} seeds that have all four rows")
+        found.append(f"formed from the {len(known)} of {len(group.runs)} seeds that have all these rows")
     return found

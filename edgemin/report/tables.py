@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgemin.report import batches, comparisons_table, contributions, interaction, profile, runtimes, sensitivity
+from edgemin.report import (
+    batches,
+    broken,
+    comparisons_table,
+    contributions,
+    hardest,
+    interaction,
+    profile,
+    runtimes,
+    sensitivity,
+)
 from edgemin.report import measures as m
 from edgemin.report.comparisons import Comparison, comparisons
 from edgemin.report.entries import Entry, entries, side_by_side
@@ -37,6 +47,8 @@ def tables(study: Study, with_devices: Study | None = None, margin: float | None
         size(study),
         operations(study),
         contributed(study, compared),
+        broken.table(study),
+        hardest.table(study),
         runtimes.table(wider),
         batches.table(wider),
         profile.table(study),

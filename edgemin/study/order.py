@@ -60,7 +60,8 @@ class Ablation(ABC):
         Raises:
             UserError: the order has not each of them once, or fewer than two; the message begins with `ablate.`.
         """
-        asked = [stage for stage in dict.fromkeys(stages) if stage != "finetune"] if self.stages is None else self.stages
+        every = [stage for stage in dict.fromkeys(stages) if stage != "finetune"]
+        asked = every if self.stages is None else self.stages
         if wrong := [f"{stage} {list(stages).count(stage)} times" for stage in asked if list(stages).count(stage) != 1]:
             raise UserError(
                 f"ablate.stages: expected stages that the order has once each, given {' and '.join(wrong)} in "

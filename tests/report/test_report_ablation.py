@@ -8,14 +8,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import run_json
 from report_tables import cell, mean, notes, study
+from safetensors.numpy import save_file
 
-from edgemin.report import interaction, render, tables, write
-from edgemin.report.fold import Statistic
+from edgemin.report import interaction, render, schema, tables, write
+from edgemin.report.fold import Statistic, fold
 from edgemin.report.footnotes import SIMULATED, UNSTABLE
-from edgemin.study.order import Interaction
+from edgemin.study.order import Ablation, Interaction, LeaveOneOut, Single
 
 # the rows of run_json.PAPER: + Distillation, + Head pruning, Quantized (not pruned), Pruned + quantized
 NEITHER, PRUNED, QUANTIZED, BOTH = 2, 3, 4, 5
@@ -23,7 +25,7 @@ NEITHER, PRUNED, QUANTIZED, BOTH = 2, 3, 4, 5
 
 def crossed(accuracies: tuple[float, float, float, float] = (0.92, 0.90, 0.91, 0.86), **given: Any) -> dict[str, Any]:
     data = run_json.run(**given)
-    data["order"]["ablation"] = Interaction(["prune", "quantize"]).described
+    data["order"]["ablation"] = Interaction(["prune", "quantize"]).described(data["order"]["stages"])
     for place, accuracy in zip((NEITHER, PRUNED, QUANTIZED, BOTH), accuracies, strict=True):
         data["rows"][place]["metrics"]["sst2"]["validation"]["accuracy"] = accuracy
     run_json.fill_deltas(data)
@@ -86,8 +88,9 @@ def test_the_interaction_is_formed_in_each_seed_and_then_folded() -> None:
     assert folded.mean == pytest.approx(statistics.mean(values))
     assert folded.sd == pytest.approx(statistics.stdev(values))
     (said,) = below(*runs)
-    start = "interaction of prune and quantize: (both - only prune) - (only quantize - neither) is "
-    assert said.startswith(f"{start}{100 * folded.mean:.2f} ± {100 * (folded.half or 0):.2f} points of accuracy; ")
+    start = "interaction of prune and quantize: accuracy changes by prune -"
+    difference = f"{100 * folded.mean:.2f} ± {100 * (folded.half or 0):.2f}"
+    assert said.startswith(start) and f" together; the difference is {difference} points; " in said
     assert "0.98 x compression" in said
 
 
@@ -98,7 +101,7 @@ def test_a_seed_that_lacks_one_of_the_four_is_left_out_and_said() -> None:
     value = cell(table, "Interaction", "accuracy_difference_fraction").value
     assert isinstance(value, Statistic) and value.n == 2
     assert table is not None
-    assert "formed from the 2 of 3 seeds that have all four rows" in [text for _, text in table.footnotes]
+    assert "formed from the 2 of 3 seeds that have all these rows" in [text for _, text in table.footnotes]
 
 
 def test_swept_values_get_a_block_and_a_sentence_each() -> None:
@@ -114,7 +117,7 @@ def test_swept_values_get_a_block_and_a_sentence_each() -> None:
         "interaction of prune and quantize (prune.ratio=0.1)",
         "interaction of prune and quantize (prune.ratio=0.3)",
     ]
-    assert "is 0.00 points of accuracy" in said[0] and "is -10.00 points of accuracy" in said[1]
+    assert "is 0.00 points" in said[0] and "is -10.00 points" in said[1]
 
 
 def test_other_stages_of_the_order_stay_in_place_in_all_four() -> None:
@@ -162,6 +165,100 @@ def test_a_program_can_read_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {f"tables/interaction.{suffix}" for suffix in render.FORMATS} < set(written)
     rows = list(csv.DictReader(io.StringIO(written["tables/interaction.csv"].read_text())))
     assert float(rows[-1]["accuracy_difference_fraction"]) == pytest.approx(-0.03)
-    assert "What two stages do alone and together" in written["report.md"].read_text()
+    assert "What stages do by themselves and together" in written["report.md"].read_text()
     write.print_job(job)
     assert "interaction of prune and quantize: " in capsys.readouterr().out
+
+
+# --- more than two stages ---------------------------------------------------------------------------------
+
+STAGES = ["distill", "prune", "quantize"]
+MANY = 1000
+LEFT_OUT = {stage: [other for other in STAGES if other != stage] for stage in STAGES}
+
+
+def ablated(ablation: Ablation, accuracies: tuple[float, ...], sizes: tuple[int, ...], seed: int = 1) -> dict[str, Any]:
+    """The rows with none of three stages, with (or without) each, and with all."""
+    data = run_json.run(seed=seed, overrides=(f"seed={seed}",))
+    data["order"]["ablation"] = ablation.described(data["order"]["stages"])
+    alone = {stage: [stage] for stage in STAGES}
+    each = LEFT_OUT if isinstance(ablation, LeaveOneOut) else alone
+    _, *rows = data["rows"]
+    for row, having, accuracy, size in zip(rows, ([], *each.values(), STAGES), accuracies, sizes, strict=True):
+        row |= {"name": "+".join(having) or "none", "stages": ["finetune", *having], "made_from": None}
+        row["artifact"] = f"{row['name']} {seed}"
+        row["metrics"]["sst2"]["validation"]["accuracy"] = accuracy
+        run_json.in_torch(row)["size_bytes"] = size
+    return data
+
+
+def test_single_losses_beside_the_combined_one() -> None:
+    """Alone -1, -2 and +0.5 points, in sum -2.5, together -4: -1.5 more than the sum."""
+    data = ablated(Single(), (0.9, 0.89, 0.88, 0.905, 0.86), (1200, 1200, 600, 400, 150))
+    table = interaction.table(study(data))
+    expected = {
+        "Only distill": (-0.01, 1),
+        "Only prune": (-0.02, 2),
+        "Only quantize": (0.005, 3),
+        "All of distill, prune, quantize": (-0.04, 8),
+        "All, if they did not interact": (-0.025, 6),
+        "Interaction": (-0.015, 8 / 6),
+    }
+    for name, (points, ratio) in expected.items():
+        assert mean(table, name, "accuracy_difference_fraction") == pytest.approx(points)
+        assert mean(table, name, "compression_ratio") == pytest.approx(ratio)
+    assert below(data)[0].startswith(
+        "interaction of distill, prune, quantize: accuracy changes by distill -1.00, prune -2.00, quantize +0.50 "
+        "alone: -2.50 in sum, -4.00 together; the difference is -1.50 points; what all gain is, of the product of what each "
+        "gains, 1.33 x compression"
+    )
+
+
+def test_stages_left_out_of_the_whole() -> None:
+    """Beside the others -3, -3 and -1 points, in sum -7, together -4: 3 less than the sum."""
+    data = ablated(LeaveOneOut(), (0.9, 0.89, 0.89, 0.87, 0.86), (1200, 150, 300, 600, 150))
+    table = interaction.table(study(data))
+    expected = {
+        "distill, beside the others": (-0.03, 1),
+        "prune, beside the others": (-0.03, 2),
+        "quantize, beside the others": (-0.01, 4),
+        "All of distill, prune, quantize": (-0.04, 8),
+        "All, if they did not interact": (-0.07, 8),
+        "Interaction": (0.03, 1),
+    }
+    for name, (points, ratio) in expected.items():
+        assert mean(table, name, "accuracy_difference_fraction") == pytest.approx(points)
+        assert mean(table, name, "compression_ratio") == pytest.approx(ratio)
+    assert "beside the others: -7.00 in sum, -4.00 together; the difference is +3.00 points" in below(data)[0]
+
+
+@pytest.mark.parametrize("ablation", [Single(), LeaveOneOut()], ids=["single", "leave_one_out"])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_with_kept_answers_the_difference_has_an_interval(tmp_path: Path, ablation: Ablation, seeds: int) -> None:
+    """Every stage loses examples of its own, so that what they lose adds up; or all lose far more than that."""
+    labels = np.zeros(MANY, dtype=np.int64)
+    own = {"distill": range(20), "prune": range(20, 60), "quantize": range(60, 90)}
+    each = LEFT_OUT if isinstance(ablation, LeaveOneOut) else {stage: [stage] for stage in STAGES}
+    for more, chance in ((range(0), True), (range(200, 300), False)):
+        runs = []
+        for seed in range(seeds):
+            place = tmp_path / f"{len(more)} {seed}"
+            right = []
+            for having in ([], *each.values(), STAGES):
+                wrong = {example + seed for stage in having for example in own[stage]}
+                wrong |= {*more} if having == STAGES else set()
+                right.append([example not in wrong for example in range(MANY)])
+            accuracies = tuple(sum(one) / MANY for one in right)
+            data = ablated(ablation, accuracies, (9, 9, 9, 9, 9), seed)
+            (place / "predictions").mkdir(parents=True)
+            kept = {"labels": labels, "rows": labels.astype(np.int32), "tokens": labels.astype(np.int16)}
+            save_file(kept, place / "predictions/examples.sst2.validation.safetensors")
+            for number, one in enumerate(right, 1):
+                data["rows"][number]["predictions"] = f"predictions/{number}"
+                data["rows"][number]["metrics"]["sst2"]["validation"]["n"] = MANY
+                (place / f"predictions/{number}").mkdir()
+                logits = np.stack([one, np.logical_not(one)], 1).astype(np.float16)
+                save_file({"logits": logits}, place / f"predictions/{number}/sst2.validation.safetensors")
+            runs.append(schema.read(run_json.save(place, data)))
+        (said,) = interaction.sentences(fold(runs))
+        assert "(95 % interval " in said and ("which may be chance alone" in said) is chance

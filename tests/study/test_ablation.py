@@ -194,7 +194,9 @@ def test_orders_that_cannot_work_are_named_with_the_reason_and_the_others_are_pl
 
 
 def test_without_the_stage_that_trains_the_head_a_row_is_left_out() -> None:
-    plan = studies.plan("ablate=leave_one_out", "ablate.stages=[finetune,dynamic_int8]", "stages=[finetune,dynamic_int8]")
+    plan = studies.plan(
+        "ablate=leave_one_out", "ablate.stages=[finetune,dynamic_int8]", "stages=[finetune,dynamic_int8]"
+    )
     assert [row.spec.name for row in plan.rows] == ["Teacher", "Without dynamic_int8", "Both finetune and dynamic_int8"]
     assert [note.partition(":")[0] for note in plan.notes] == [
         "row 'Neither finetune nor dynamic_int8' is left out",
