@@ -19,7 +19,7 @@ FEWEST = 50
 """A slice of fewer examples is not looked at."""
 
 _PERCENT = ("%", 100.0)
-_NOISE = f"this change is no more than noise: with Holm's correction over the row's slices, p is above {CHANCE:.2g} in "
+_NOISE = f"this change may be chance alone: p is above {CHANCE:.2g} with Holm's correction over the row's slices, by "
 _ONE_PAIR, _SEEDS = "McNemar's mid-p test", "a t test over seeds and examples"
 
 
@@ -117,7 +117,8 @@ def table(study: Study) -> Table | None:
     for row, found, several in zip(every, numbers, parts, strict=True):
         worst = min(several, key=lambda one: (one.change or one.accuracy).mean, default=None)
         noise = worst is not None and worst.p is not None and worst.p > CHANCE
-        marks = footnotes.mark([_NOISE + (_SEEDS if len(row.beside["parent"]) > 1 else _ONE_PAIR)] if noise else [])
+        test = _SEEDS if len(row.beside["parent"]) > 1 else _ONE_PAIR
+        marks = footnotes.mark([_NOISE + test] if noise else [])
         leading = [*(Cell(label) for label in row.entry.labels), Cell(row.entry.name)]
         cells = [Cell(found.get(column.key)) for column in shown]
         rows.append((*leading, *cells, Cell(worst.described if worst else None, marks)))

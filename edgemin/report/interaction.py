@@ -12,8 +12,11 @@ differences, and by the product of their own ratios: 0 and 1 say that what the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from edgemin.report import measures as m
 from edgemin.report.entries import entries
@@ -54,36 +57,20 @@ class Question:
         return self.kind == _LEFT_OUT
 
     @property
-    def together(self) -> str:
-        """All stages in words."""
-        return ("Both " if len(self.stages) == 2 else "All of ") + _listed(self.stages)
+    def effects(self) -> dict[str, Numbers]:
+        """The rows of the table by their names: each stage's own, all together, the sum of the former, what is left.
 
-    @property
-    def effects(self) -> list[str]:
-        """The names of the table's rows."""
-        own = "{}, beside the others" if self.is_left_out else "Only {}"
-        alike = "Both" if len(self.stages) == 2 else "All"
-        sums = [self.together, f"{alike}, if they did not interact", "Interaction"]
-        return [own.format(stage) for stage in self.stages] + sums
-
-    def differences(self, numbers: Numbers) -> list[float]:
-        """Of a metric: each stage's own, all together, the sum of the former, and the latter less that."""
-        none, *each, whole = numbers
+        Each is a weighted sum of the numbers, of a cost the product of their powers: 1 less 0 is a ratio of 0 to 1.
+        """
+        none, *each, whole = np.eye(len(self.stages) + 2)
+        together, two = whole - none, len(self.stages) == 2
         own = [whole - one if self.is_left_out else one - none for one in each]
-        return [*own, whole - none, math.fsum(own), whole - none - math.fsum(own)]
-
-    @property
-    def weights(self) -> list[float]:
-        """The last of these differences as a weighted sum of the numbers."""
-        more = len(self.stages) - 1.0
-        none, each, whole = (-1.0, 1.0, -more) if self.is_left_out else (more, -1.0, 1.0)
-        return [none, *[each] * len(self.stages), whole]
-
-    def ratios(self, numbers: Numbers) -> list[float]:
-        """Of a cost: the same, with the product in the place of the sum."""
-        none, *each, whole = numbers
-        own = [one / whole if self.is_left_out else none / one for one in each]
-        return [*own, none / whole, math.prod(own), none / whole / math.prod(own)]
+        name = "{}, beside the others" if self.is_left_out else "Only {}"
+        found = {name.format(stage): weights for stage, weights in zip(self.stages, own, strict=True)}
+        found[("Both " if two else "All of ") + _listed(self.stages)] = together
+        found[f"{'Both' if two else 'All'}, if they did not interact"] = np.sum(own, axis=0)
+        found["Interaction"] = together - np.sum(own, axis=0)
+        return {name: tuple(weights.tolist()) for name, weights in found.items()}
 
 
 def question(run: Run) -> Question | None:
@@ -215,9 +202,17 @@ def _values(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]]) -> lis
 
 def _fold(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]], asked: Question) -> list[Statistic | None]:
     """Every effect, formed in each seed by itself and then folded."""
-    form: Callable[[Numbers], list[float]] = asked.differences if measure.is_metric else asked.ratios
-    seeds = [form(numbers) for numbers in _values(measure, known)]
-    return [statistic(of_seeds) for of_seeds in zip(*seeds, strict=True)] or [None] * len(asked.effects)
+    form = _weighted if measure.is_metric else _ratio
+    seeds = _values(measure, known)
+    return [statistic(form(weights, numbers) for numbers in seeds) for weights in asked.effects.values()]
+
+
+def _weighted(weights: Numbers, numbers: Numbers) -> float:
+    return math.fsum(map(operator.mul, weights, numbers))
+
+
+def _ratio(weights: Numbers, numbers: Numbers) -> float:
+    return math.prod(math.pow(number, -weight) for weight, number in zip(weights, numbers, strict=True))
 
 
 def _cell(value: Statistic | None, floor: Floor | None, footnotes: Footnotes) -> Cell:
@@ -255,7 +250,8 @@ def _estimate(metric: str, asked: Question, known: Sequence[tuple[Run, Sequence[
     if task is None or split is None:
         return None
     lines = [Line(runs, rows) for rows in zip(*(rows for _, rows in known), strict=True)]
-    return estimate(list(zip(asked.weights, lines, strict=True)), Score(task, split, metric))
+    *_, weights = asked.effects.values()
+    return estimate(list(zip(weights, lines, strict=True)), Score(task, split, metric))
 
 
 def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Sequence[Row]]], floor: Floor | None) -> str:

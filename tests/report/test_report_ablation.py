@@ -209,8 +209,8 @@ def test_single_losses_beside_the_combined_one() -> None:
         assert mean(table, name, "compression_ratio") == pytest.approx(ratio)
     assert below(data)[0].startswith(
         "interaction of distill, prune, quantize: accuracy changes by distill -1.00, prune -2.00, quantize +0.50 "
-        "alone: -2.50 in sum, -4.00 together; the difference is -1.50 points; what all gain is, of the product of what each "
-        "gains, 1.33 x compression"
+        "alone: -2.50 in sum, -4.00 together; the difference is -1.50 points; what all gain is, of the product of what "
+        "each gains, 1.33 x compression"
     )
 
 
