@@ -300,6 +300,23 @@ def test_crossed_stages_are_named_in_run_json_and_found_by_the_report(paper: Run
     assert [row.stages[2:] for row in four] == [[], ["prune"], ["dynamic_int8"], ["prune", "dynamic_int8"]]
 
 
+def test_stages_left_out_one_by_one_are_rows_of_a_study_and_add_up_or_not(paper: Run, place: Path) -> None:
+    left = ("ablate=leave_one_out", "ablate.stages=[distill,dynamic_int8]")
+    run = studies.run(place / "left out", *left, store=place / "store")
+    assert run["order"]["ablation"] == {"name": "leave_one_out", "stages": ["distill", "dynamic_int8"]}
+    found = interaction.cells(schema.read(place / "left out"))
+    assert found is not None
+    assert [row.name for row in found] == [
+        "Neither distill nor dynamic_int8",
+        "Without distill",
+        "Without dynamic_int8",
+        "Both distill and dynamic_int8",
+    ]
+    assert "95 % interval" in (place / "left out/tables/stages.md").read_text(), "the answers were kept"
+    lines = (place / "left out/tables/broken.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(run["rows"]) and lines[0].startswith("name,agreement_with_parent_fraction,")
+
+
 # --- any order --------------------------------------------------------------------------------------------
 
 AGAIN = ("quantize=dynamic", "+finetune@recover=short", "recover.epochs=null", "recover.steps=2")
