@@ -151,7 +151,7 @@ def _print(
     built, remarks = _tables(study, fold(merged(runs, devices)), margin)
     main = ("stages",) if study.tasks else ("table3_size", "table4_flops")
     for table in built:
-        if table.name in (*main, "comparisons", "runtimes", "grid", "profile", "published"):
+        if table.name in (*main, "comparisons", "broken", "runtimes", "grid", "profile", "published"):
             terminal(table, file)
     for remark in remarks:
         print(remark, file=file)
