@@ -56,13 +56,13 @@ def saved(figure: Figure, kind: str) -> bytes:
     return data.getvalue()
 
 
-BARS = "bars: ± standard deviation over seeds"
+BARS = "bars: 95 % intervals"
 """What the bars that `ends` gives stand for."""
 
 
 def ends(value: Statistic) -> tuple[float, float] | None:
     """Where the bar of a folded number begins and ends; None where it has none."""
-    return None if not value.sd else (value.mean - value.sd, value.mean + value.sd)
+    return None if value.low is None or value.high is None else (value.low, value.high)
 
 
 def fitted(figure: Figure, text: str, inches: float, **font: Any) -> str:

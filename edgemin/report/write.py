@@ -214,7 +214,7 @@ def _write(
     with_devices = fold(merged(runs, devices))
     built, remarks = _tables(study, with_devices, margin)
     drawn, skipped = figures(study)
-    drawn += against(comparisons(study))
+    drawn += against(comparisons(study, margin))
     drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study)
     contents: dict[str, bytes] = {}
     for table in built:
