@@ -97,6 +97,15 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
     return model.eval(), tokenizer
 
 
+def has_latents(path: Path) -> bool:
+    """Whether unrounded weights lie beside a quantized model.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return any(name.startswith(quantized.LATENT) for name in load_training_state(path))
+
+
 def load_training_state(path: Path) -> dict[str, Tensor]:
     """What a stage has left beside its model for later stages, by name; empty where it has left nothing.
 

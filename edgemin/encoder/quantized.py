@@ -101,7 +101,7 @@ class Provider(Protocol):
 
 
 # What the names of latent tensors begin with in a training state.
-_LATENT = "latent/"
+LATENT = "latent/"
 _registered: dict[ProviderName, tuple[Provider, type[nn.Module]]] = {}
 
 
@@ -229,7 +229,7 @@ def latents(model: nn.Module) -> dict[str, Tensor]:
         return {}
     _, provider, layers = found
     return {
-        f"{_LATENT}{path}.{name}": tensor
+        f"{LATENT}{path}.{name}": tensor
         for path, layer in layers.items()
         for name, tensor in provider.latents(layer).items()
     }
@@ -244,7 +244,7 @@ def take_up(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
     Raises:
         UserError: what it has does not fit the model.
     """
-    kept = {name.removeprefix(_LATENT): tensor for name, tensor in state.items() if name.startswith(_LATENT)}
+    kept = {name.removeprefix(LATENT): tensor for name, tensor in state.items() if name.startswith(LATENT)}
     found = _found(model)
     if not kept or found is None:
         return False

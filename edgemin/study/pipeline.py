@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin import artifact, checkpoint
 from edgemin.data.module import DataModule
-from edgemin.encoder import building
+from edgemin.encoder import building, quantized
 from edgemin.errors import UserError
 from edgemin.measure.machine import host, machine_lock
 from edgemin.processes import ranks, stopping
@@ -76,8 +76,9 @@ class Pipeline:
             if self._is_cached(node):  # another run was faster
                 return Done(node.path, node.key, teachers, cached=True)
             with live_line(f"{node.path}  loading"):
-                model, tokenizer = ranks.together(lambda: self._start(node))
-            fitted = fitting.Fitted(model, steps=0, seconds=0.0) if node.stage == "weights" else self._run(node, model)
+                fitted, tokenizer = ranks.together(lambda: self._start(node))
+            if node.stage != "weights":
+                fitted = self._run(node, fitted)
             with live_line(f"{node.path}  saving"):
                 ranks.from_main(lambda: self._commit(node, fitted, tokenizer))
         if node.stage != "weights" and fitted.steps == 0:  # what trains says so itself
@@ -119,33 +120,48 @@ class Pipeline:
             if fitted.points:
                 write_points(directory / CSV_NAME, fitted.points)
 
-    def _start(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    def _start(self, node: Node) -> tuple[fitting.Fitted, PreTrainedTokenizerBase | None]:
         """What a node begins with: its parent's result, or for a root the weights themselves."""
         if node.stage == "weights":
             return self._root(node)
         assert node.parent is not None
-        return artifact.load(self.store.path(node.parent.key))
+        path = self.store.path(node.parent.key)
+        model, tokenizer = artifact.load(path)
+        return fitting.Fitted(model, 0, 0.0, state=artifact.load_training_state(path)), tokenizer
 
-    def _root(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    def _root(self, node: Node) -> tuple[fitting.Fitted, PreTrainedTokenizerBase | None]:
         node_line(node.path, "loading", node.start.root.source or "random weights")
+        model = self._weights(node)
         start, root = node.start, node.start.root
-        if node.parent is not None:  # the model of the study that it is cut from
-            model = artifact.load(self.store.path(node.parent.key))[0]
-        elif start.facts is not None:
-            try:
-                model = checkpoint.load_checkpoint(start.facts, root.seed)
-            except UserError as error:
-                raise UserError(f"{start.name}.source: {error}") from error
-        else:
-            torch.manual_seed(root.seed)
-            return building.build(start.config), start.tokenizer
+        fitted = fitting.Fitted(model, steps=0, seconds=0.0)
+        if root.source is None:
+            return fitted, start.tokenizer
+        if start.latent:
+            assert start.facts is not None
+            quantized.take_up(model, artifact.load_training_state(start.facts.directory))
         if start.own_labels and self.study.splits is not None:
             checkpoint.align_head(model, self.study.splits.labels, self.study.splits.kind.problem_type)
-        return roots.reshape(model, root), start.tokenizer
+        fitted.model = roots.reshape(model, root)
+        if start.latent:
+            fitted.notes.append(f"goes on from the latent weights of {root.source}")
+            fitted.state = {name: tensor.clone() for name, tensor in quantized.latents(fitted.model).items()}
+            quantized.settle(fitted.model)
+        return fitted, start.tokenizer
 
-    def _run(self, node: Node, model: PreTrainedModel) -> fitting.Fitted:
-        assert node.step is not None and node.parent is not None
-        parent = node.parent.key
+    def _weights(self, node: Node) -> PreTrainedModel:
+        start, root = node.start, node.start.root
+        if node.parent is not None:  # the model of the study that it is cut from
+            return artifact.load(self.store.path(node.parent.key))[0]
+        if start.facts is not None:
+            try:
+                return checkpoint.load_checkpoint(start.facts, root.seed)
+            except UserError as error:
+                raise UserError(f"{start.name}.source: {error}") from error
+        torch.manual_seed(root.seed)
+        return building.build(start.config)
+
+    def _run(self, node: Node, given: fitting.Fitted) -> fitting.Fitted:
+        assert node.step is not None
         stage = copy.deepcopy(node.step)  # what it is given while it runs is not kept with the plan
         teachers = [artifact.load(self.store.path(teacher.key))[0] for teacher in node.teachers]
         alone: AbstractContextManager[object] = (
@@ -158,7 +174,7 @@ class Pipeline:
                 held.enter_context(alone)
             return fitting.run(
                 stage,
-                model,
+                given.model,
                 self._stage_data(node, stage),
                 teachers,
                 seed=node.seed,
@@ -167,7 +183,7 @@ class Pipeline:
                 name=node.path,
                 callbacks=[NodeProgress()],
                 send=self.tracker.log,
-                inherited=ranks.together(lambda: artifact.load_training_state(self.store.path(parent))),
+                inherited=given.state,
             )
 
     def _stage_data(self, node: Node, stage: Stage) -> DataModule | None:

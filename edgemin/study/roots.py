@@ -48,6 +48,8 @@ class Root(Checked):
             teacher's.
         stages: only for a teacher, the path from the weights to the model that teaches: `[finetune]`, or `[]` for a
             checkpoint that is already fine-tuned.
+        latent: whether training begins at the unrounded weights and the scales that a quantized source has beside it
+            (`quantize.keep_latent`), not at its rounded ones; `auto`: where it has them.
         seed: what random weights are drawn from, and what those stages run with.
     """
 
@@ -64,6 +66,7 @@ class Root(Checked):
     truncate: truncation.Truncation | None = None
     tokenizer: str | None = None
     stages: Sequence[str] = ()
+    latent: Literal["auto"] | bool = "auto"
     seed: Whole = 42
 
     def __post_init__(self) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from edgemin import checkpoint
+from edgemin import artifact, checkpoint
 from edgemin.checkpoint import Facts
 from edgemin.data.splits import Splits
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.quantized import is_trainable
 from edgemin.errors import UserError
-from edgemin.store.content import digest
+from edgemin.store.content import digest, file_digest
 from edgemin.study import roots
 from edgemin.study.roots import Root
 
@@ -43,6 +43,7 @@ class Start:
         own_labels: its checkpoint's head already speaks the task's labels.
         origin: the model of the study that it is cut from, if any.
         from_trained: it is cut from the end of that model's own path, not from its weights as they came.
+        latent: it is quantized, and is trained on from the latent weights beside its checkpoint, an artifact.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Start:
     own_labels: bool
     origin: str | None = None
     from_trained: bool = False
+    latent: bool = False
 
     @property
     def generic_labels(self) -> bool:
@@ -84,6 +86,8 @@ class Start:
             content["parent"] = parent_key
         elif self.facts is not None:
             content["files"] = checkpoint.fingerprint(self.facts.directory)
+            if self.latent:
+                content["latent"] = file_digest(self.facts.directory / artifact.TRAINING_STATE)
         else:
             content |= {"family": self.outline.family, "vocabulary": self.config.vocab_size}
         content["tokenizer"] = self.outline.tokenizer
@@ -168,7 +172,20 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
         own,
         origin.name if origin is not None else None,
         origin is not None and root.source == origin.name,
+        _latent(name, root, facts, outline),
     )
+
+
+def _latent(name: str, root: Root, facts: Facts | None, outline: Outline) -> bool:
+    """Whether a model that starts at an artifact goes on from the latent weights there."""
+    quantized = outline.quantized is not None and is_trainable(outline.provider)
+    there = quantized and facts is not None and artifact.has_latents(facts.directory)
+    if root.latent is True and not there:
+        raise UserError(
+            f"{name}.latent: expected auto or false, as no latent weights lie beside the source ({root.source}), "
+            "given true"
+        )
+    return there and root.latent is not False
 
 
 def _outline(

@@ -195,6 +195,69 @@ def test_a_study_hands_them_on(tmp_path: Path) -> None:
     assert first and equal(first, rest) and pruned.keys() == first.keys()
 
 
+@pytest.fixture(scope="module")
+def quantized_study(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The artifacts of a quantized student, with latent weights beside it and without."""
+    place = tmp_path_factory.mktemp("sources")
+    found = {}
+    for keep in (True, False):
+        asked = ("quantize=qat", "quantize.steps=3", "quantize.bits=3", "quantize.calibration_examples=16")
+        run = studies.run(place / str(keep), *asked, f"quantize.keep_latent={keep}", "stages=[finetune,quantize]")
+        found[keep] = place / str(keep) / "store" / run["nodes"][-1]["key"]
+    return found
+
+
+def go_on(source: Path, *asked: str) -> tuple[str, ...]:
+    return ("student=checkpoint", f"student.source={source}", "stages=[rest]", "+finetune@rest=short", *asked)
+
+
+@pytest.mark.parametrize("latent", ["auto", "true", "false"])
+def test_a_study_of_an_artifact_goes_on_from_its_latent_weights(
+    latent: str, quantized_study: dict[bool, Path], tmp_path: Path
+) -> None:
+    source = quantized_study[True]
+    asked = ("rest.epochs=null", "rest.steps=0", f"student.latent={latent}")
+    run = studies.run(tmp_path, *go_on(source, *asked))
+    folders = {node["path"]: tmp_path / "store" / node["key"] for node in run["nodes"]}
+    begun = folders["student"]
+    assert (begun / artifact.WEIGHTS).read_bytes() == (source / artifact.WEIGHTS).read_bytes()
+    notes = artifact.read_provenance(begun)["notes"]
+    if latent == "false":
+        assert not artifact.has_latents(begun) and notes == []
+        return
+    kept = load_file(source / artifact.TRAINING_STATE)
+    assert all(equal(load_file(folder / artifact.TRAINING_STATE), kept) for folder in (begun, folders["student/rest"]))
+    assert notes == [f"goes on from the latent weights of {source}"]
+
+
+def test_latent_weights_of_a_source_are_cut_with_it_and_are_part_of_its_key(
+    quantized_study: dict[bool, Path], tmp_path: Path
+) -> None:
+    keys = set()
+    for latent in ("auto", "false"):
+        asked = ("rest.epochs=null", "rest.steps=0", f"student.latent={latent}", "student.layers=[2]")
+        run = studies.run(tmp_path / latent, *go_on(quantized_study[True], *asked))
+        keys.add(next(node["key"] for node in run["nodes"] if node["path"] == "student"))
+    assert len(keys) == 2
+    (key,) = (key for key in keys if (tmp_path / "auto" / "store" / key).exists())
+    cut = load_file(tmp_path / "auto" / "store" / key / artifact.TRAINING_STATE)
+    whole = load_file(quantized_study[True] / artifact.TRAINING_STATE)
+    for name, tensor in cut.items():
+        assert torch.equal(tensor, whole[name.replace("layer.0.", "layer.1.")])
+    assert len(cut) < len(whole)
+
+
+def test_latent_weights_asked_of_a_source_that_has_none_are_refused(quantized_study: dict[bool, Path]) -> None:
+    said = (
+        r"^student\.latent: expected auto or false, as no latent weights lie beside the source \([^\n]*\), given true$"
+    )
+    with pytest.raises(UserError, match=said):
+        studies.plan(*go_on(quantized_study[False], "student.latent=true"))
+    with pytest.raises(UserError, match=said):
+        studies.plan("student.latent=true")  # drawn at random
+    assert studies.plan(*go_on(quantized_study[False])).notes == []
+
+
 # Ranges of activations
 
 
