@@ -31,7 +31,7 @@ class Turn(NamedTuple):
     """One variant's place in the plan: which inputs of which form it is timed on."""
 
     round: int  # from 0
-    form: str  # "padded", "task" or that of a cell
+    form: str  # "padded", "task", another task's name, or that of a cell
     name: str
     items: list[int]
 
@@ -54,26 +54,27 @@ class Schedule:
 
     Args:
         names: The variants.
-        lengths: Tokens of each sentence; none if there is no task.
+        lengths: Tokens of each sentence, by form of input.
         rounds: How many rounds time every sentence once; the rounds after these time them again, in the same shares.
         runs: Padded inferences of each variant over these rounds.
     """
 
     names: Sequence[str]
-    lengths: Sequence[int]
+    lengths: Mapping[str, Sequence[int]]
     rounds: int
     runs: int
 
     def turns(self, round_: int) -> list[Turn]:
-        """The turns of a round on the padded input and on a share of the sentences.
+        """The turns of a round on the padded input and on a share of each form's sentences.
 
         The sentences are dealt out by length like cards: all rounds get about the same lengths, so that their medians
         can be compared. Within a turn they come in random order, the same for every variant.
         """
-        by_length = sorted(range(len(self.lengths)), key=lambda index: self.lengths[index])
-        share = by_length[round_ % self.rounds :: self.rounds]
-        random.Random(round_).shuffle(share)
-        forms = {"padded": [0] * self._padded(round_), "task": share}
+        forms = {"padded": [0] * self._padded(round_)}
+        for form, lengths in self.lengths.items():
+            by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+            forms[form] = by_length[round_ % self.rounds :: self.rounds]
+            random.Random(round_).shuffle(forms[form])
         return [
             Turn(round_, form, name, items) for form, items in forms.items() if items for name in self._order(round_)
         ]

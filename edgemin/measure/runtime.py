@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
@@ -22,7 +23,7 @@ from edgemin.errors import UserError
 from edgemin.measure.machine import WAIT_MINUTES, available_cores, machine_lock
 from edgemin.measure.process import WorkerProcess
 from edgemin.measure.rounds import Cell, Schedule, Timing, Turn, evenly_spaced, spread
-from edgemin.measure.summary import grid, latencies
+from edgemin.measure.summary import costs, grid, latencies
 
 OPENER = "edgemin.deploy.runtime.open_model"
 LENGTHS = (16, 32, 64, 128)
@@ -138,6 +139,7 @@ def measure(
     sentences: Sequence[Sequence[int]],
     settings: Measure,
     *,
+    transfer: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({}),
     traces: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
@@ -148,12 +150,14 @@ def measure(
 
     The processes load their runtimes all at once, which takes seconds of each, then open their models one after the
     other, so that none disturbs another's loading, and then take turns.
-    Memory is asked for when the single sentences are timed, and before the batches are, which take more.
+    Memory is asked for when the task's single sentences are timed, and before those of other tasks and batches are,
+    which may take more.
 
     Args:
         variants: What is measured, by the names that results are returned under.
         sentences: Token ids of the task's sentences, the same for all; none if there is no task.
         settings: How often, on which inputs and with how many threads.
+        transfer: Likewise the sentences of other tasks, by the task's name.
         traces: Files for the profiler's traces, by the names of the variants to look into.
         progress: Called after each step with (steps done, steps in all, what was done).
         waiting: Called once with a line if something else uses the machine.
@@ -162,11 +166,11 @@ def measure(
 
     Returns:
         For each name what `cost.runtimes.<runtime>` in run.json has of the clock: `latency_ms` and `throughput_per_s`,
-        each with `padded` and, if there are sentences, `task` (whose `length` is their mean); `grid`, if there are
-        batch sizes; `cold_start_ms`; `peak_memory_bytes`, `runtime_memory_bytes`, `model_memory_bytes` (the steady
-        resident set less what the runtime alone holds); `energy_mj` per padded inference, `power_w` and
-        `energy_source`; `threads`; `profile`, where a trace was asked for, without the name of its file; and, where
-        other work ran beside the measurement, `BESIDE`: true.
+        each with `padded` and, if there are sentences, `task` (whose `length` is their mean); `latency_ms.transfer`
+        by other tasks, if there are any; `grid`, if there are batch sizes; `cold_start_ms`; `peak_memory_bytes`,
+        `runtime_memory_bytes`, `model_memory_bytes` (the steady resident set less what the runtime alone holds);
+        `energy_mj` per padded inference, `power_w` and `energy_source`; `threads`; `profile`, where a trace was asked
+        for, without the name of its file; and, where other work ran beside the measurement, `BESIDE`: true.
 
     Raises:
         UserError: A process ended before it had answered; one line with its last words.
@@ -175,8 +179,11 @@ def measure(
         return {}
     threads = settings.threads or available_cores()
     chosen = evenly_spaced(sentences, settings.sentences)
+    others = {task: few for task, own in transfer.items() if (few := evenly_spaced(own, settings.sentences))}
     cells = {name: settings.cells(variant.longest) for name, variant in variants.items()}
-    schedule = Schedule(list(variants), [len(sentence) for sentence in chosen], settings.rounds, settings.runs)
+    names = list(variants)
+    schedule = Schedule(names, {"task": [len(sentence) for sentence in chosen]}, settings.rounds, settings.runs)
+    further = Schedule(names, {task: [len(one) for one in own] for task, own in others.items()}, settings.rounds, 0)
     lengths: dict[str, float] = {"padded": settings.length}
     if chosen:
         lengths["task"] = statistics.fmean(map(len, chosen))
@@ -186,6 +193,7 @@ def measure(
         "warmup": settings.warmup,
         "length": settings.length,
         "sentences": chosen,
+        "further": others,
         "watts": settings.watts,
     }
     lock = machine_lock("measuring", waiting, lock_directory, settings.wait_minutes)
@@ -203,11 +211,15 @@ def measure(
             at_work.open(workers[name], {**_told(variant), **setup, **own})
         timings = at_work.rounds(schedule, lengths, settings)
         memory = at_work.ask_all("memory")
+        of_others = at_work.rounds(further, others, settings)
         turns = [turn for round_ in range(settings.rounds) for turn in schedule.grid_turns(round_, cells)]
         batches = at_work.take(turns)
         profiles = at_work.profiles(traces or {})
     flag = {} if at_work.alone else {BESIDE: True}
-    timed, of_batches = latencies(timings, lengths, settings.max_spread), grid(batches, cells)
+    timed, of_batches = costs(timings, lengths, settings.max_spread), grid(batches, cells)
+    means = {task: statistics.fmean(map(len, own)) for task, own in others.items()}
+    for name, by_task in latencies(of_others, means, settings.max_spread).items():
+        timed[name]["latency_ms"]["transfer"] = by_task
     parts = (timed, of_batches, memory, at_work.ready, profiles)
     return {
         name: {key: value for part in parts for key, value in part.get(name, {}).items()} | flag for name in variants

@@ -9,25 +9,31 @@ from edgemin.measure.rounds import Cell, Timing, percentiles, round_medians, spr
 
 
 def latencies(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:
-    """What single sentences take, by variant.
+    """What single sentences take, by variant and form of input.
 
     Args:
         timings: Of all variants.
         lengths: The forms of input, with their (mean) length.
         max_spread: What is wider is flagged.
-
-    Returns:
-        `latency_ms`, `throughput_per_s`, `energy_mj` and `power_w`.
     """
-    spreads = {form: spread(timings, form) for form in lengths}
-    medians = {form: round_medians(timings, form) for form in lengths}
+    found: dict[str, dict[str, Any]] = {}
+    for form, length in lengths.items():
+        spreads = spread(timings, form)
+        for name, medians in round_medians(timings, form).items():
+            width = spreads[name]
+            judged = {"spread": width, "unstable": width > max_spread, "rounds": list(medians.values())}
+            timed = {"length": length, **percentiles(_samples(timings, name, form)), **judged}
+            found.setdefault(name, {})[form] = timed
+    return found
+
+
+def costs(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:
+    """What single sentences cost, by variant: `latency_ms`, `throughput_per_s`, `energy_mj` and `power_w`.
+
+    The arguments are those of [`latencies`][edgemin.measure.summary.latencies].
+    """
     found = {}
-    for name in spreads["padded"]:
-        latency: dict[str, Any] = {}
-        for form, length in lengths.items():
-            width = spreads[form][name]
-            judged = {"spread": width, "unstable": width > max_spread, "rounds": list(medians[form][name].values())}
-            latency[form] = {"length": length, **percentiles(_samples(timings, name, form)), **judged}
+    for name, latency in latencies(timings, lengths, max_spread).items():
         padded = [timing for timing in timings if (timing.turn.name, timing.turn.form) == (name, "padded")]
         joules = sum(timing.joules for timing in padded)
         found[name] = {

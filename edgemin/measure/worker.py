@@ -55,6 +55,7 @@ class Opened:
         sentences: Token ids of the task's sentences; may be empty.
         grid: Further forms of input by name, each a batch of so many sentences of so many tokens. They are made and
             warmed up when they are first asked for: what they take of memory is not that of single sentences.
+        further: Likewise, sentences of other tasks: token ids by the name of the form.
         watts: Power of one busy core, where energy has to be estimated.
     """
 
@@ -70,14 +71,15 @@ class Opened:
         length: int,
         sentences: Sequence[Sequence[int]],
         grid: Mapping[str, tuple[int, int]],
+        further: Mapping[str, Sequence[Sequence[int]]],
         watts: float,
     ) -> None:
         open_model: Callable[[str, Path, int], Runtime] = _function(opener)
         _come_to_rest()
-        self.vocabulary, self.grid, self.warmup = vocabulary, grid, warmup
+        self.vocabulary, self.grid, self.further, self.warmup = vocabulary, grid, further, warmup
         self.inputs: dict[str, list[Batch]] = {"padded": [padded_input(vocabulary, length)]}
         if sentences:
-            self.inputs["task"] = [sentence_input(vocabulary, sentence) for sentence in sentences]
+            self.inputs["task"] = self.single(sentences)
         self.before_bytes = resident_bytes()
         began = time.perf_counter_ns()
         self.model = open_model(runtime, Path(path), threads)
@@ -90,6 +92,10 @@ class Opened:
         for inputs in self.inputs.values():
             self.warm_up(inputs)
         _come_to_rest()
+
+    def single(self, sentences: Sequence[Sequence[int]]) -> list[Batch]:
+        """Sentences one by one, unpadded."""
+        return [sentence_input(self.vocabulary, sentence) for sentence in sentences]
 
     def warm_up(self, inputs: Sequence[Batch]) -> None:
         """Runs inferences that are not timed, as many as `warmup` asks for."""
@@ -107,8 +113,11 @@ class Opened:
     def timed(self, form: str, items: Sequence[int]) -> dict[str, Any]:
         """Times one inference per item, then waits until this process has come to rest."""
         if form not in self.inputs:
-            batch, length = self.grid[form]
-            self.inputs[form] = [padded_input(self.vocabulary, length, batch)]
+            if form in self.further:
+                self.inputs[form] = self.single(self.further[form])
+            else:
+                batch, length = self.grid[form]
+                self.inputs[form] = [padded_input(self.vocabulary, length, batch)]
             self.warm_up(self.inputs[form])
         inputs = self.inputs[form]
         latency_ms = []

@@ -98,10 +98,17 @@ class Latency(Fields):
 
 
 class Latencies(Fields):
-    """The timings by form of input."""
+    """The timings by form of input; `transfer`: sentences of other tasks, by the task's name."""
 
     padded: Latency = Latency()
     task: Latency = Latency()
+    transfer: dict[str, Latency] = {}
+
+    def of(self, form: str, task: str | None) -> Latency:
+        """The timings of a form of input; of `transfer`, those of a task."""
+        found = self.transfer.get(task or "", Latency()) if form == "transfer" else getattr(self, form)
+        assert isinstance(found, Latency)
+        return found
 
 
 class PerForm(Fields):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from edgemin.medians import around_median
 from edgemin.report import paired
-from edgemin.report.fields import Latency, Row, Runtime
+from edgemin.report.fields import Latencies, Latency, Row, Runtime
 from edgemin.report.fold import Line, Statistic, Study
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Column
 from edgemin.report.paired import Score
@@ -53,11 +53,11 @@ class Measure:
         name: its field there, such as `accuracy`, `size_bytes`, `latency_ms` or `speed_up`.
         column: how it is displayed.
         runtime: the runtime it was found in; None where it does not depend on one.
-        form: of timings, what was timed: a key of `FORMS`.
+        form: of timings, what was timed: a key of `FORMS`, or `transfer`: another task's sentences as they are.
         statistic: of timings, `p50`, `mean`, `n` ...; of a speed-up, of the ratios over rounds `p10`, `p90`, or
             `low` and `high`, the ends of the interval that holds their median.
         reference: what a difference or a ratio is formed against: a key of `REFERENCE_TITLES`.
-        task: the task of a metric; None: the job's own.
+        task: the task of a metric (None: the job's own), or of `transfer`.
         split: the split of a metric; None: the job's first.
         transfer: whether it is a zero-shot score (None: both kinds).
         job_task: the task of the job it is read from, where tasks stand side by side.
@@ -107,7 +107,7 @@ class Measure:
             place = place.runtimes.get(self.runtime)
         for name in (self.name, self.form, self.statistic):
             if name is not None and place is not None:
-                place = getattr(place, name)
+                place = place.of(name, self.task) if isinstance(place, Latencies) else getattr(place, name)
         return None if place is None else float(place)
 
     @property
@@ -143,9 +143,8 @@ class Measure:
 
     def timing(self, row: Row) -> Latency:
         """The timings of a row that a latency, a throughput or a speed-up rests on."""
-        found = getattr(self.cost(row).latency_ms, self.form or "", Latency())
-        assert isinstance(found, Latency)
-        return found
+        timed = self.cost(row).latency_ms
+        return Latency() if timed is None or self.form is None else timed.of(self.form, self.task)
 
     def fold(self, line: Line) -> Statistic | None:
         """The number over the seeds of a row, with its interval; None where it is missing.
@@ -268,6 +267,14 @@ def latency(form: str, statistic: str, level: int) -> Measure:
     else:
         column = Column(f"latency_{form}_{statistic}_ms", title, "ms", 1.0, 2, True, level=level)
     return Measure("cost", "latency_ms", column, TORCH, form, statistic)
+
+
+def of_other_task(task: str, statistic: str, level: int) -> Measure:
+    """As `latency`, on the sentences of a task that rows are scored on beside their own."""
+    found = latency("task", statistic, level)
+    column = found.column
+    named = replace(column, key=f"{task}_{column.key}", title=f"{task_title(task)}: {column.title}")
+    return replace(found, form="transfer", task=task, column=named)
 
 
 def throughput(form: str, level: int) -> Measure:

@@ -57,7 +57,7 @@ class Noise:
 
     def floor(self, measure: Measure, device: str = "") -> Floor | None:
         """The noise floor that a latency or a ratio of latencies has; None where no two rows are the same graph."""
-        if measure.form is None:
+        if measure.form not in m.FORMS:
             return None
         place = (measure.runtime, measure.form, measure.job_task, device)
         if place not in self._known:

@@ -75,7 +75,7 @@ def text(published: Published) -> str:
 
 
 _LARGEST = 1e300
-_PADDED = "our latencies are of sentences padded to one length, which take the same time whichever task they are of"
+_PADDED = "padded to one length, our sentences take the same time whichever task they are of"
 _MEASURES: Mapping[str, tuple[bool, Measure]] = {
     "accuracy_percent": (True, m.own_metric("accuracy")),
     "f1_percent": (True, m.own_metric("f1")),
@@ -237,11 +237,15 @@ class _Block:
 
 
 def _ours_of(kind: str, published: Published) -> list[Measure]:
-    """Our measure of a published one, in each runtime that was asked for; named where it is not torch alone."""
+    """Our measures of a published one, in each runtime that was asked for; named where it is not torch alone.
+
+    Latencies are set beside both of ours, as publications seldom say what they have timed.
+    """
     measure = _MEASURES[kind][1]
+    forms = [measure, m.latency("task", "mean", CORE)] if kind == "latency_ms" else [measure]
     if not measure.is_measured or published.runtimes == (m.TORCH,):
-        return [measure]
-    return [_named(m.in_runtime(measure, name), name) for name in published.runtimes]
+        return forms
+    return [_named(m.in_runtime(form, name), name) for form in forms for name in published.runtimes]
 
 
 def _named(measure: Measure, runtime: str) -> Measure:
@@ -261,7 +265,8 @@ def _block(key: tuple[str, str | None], measure: Measure, lines: list[Entry], pu
         return None
     raw = measure.column
     title = f"{task_title(task)} {raw.title}" if task else raw.title
-    suffix = f"_{measure.runtime}" if raw.key != _MEASURES[kind][1].column.key else ""
+    suffix = "_own_length" if measure.form == "task" else ""
+    suffix += f"_{measure.runtime}" if measure.is_measured and published.runtimes != (m.TORCH,) else ""
     name = (f"{kind}_{task}" if task else kind) + suffix
     exact = raw.exact
     theirs = Column(f"{name}_published", f"{title}, published", raw.unit, 1.0, raw.digits, level=CORE, group=name)
@@ -277,11 +282,14 @@ def _block(key: tuple[str, str | None], measure: Measure, lines: list[Entry], pu
 def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> float | None:
     """Our number: a metric on the task's first split that has it; a cost of the job's own task.
 
-    Padded to one length, sentences of every task take the same time: that stands for the other tasks it was scored on.
+    Other tasks that it was scored on have timings on their own sentences; padded to one length, those of every task
+    take the same time.
     """
     if measure.is_metric:
         scores = (row.score(task, split, measure.name) for split in row.metrics.get(task or "", {}))
         return next((score for score in scores if score is not None), None)
+    if measure.form == "task" and task in row.transfer:
+        return replace(measure, form="transfer", task=task).read(run, row)
     is_its = task in (None, run.task.name) or (measure.form == "padded" and task in row.transfer)
     return measure.read(run, row) if is_its else None
 

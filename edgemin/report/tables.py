@@ -170,6 +170,13 @@ def latency(study: Study) -> Table | None:
                 m.throughput(form, PAGE),
             ]
             measures += [m.for_task(measure, task, several) for measure in own]
+    scored = dict.fromkeys(
+        (run.task.name or "", task) for run in study.runs for row in run.rows for task in row.transfer
+    )
+    for source, task in scored:
+        levels = {"p50": MAIN, "p90": PAGE, "p10": FULL, "p95": FULL, "mean": FULL, "n": FULL}
+        other = [m.of_other_task(task, statistic, level) for statistic, level in levels.items()]
+        measures += [m.for_task(measure, source, several) for measure in other]
     return _table("table2_latency", "Table II: latency at batch 1", study, keys, lines, measures)
 
 

@@ -120,7 +120,8 @@ def _ratios(cost: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     found: dict[str, Any] = {"compression_ratio": other["size_bytes"] / cost["size_bytes"]}
     mine, theirs = cost.get("latency_ms"), other.get("latency_ms")
     if mine and theirs:
-        found["speed_up"] = {form: theirs[form]["p50"] / mine[form]["p50"] for form in mine if form in theirs}
+        forms = [form for form in ("padded", "task") if form in mine and form in theirs]
+        found["speed_up"] = {form: theirs[form]["p50"] / mine[form]["p50"] for form in forms}
     return found
 
 

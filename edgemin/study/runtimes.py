@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edgemin import artifact
+from edgemin.data.splits import Splits
 from edgemin.deploy import model_files, onnx_runtime, open_vino
 from edgemin.deploy.runtime import ARTIFACT, RUNTIMES, open_model, versions
 from edgemin.deploy.scored import score
@@ -237,13 +238,16 @@ class Runtimes:
 
     # -- measuring ---------------------------------------------------------------------------------
 
-    def measured(self, nodes: Mapping[str, Node]) -> Measured:
+    def measured(self, nodes: Mapping[str, Node], transfer: Mapping[str, Splits]) -> Measured:
         """Measure rows in their runtimes in turns, all against one another.
 
         Args:
             nodes: of the rows, by their keys.
+            transfer: further tasks that they are scored on, and timed on the sentences of, by name.
         """
-        here, settings, sentences = host(), self.settings, self._sentences(nodes)
+        here, settings, own = host(), self.settings, self.study.splits
+        sentences = self._sentences(nodes, own) if own is not None else []
+        further = {name: self._sentences(nodes, splits) for name, splits in transfer.items()}
         runtimes = {name for node in nodes.values() for name in self._runtimes(node)}
         code = [RUNTIMES[name].module for name in sorted(runtimes)]
         code += EXPORT_CODE if runtimes - {RUNTIME} else ()
@@ -253,6 +257,7 @@ class Runtimes:
                 "settings": settings.content,
                 "host": here["id"],
                 "sentences": sentences,
+                "transfer": further,
                 "code": code_digest(*MEASURE_CODE, *code, *providers(*nodes.values())),
                 "versions": {name: versions(name) for name in sorted(runtimes)},
             }
@@ -281,7 +286,13 @@ class Runtimes:
                 looked_into = {
                     title: made[of] for title, (of, name) in places.items() if of in made and name == PROFILED
                 }
-                timed = measure(variants, sentences, settings, traces=looked_into, progress=progress, waiting=waits)
+                timed = measure(
+                    *(variants, sentences, settings),
+                    transfer=further,
+                    traces=looked_into,
+                    progress=progress,
+                    waiting=waits,
+                )
                 for of, trace in made.items():
                     whole[of] = self.store.results.keep(_trace(key, of), functools.partial(shutil.copyfile, trace))
         found: dict[str, dict[str, dict[str, Any]]] = {key: {} for key in nodes}
@@ -293,12 +304,10 @@ class Runtimes:
             self.store.keep_result("measurement", key, found)
         return Measured(found, whole)
 
-    def _sentences(self, nodes: Mapping[str, Node]) -> list[list[int]]:
-        """The same sentences for all, in the student's tokens: what is deployed is the student."""
-        if self.study.splits is None:
-            return []
+    def _sentences(self, nodes: Mapping[str, Node], splits: Splits) -> list[list[int]]:
+        """The same sentences for all, of a task's first split in the student's tokens: the student is deployed."""
         start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
-        encoded = next(iter(self.data.of(start or next(iter(nodes.values())).start).evaluation.values()))
+        encoded = next(iter(self.data.of(start or next(iter(nodes.values())).start, splits).evaluation.values()))
         return [encoded.sentence(index) for index in evenly_spaced(range(len(encoded)), self.settings.sentences)]
 
     def _variant(self, node: Node, runtime: str) -> Variant:

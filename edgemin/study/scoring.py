@@ -119,7 +119,7 @@ class Scoring:
                 predictions |= answers_there
             scored[key] = Scored(metrics, cost, predictions, notes, provenance["findings"], judged, collapsed)
         if runtimes is not None:
-            measured = runtimes.measured(nodes)
+            measured = runtimes.measured(nodes, transfer)
             for key, costs in measured.costs.items():
                 scored[key].trace = measured.traces.get(key)
                 for name, cost in costs.items():

@@ -234,7 +234,7 @@ def test_a_process_that_is_not_asked_rests_and_ends_with_its_parent(tmp_path: Pa
     setup |= {"runtime": "torch", "tokenizer": None, "vocabulary": 101}
     with WorkerProcess("a", 2) as worker:
         assert worker.ask({"name": "torch", "threads": 2}) == {}
-        worker.send({**setup, "length": 16, "sentences": [], "grid": {}, "watts": 5.0})
+        worker.send({**setup, "length": 16, "sentences": [], "further": {}, "grid": {}, "watts": 5.0})
         assert worker.answer()["threads"] == 2
         worker.ask({"timed": {"form": "padded", "items": [0] * 5}})
         process = psutil.Process(worker._process.pid)
@@ -304,9 +304,18 @@ def test_all_runs_are_dealt_out_and_every_sentence_once_to_everybody() -> None:
     assert planned(["a"], [4, 4], 5, 5)[-1].form == "padded"  # fewer sentences than rounds
 
 
+def test_sentences_of_other_tasks_are_timed_beside_the_tasks_own(tmp_path: Path) -> None:
+    asked = {"transfer": {"mnli": [[1] * 9, [1] * 5, [1] * 7], "none": []}}
+    cost = run({"one": save(tmp_path / "one")}, [[2, 3]] * 3, **asked)["one"]
+    assert {form: timed["length"] for form, timed in cost["latency_ms"]["transfer"].items()} == {"mnli": 7}
+    other, own = cost["latency_ms"]["transfer"]["mnli"], cost["latency_ms"]["task"]
+    assert other["n"] == 3 and len(other["rounds"]) == 3 and [*other] == [*own]
+    assert set(cost["throughput_per_s"]) == {"padded", "task"}
+
+
 def test_a_further_round_times_the_same_shares_again_and_keeps_the_balance() -> None:
     names = ["a", "b", "c"]
-    plan = Schedule(names, list(range(3, 33)), rounds=5, runs=52)
+    plan = Schedule(names, {"task": list(range(3, 33))}, rounds=5, runs=52)
     for round_ in range(5, 15):
         again, before = plan.turns(round_), plan.turns(round_ - 5)
         assert {turn.round for turn in again} == {round_}
@@ -319,17 +328,17 @@ def test_a_further_round_times_the_same_shares_again_and_keeps_the_balance() -> 
 
 def test_batches_take_turns_as_all_does_and_compute_about_as_many_sentences() -> None:
     small, large = Cell(1, 16), Cell(8, 32)
-    plan = Schedule(["a", "b"], [], rounds=5, runs=100)
+    plan = Schedule(["a", "b"], {}, rounds=5, runs=100)
     first, second = (plan.grid_turns(round_, {"a": [small, large], "b": [small]}) for round_ in (0, 1))
     assert [(turn.form, turn.name, len(turn.items)) for turn in first] == [
         *(("1x16", "a", 20), ("1x16", "b", 20), ("8x32", "a", 3)),
     ]
     assert [turn.name for turn in second] == ["b", "a", "a"]
-    assert [len(turn.items) for turn in Schedule(["a"], [], 5, 5).grid_turns(0, {"a": [Cell(32, 4)]})] == [1]
+    assert [len(turn.items) for turn in Schedule(["a"], {}, 5, 5).grid_turns(0, {"a": [Cell(32, 4)]})] == [1]
 
 
 def planned(names: list[str], lengths: list[int], rounds: int, runs: int) -> list[Turn]:
-    plan = Schedule(names, lengths, rounds, runs)
+    plan = Schedule(names, {"task": lengths}, rounds, runs)
     return [turn for round_ in range(rounds) for turn in plan.turns(round_)]
 
 
@@ -484,12 +493,22 @@ def test_a_warm_up_meets_every_length_once_at_least(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys.modules[__name__], "met", lambda *_: Met(), raising=False)
     sentences = [[1] * length for length in (3, 5, 3, 4, 5)]
     given = {"path": "", "runtime": "torch", "opener": f"{__name__}.met", "tokenizer": None, "vocabulary": 7}
-    given |= {"threads": 1, "length": 8, "sentences": sentences, "grid": {"4x2": (4, 2)}, "watts": 5.0}
+    given |= {
+        "threads": 1,
+        "length": 8,
+        "sentences": sentences,
+        "grid": {"4x2": (4, 2)},
+        "further": {"mnli": [[1] * 6]},
+        "watts": 5.0,
+    }
     opened = Opened(**given, warmup=2)  # type: ignore[arg-type]
     assert met == [(1, 8)] + [(1, 8)] * 2 + [(1, 3), (1, 5), (1, 4)], "a first answer, then each form"
     met.clear()
     opened.timed("4x2", [0])
     assert met == [(4, 2)] * (1 + 1 + 1), "one batch makes two sentences; one before the turn; the timed one"
+    met.clear()
+    opened.timed("mnli", [0])
+    assert met == [(1, 6)] * (2 + 1 + 1), "another task's sentences are warmed up when they are first asked for"
     met.clear()
     Opened(**given, warmup=0)  # type: ignore[arg-type]
     assert met == [(1, 8)], "the first answer alone"

@@ -303,6 +303,7 @@ def test_the_proposals_promises_are_read_and_stand_beside_the_measures_they_spea
         "accuracy_percent_sst2",
         "retained_percent_sst2",
         "latency_ms_sst2",
+        "latency_ms_sst2_own_length",
         "speed_up_to_teacher_sst2",
         "size_mib",
         "compression_to_teacher",
