@@ -69,8 +69,8 @@ class Provider(Protocol):
             RuntimeError: shapes differ.
         """
 
-    def scales(self, layers: Mapping[str, Any]) -> list[nn.Parameter]:
-        """The scales that are learnt; weight decay must not pull them to 0."""
+    def scales(self, layers: Mapping[str, Any]) -> dict[str, list[nn.Parameter]]:
+        """The scales that are learnt, by whose they are; weight decay must not pull them to 0."""
 
     def settle(self, layers: Mapping[str, Any]) -> None:
         """Leave every layer as a file would bring it back."""
@@ -210,10 +210,10 @@ def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
         state[name].copy_(tensor)
 
 
-def scales(model: nn.Module) -> list[nn.Parameter]:
-    """The scales of quantized layers that are learnt; none of a float model."""
+def scales(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The scales of quantized layers that are learnt, by whose they are; none of a float model."""
     found = _found(model)
-    return [] if found is None else found[1].scales(found[2])
+    return {} if found is None else found[1].scales(found[2])
 
 
 def settle(model: nn.Module) -> None:

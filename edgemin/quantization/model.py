@@ -138,9 +138,14 @@ class Integers:
         layer.load_state_dict(rest, strict=False)  # the names were compared above
         layer.unpack({name: tensors[name] for name in own})
 
-    def scales(self, layers: Mapping[str, Quantized]) -> list[nn.Parameter]:
-        """Those of all layers."""
-        return [scale for layer in layers.values() for scale in layer.learned_scales()]
+    def scales(self, layers: Mapping[str, Quantized]) -> dict[str, list[nn.Parameter]]:
+        """Those of all layers, by `ScaleOwner`."""
+        found: dict[str, list[nn.Parameter]] = {owner: [] for owner in get_args(ScaleOwner)}
+        for layer in layers.values():
+            own = "embeddings" if isinstance(layer, QuantizedEmbedding) else "weights"
+            for scale in layer.learned_scales():
+                found[own if scale is layer.weight_scale else "inputs"].append(scale)
+        return found
 
     def settle(self, layers: Mapping[str, Quantized]) -> None:
         """Fix the scales and put the weights on their grid, as a file would bring them back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -23,8 +24,8 @@ from edgemin.training.method_sum import MethodSum
 from edgemin.training.stage import Effect, Place
 from edgemin.training.teaching import Teaching
 
-# The learning rate of scales, as a share of that of weights, by trial (benchmarks/README.md).
-SCALE_SHARE = 0.1
+# The learning rates of scales, as shares of that of weights, by trial (benchmarks/README.md).
+SCALE_SHARES: dict[ScaleOwner, float] = {"weights": 0.1, "inputs": 0.1, "embeddings": 0.1}
 
 
 class QuantizationAware(MethodSum):
@@ -75,7 +76,7 @@ class QuantizationAware(MethodSum):
         self.quantization = quantization
         self.teachers = self.teachers if self._parts else ()
         self.scaling, self.train_what, self.train_on = scaling, train, train_on
-        self.scale_learning_rate = scaling.learning_rate(SCALE_SHARE * fit.learning_rate)
+        self.scale_learning_rates = scaling.learning_rates(SCALE_SHARES, fit.learning_rate)
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """As its methods; an epoch may be the calibration sentences, and scales alone are trained under the head."""
@@ -101,7 +102,7 @@ class QuantizationAware(MethodSum):
         self.scaling.begin(model, ["weights"] if alone else get_args(ScaleOwner))
         if alone:
             model.requires_grad_(False)
-            for scale in quantized.scales(model):
+            for scale in itertools.chain(*quantized.scales(model).values()):
                 scale.requires_grad_(True)
             for layer in quantization.quantized_layers(model).values():
                 layer.fix_integers()

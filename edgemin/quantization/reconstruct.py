@@ -31,8 +31,9 @@ from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.stage import Effect, Place, Stage
 
-# The learning rate of scales, as a share of that of weights, by trial (benchmarks/README.md).
-SCALE_SHARE = 0.1
+# The learning rates of scales, as shares of that of weights, by trial (benchmarks/README.md). A step is absolute: the
+# scale of an input is some 0.03 whatever the weights' bits, that of weights 0.02 at 4 bits and 0.002 at 8.
+SCALE_SHARES: dict[ScaleOwner, float] = {"weights": 0.1, "inputs": 1.0}
 Aside = Annotated[float, Gt(0), Lt(1)]
 # How often a fit looks at the sentences kept aside, its end apart.
 LOOKS = 5
@@ -85,7 +86,7 @@ class Reconstruction(Stage):
             raise UserError("scales: expected fixed or learned, given moving")
         scaling.check({"embeddings": False, "inputs": quantization.activations == "static"})
         self.teacher_forcing, self.aside = teacher_forcing, aside
-        self.scale_learning_rate = scaling.learning_rate(SCALE_SHARE * fit.learning_rate)
+        self.scale_learning_rates = scaling.learning_rates(SCALE_SHARES, fit.learning_rate)
         self.forced = 1.0  # the part of the full-precision model's hidden states, at this step
         # a list, so that it is no submodule: neither trained nor checkpointed
         self._float: list[PreTrainedModel] = []

@@ -25,8 +25,8 @@ class ScaleTraining(Checked):
             from their calibrated values on.
         learned_scales: whose scales learn (`scales=learned`): the `weights` of Linears, their static `inputs`, the
             `embeddings`; `auto`: what the stage says.
-        scale_learning_rate: peak learning rate of the scales; its course is that of `learning_rate`. `auto`: a share
-            of `learning_rate`, which the stage says.
+        scale_learning_rate: peak learning rate of all scales; its course is that of `learning_rate`. `auto`: shares of
+            `learning_rate`, which the stage says, by whose they are.
     """
 
     scales: Scales = "learned"
@@ -56,6 +56,7 @@ class ScaleTraining(Checked):
         which = owners if self.learned_scales == "auto" or self.scales != "learned" else self.learned_scales
         quantization.follow(model, self.scales, which)
 
-    def learning_rate(self, auto: float) -> float:
-        """The learning rate of the scales; `auto` where it is not given."""
-        return auto if self.scale_learning_rate == "auto" else self.scale_learning_rate
+    def learning_rates(self, shares: Mapping[ScaleOwner, float], learning_rate: float) -> dict[str, float]:
+        """The learning rates of scales by whose they are: the one given, else shares of that of the weights."""
+        given = self.scale_learning_rate
+        return {owner: share * learning_rate if given == "auto" else given for owner, share in shares.items()}

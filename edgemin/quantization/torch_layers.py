@@ -83,9 +83,9 @@ class TorchDynamic:
             )
         layer.set_weight_bias(weight, tensors.get("bias"))
 
-    def scales(self, layers: Mapping[str, Any]) -> list[nn.Parameter]:
+    def scales(self, layers: Mapping[str, Any]) -> dict[str, list[nn.Parameter]]:
         """None: such a layer cannot be trained."""
-        return []
+        return {}
 
     def settle(self, layers: Mapping[str, Any]) -> None:
         """Nothing to do: such a layer cannot be trained, so it is always settled."""

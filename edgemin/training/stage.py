@@ -116,7 +116,7 @@ class Stage(pl.LightningModule):
         self.planned: Effect  # set where it is planned, before it is prepared
         self.inherited: Mapping[str, Tensor] = {}  # the training state beside the model that it is given
         self.keeps_latent = False  # whether latent weights of a quantized model are left beside it: who has them, does
-        self.scale_learning_rate: float | None = None  # of a quantized model's scales, for a stage that lets them learn
+        self.scale_learning_rates: Mapping[str, float] = {}  # of a quantized model's scales, where a stage trains them
         self.name = type(self).__name__  # in messages; a run gives its path
         self.seed = 0
         self.phase = 0  # the number of the fit that runs
@@ -247,14 +247,14 @@ class Stage(pl.LightningModule):
         fit = self.fits()[self.phase]
         groups: list[dict[str, Any]]
         groups = [{"params": [], "weight_decay": fit.weight_decay}, {"params": [], "weight_decay": 0.0}]
-        scales = [scale for scale in quantized.scales(self) if scale.requires_grad]
-        apart = {id(scale) for scale in scales}
+        scales = {owner: [own for own in of if own.requires_grad] for owner, of in quantized.scales(self).items()}
+        apart = {id(scale) for of in scales.values() for scale in of}
         for parameter in self.parameters():
             if parameter.requires_grad and id(parameter) not in apart:
                 groups[parameter.ndim < 2]["params"].append(parameter)
-        if scales:
-            assert self.scale_learning_rate is not None, "a stage that lets scales learn says how fast"
-            groups.append({"params": scales, "weight_decay": 0.0, "lr": self.scale_learning_rate})
+        for owner, own in scales.items():
+            if own:  # a stage that lets scales learn says how fast
+                groups.append({"params": own, "weight_decay": 0.0, "lr": self.scale_learning_rates[owner]})
         groups = self.grouped(groups, fit)
         # Fused is several times faster on a CPU; under fp16's loss scaling it would unscale too late for clipping.
         fused = self.trainer.precision != "16-mixed"

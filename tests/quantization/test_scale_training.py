@@ -124,13 +124,13 @@ def test_a_second_phase_trains_the_scales_of_the_first_ones_integers(data: DataM
 
 
 @pytest.mark.parametrize(
-    ("cls", "settings", "share"),
-    [(QuantizationAware, QAT, 0.1), (Reconstruction, SETTINGS | FIT, 0.1)],
+    ("cls", "settings", "shares"),
+    [(QuantizationAware, QAT, (0.1, 0.1, 0.1)), (Reconstruction, SETTINGS | FIT, (0.1, 1.0))],
     ids=["qat", "reconstruct"],
 )
 @pytest.mark.parametrize("rate", ["auto", 3e-4])
 def test_scales_have_a_rate_of_their_own_on_the_same_course_and_do_not_decay(
-    cls: Any, settings: dict[str, Any], share: float, rate: Any, data: DataModule, tmp_path: Path
+    cls: Any, settings: dict[str, Any], shares: tuple[float, ...], rate: Any, data: DataModule, tmp_path: Path
 ) -> None:
     seen: list[list[tuple[float, float, set[str]]]] = []
 
@@ -142,10 +142,11 @@ def test_scales_have_a_rate_of_their_own_on_the_same_course_and_do_not_decay(
 
     given = settings | {"weight_decay": 0.1, "warmup": 0.5}
     tiny.fit(tiny.stage(Look, scale_learning_rate=rate, **given), tiny.model(), data, work=tmp_path)
-    expected = share if rate == "auto" else rate / 1e-2
-    for weights, vectors, scales in seen:
-        assert scales[0] == pytest.approx(expected * weights[0]) and scales[1] == 0.0
-        assert scales[2] and all(name.endswith("_scale") for name in scales[2])
+    for weights, vectors, *scales in seen:
+        for share, of, ending in zip(shares, scales, ("weight_scale", "input_scale", "weight_scale"), strict=False):
+            expected = share if rate == "auto" else rate / 1e-2
+            assert of[0] == pytest.approx(expected * weights[0]) and of[1] == 0.0
+            assert of[2] and all(name.endswith(ending) for name in of[2])
         assert not any(name.endswith("_scale") for name in weights[2] | vectors[2])
     assert len({round(each[0][0], 9) for each in seen}) > 2  # it has a course
 
@@ -213,4 +214,5 @@ def test_scales_alone_are_trained_under_a_head_that_was_trained_before() -> None
 
 
 def test_the_share_is_of_the_learning_rate_given() -> None:
-    assert math.isclose(tiny.stage(QuantizationAware, **QAT | {"learning_rate": 5e-5}).scale_learning_rate or 0, 5e-6)
+    rates = tiny.stage(QuantizationAware, **QAT | {"learning_rate": 5e-5}).scale_learning_rates
+    assert math.isclose(rates["weights"], 5e-6)
