@@ -227,7 +227,7 @@ def _shape_layer(layer: Layer, wanted: LayerOutline) -> None:
     """Give a layer its heads and FFN units; the widths it has in common with its neighbours are there already."""
     family = layer.family
     inner = wanted.inner
-    assert inner is not None, "the number of heads is known"
+    assert inner is not None and wanted.ffn is not None, "the numbers of heads and FFN units are known"
     for path in family.projections:
         _replace_linear(layer.module, path, _inputs(layer, path), layer.fused * inner)
     _replace_linear(layer.module, family.output, inner, layer.width)

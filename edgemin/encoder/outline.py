@@ -65,7 +65,7 @@ class LayerOutline(_Form):
     Attributes:
         heads: attention heads; `None` where a stage decides their number only when it runs.
         head_size: D.
-        ffn: units of the feed-forward network.
+        ffn: units of the feed-forward network; `None` likewise.
         gated: whether it has two input matrices.
         window: tokens that a local layer sees, as the configuration's `local_attention` counts them; `None` where all
             are seen.
@@ -76,7 +76,7 @@ class LayerOutline(_Form):
 
     heads: Width | None
     head_size: Width
-    ffn: Width
+    ffn: Width | None
     gated: Flag = False
     window: Width | None = None
     attention_norm: Flag = True
@@ -149,6 +149,11 @@ class Outline(_Form):
         """The width that attention of a layer adds its output to: the hidden size, or that of its bottleneck."""
         return self.hidden if layer.bottleneck is None else layer.bottleneck.size
 
+    @property
+    def is_known(self) -> bool:
+        """Whether all its numbers are known, the labels apart."""
+        return all(layer.heads is not None and layer.ffn is not None for layer in self.layers)
+
     def is_cut(self, layer: LayerOutline) -> bool:
         """Whether heads of a layer are gone, or may be: those that are left do not fill its width."""
         return layer.inner != self.width(layer)
@@ -157,6 +162,29 @@ class Outline(_Form):
         """This model with so many heads in each layer."""
         pairs = zip(self.layers, heads, strict=True)
         return replace(self, layers=tuple(replace(layer, heads=count) for layer, count in pairs))
+
+    def with_ffn(self, ffn: Sequence[int | None]) -> Outline:
+        """This model with so many FFN units in each layer."""
+        pairs = zip(self.layers, ffn, strict=True)
+        return replace(self, layers=tuple(replace(layer, ffn=count) for layer, count in pairs))
+
+    def with_layers(self, count: int) -> Outline:
+        """This model with so many of its layers, which of them is not known; what differs among them isn't either."""
+        first = self.layers[0]
+        heads = first.heads if len({layer.heads for layer in self.layers}) == 1 else None
+        ffn = first.ffn if len({layer.ffn for layer in self.layers}) == 1 else None
+        if count == len(self.layers):
+            return self
+        left = tuple(replace(layer, heads=heads, ffn=ffn) for layer in self.layers[:count])
+        held = self.quantized and replace(self.quantized, layers=None)
+        return replace(self, layers=left, quantized=held)
+
+    def with_hidden(self, hidden: int) -> Outline:
+        """This model with so many hidden units, in its head too; embeddings behind a projection keep their width."""
+        head = tuple(
+            (hidden, outputs if index == len(self.head) - 1 else hidden) for index, (_, outputs) in enumerate(self.head)
+        )
+        return replace(self, hidden=hidden, embedding=self.embedding if self.projection else hidden, head=head)
 
     def with_labels(self, labels: int) -> Outline:
         """This model with so many outputs."""
@@ -195,7 +223,7 @@ class Outline(_Form):
             outputs = None if inner is None else inner * 3 // len(family.projections)
             yield path, outputs, self.hidden if reads_map else width
         yield family.output, width, inner
-        yield family.ffn_in, layer.ffn * (2 if layer.gated else 1), width
+        yield family.ffn_in, None if layer.ffn is None else layer.ffn * (2 if layer.gated else 1), width
         yield family.ffn_out, width, layer.ffn
         if bottleneck is not None:
             yield f"{family.ffn_out.partition('.')[0]}.bottleneck.dense", self.hidden, width

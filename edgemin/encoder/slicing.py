@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edgemin.encoder.building import sync_config
+from edgemin.encoder.cuttable import check_ffn, check_hidden
 from edgemin.encoder.families import Family, table
 from edgemin.encoder.parts import (
     Layer,
@@ -141,11 +142,7 @@ def slice_ffn(model: PreTrainedModel, layer: int, keep: Sequence[int]) -> None:
             that cannot be sliced; several feed-forward networks stacked in the layer (MobileBERT).
     """
     part = layer_at(model, layer)
-    if part.networks > 1:
-        raise UserError(
-            f"ffn: cannot be cut for {part.family.name}, whose layers stack {part.networks} feed-forward networks, so "
-            "that a unit's number does not say which of them it is in"
-        )
+    check_ffn(part.family.name, part.networks)
     kept = _checked(keep, part.ffn, "FFN units")
     rows = torch.cat([kept, kept + part.ffn]) if part.family.gated else kept
     _apply([(part.part(part.family.ffn_in), rows, None), (part.part(part.family.ffn_out), None, kept)])
@@ -221,11 +218,7 @@ def slice_hidden(model: PreTrainedModel, keep: Sequence[int]) -> None:
             whose layers have a width of their own (MobileBERT).
     """
     family = table(model)
-    if family.bottleneck is not None:
-        raise UserError(
-            f"hidden: cannot be cut for {family.name}, whose feature maps of {hidden_size(model)} units are tied by "
-            "bottlenecks to another width inside the layers"
-        )
+    check_hidden(family.name, hidden_size(model))
     kept = _checked(keep, hidden_size(model), "hidden units")
     cuts = _embedding_cuts(model, family, kept)
     for layer in layers(model):

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from edgemin.encoder.cuttable import check_hidden
 from edgemin.encoder.families import table
 from edgemin.encoder.parts import has_projection, head_linears, hidden_size, layers
 from edgemin.errors import UserError
@@ -40,11 +41,7 @@ def stream(model: PreTrainedModel) -> Stream:
             float layer.
     """
     family = table(model)
-    if family.bottleneck is not None:
-        raise UserError(
-            f"hidden: cannot be cut for {family.name}, whose feature maps of {hidden_size(model)} units are tied by "
-            "bottlenecks to another width inside the layers"
-        )
+    check_hidden(family.name, hidden_size(model))
     tables, writers, embedded = _embeddings(model)
     reads: list[Read] = []
     behind: list[nn.LayerNorm] = []  # norms behind attention or FFN, as BERT has them

@@ -73,7 +73,8 @@ def parsed(content: Mapping[str, Any], name: str) -> Outline:
         first = error.errors()[0]
         given = "" if first["type"].startswith("missing") else f", given {str(first['input'])[:80]!r}"
         raise UserError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}{given}") from error
-    unknown = [f"layers.{index}.heads" for index, layer in enumerate(outline.layers) if layer.heads is None]
+    numbers = [(f"layers.{at}", layer) for at, layer in enumerate(outline.layers)]
+    unknown = [f"{at}.{key}" for at, layer in numbers for key in ("heads", "ffn") if getattr(layer, key) is None]
     if unknown or outline.labels is None:
         raise UserError(f"{name}: {(*unknown, 'labels')[0]}: expected a whole number of at least 1, given null")
     return outline

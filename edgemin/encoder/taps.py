@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, A heads, D head size, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, is_grad_enabled, nn
@@ -158,33 +158,105 @@ def changed_input(model: PreTrainedModel, layer: int, change: Callable[[Tensor],
         handle.remove()
 
 
-@contextmanager
-def head_contexts(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+def head_contexts(model: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
     """Watch the inputs of every attention output projection, the heads' contexts side by side.
 
     Yields:
         A list that each forward fills anew with L tensors [B, T, A*D] in layer order. After a backward their
         `grad` holds the loss's gradient, frozen parameters or not.
     """
-    contexts: list[Tensor] = []
+    return _watched_inputs([layer.output for layer in layers(model)])
 
-    def watch(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            context = inputs[0]
-            if is_grad_enabled():
-                context = context if context.requires_grad else context.detach().requires_grad_()
-                context.retain_grad()
+
+def ffn_activations(model: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
+    """Watch the inputs of every FFN's second Linear, [B, T, F] per layer, as `head_contexts` does those of heads."""
+    return _watched_inputs([layer.part(layer.family.ffn_out) for layer in layers(model)])
+
+
+class Step(NamedTuple):
+    """The hidden states [B, T, H] in front of a layer and behind it; a gradient is kept at the latter."""
+
+    before: Tensor
+    after: Tensor
+
+
+@contextmanager
+def layer_steps(model: PreTrainedModel) -> Iterator[list[Step]]:
+    """Watch every layer's input and output.
+
+    Yields:
+        A list that each forward fills anew, in layer order. After a backward `grad` of `after` holds the loss's
+        gradient by whatever follows the layer.
+    """
+    steps: list[Step] = []
+
+    def watch(index: int) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        def keep(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             if index == 0:
-                contexts.clear()
-            contexts.append(context)
-            return (context, *inputs[1:])
+                steps.clear()
+            after = _differentiable(_first(output))
+            steps.append(Step(_first(inputs), after))
+            return (after, *output[1:]) if isinstance(output, tuple) else after
 
         return keep
 
     with ExitStack() as stack:
         for index, layer in enumerate(layers(model)):
-            stack.enter_context(layer.output.register_forward_pre_hook(watch(index)))
-        yield contexts
+            stack.enter_context(layer.module.register_forward_hook(watch(index)))
+        yield steps
+
+
+@contextmanager
+def hidden_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Watch the residual stream in front of the first layer and behind each.
+
+    Yields:
+        A list that each forward fills anew with L + 1 tensors [B, T, H]; after a backward `grad` holds the gradient.
+    """
+    states: list[Tensor] = []
+
+    def embedded(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        states[:] = [_differentiable(inputs[0])]
+        return (states[0], *inputs[1:])
+
+    def passed(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+        states.append(_differentiable(_first(output)))
+        return (states[-1], *output[1:]) if isinstance(output, tuple) else states[-1]
+
+    with ExitStack() as stack:
+        found = layers(model)
+        stack.enter_context(found[0].module.register_forward_pre_hook(embedded))
+        for layer in found:
+            stack.enter_context(layer.module.register_forward_hook(passed))
+        yield states
+
+
+@contextmanager
+def _watched_inputs(linears: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Watch what the Linears are given, in the order they run; each forward fills the list anew."""
+    given: list[Tensor] = []
+
+    def watch(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if index == 0:
+                given.clear()
+            given.append(_differentiable(inputs[0]))
+            return (given[-1], *inputs[1:])
+
+        return keep
+
+    with ExitStack() as stack:
+        for index, linear in enumerate(linears):
+            stack.enter_context(linear.register_forward_pre_hook(watch(index)))
+        yield given
+
+
+def _differentiable(found: Tensor) -> Tensor:
+    """The tensor itself, or where nothing before it learns its values; a gradient is kept if there is one."""
+    if is_grad_enabled():
+        found = found if found.requires_grad else found.detach().requires_grad_()
+        found.retain_grad()
+    return found
 
 
 def _split(parts: Mapping[int, Tensor]) -> Projections:

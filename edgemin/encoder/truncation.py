@@ -164,11 +164,11 @@ def _cut_hidden(model: PreTrainedModel, how: Truncation, keep: int) -> None:
     elif how == "pca":
         rotate_hidden(model, keep)
     if how != "first":
-        _sort_head_units(model, kept)
+        sort_head_units(model, kept)
     slice_hidden(model, kept)
 
 
-def _sort_head_units(model: PreTrainedModel, places: Sequence[int]) -> None:
+def sort_head_units(model: PreTrainedModel, places: Sequence[int]) -> None:
     """Move the most important inner units of pooler and classifier to the places that the hidden size keeps."""
     dense, classifier = (model.get_submodule(path) for path in head_linears(model))
     importance = _weight_and_bias(dense).square().sum(1) * _weight(classifier).square().sum(0)

@@ -45,7 +45,7 @@ def operations(outline: Outline, length: int = 128) -> dict[str, int]:
 def _layer(layer: LayerOutline, hidden: int, length: int) -> int:
     """Multiply-accumulates of one layer, attention's two products included."""
     bottleneck, inner = layer.bottleneck, layer.inner
-    assert inner is not None, "the number of heads is known"
+    assert inner is not None and layer.ffn is not None, "the numbers of heads and FFN units are known"
     width = hidden if bottleneck is None else bottleneck.size
     values = width if bottleneck is None or bottleneck.attention else hidden
     keys = length if layer.window is None else min(length, layer.window)

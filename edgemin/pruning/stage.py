@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -20,7 +19,7 @@ from edgemin.errors import UserError
 from edgemin.processes import ranks
 from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
 from edgemin.pruning.selection import removal_count, select_heads
-from edgemin.pruning.structures import HEADS
+from edgemin.pruning.structures import HEADS, Outputs, Watch
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Effect, Place, Stage
 
@@ -76,8 +75,8 @@ class HeadPruning(Stage):
         self.initial: list[int] = []
         self.removed: list[list[list[int]]] = []
         self._accumulator: Accumulator | None = None
-        self._capture: AbstractContextManager[Sequence[Tensor]] | None = None
-        self._outputs: Sequence[Tensor] = []
+        self._capture: Watch | None = None
+        self._outputs: Outputs | None = None
         self._batch: Mapping[str, Tensor] = {}
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
@@ -181,7 +180,7 @@ class HeadPruning(Stage):
 
     def on_after_backward(self) -> None:
         """Add this batch's examples to the ranking, those of all processes to the ranking of each."""
-        if self._accumulator is None or self._capture is None:
+        if self._accumulator is None or self._capture is None or self._outputs is None:
             return
         mask, heads = self._batch["attention_mask"], parts.heads(self.model)
         share = 1.0 if self._share is None else float(self._share)
@@ -189,19 +188,21 @@ class HeadPruning(Stage):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
         weight = share * scale / (len(mask) * self.ranking.accumulate)
-        gradients = [output.grad for output in self._outputs]
-        finite = all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+        found = [point.grad for point in self._outputs.points()]
+        gradients = [gradient for gradient in found if gradient is not None]
+        finite = len(gradients) == len(found) and all(bool(gradient.isfinite().all()) for gradient in gradients)
         own = self._new_accumulator()
         own.add([torch.zeros(count, dtype=torch.float64) for count in heads], 0)
         if finite and share > 0:  # else no example of this batch was left for this process
-            own.update(self._outputs, gradients, mask, heads, loss_weight=weight)
+            gradients = self._outputs.gradients(gradients)
+            own.update(self._outputs.values(), gradients, mask, heads, loss_weight=weight)
         seen = own.state_dict()
         counts = torch.tensor([seen["examples"], float(finite)], dtype=torch.float64)
-        found = ranks.total(torch.cat([*seen["sums"], counts]))
-        if found[-1] == ranks.world():  # else fp16 overflowed: the scaler skips this step too
-            self._accumulator.add(found[:-2].split(heads), int(found[-2]))
+        total = ranks.total(torch.cat([*seen["sums"], counts]))
+        if total[-1] == ranks.world():  # else fp16 overflowed: the scaler skips this step too
+            self._accumulator.add(total[:-2].split(heads), int(total[-2]))
         self._capture.__exit__(None, None, None)
-        self._capture, self._outputs, self._batch = None, [], {}
+        self._capture, self._outputs, self._batch = None, None, {}
 
     def finish(self) -> PreTrainedModel:
         """Note how many heads are gone and return the smaller encoder."""

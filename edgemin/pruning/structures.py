@@ -1,77 +1,353 @@
-"""What can be removed from an encoder, as criteria see it: units in layers, their weights and what they compute.
+"""What can be removed from an encoder, as criteria and stages see it: units in groups, what they hold and hand on.
 
-Shapes: B batch, T tokens, U units of a layer, S size of a unit, N what a unit reads, M what it writes.
+A group is what units are counted and ranked in: heads and FFN units have one per layer; all layers are one, and so are
+all units of the hidden size.
+
+Shapes: B batch, T tokens, U units of a group, S size of a unit, N what a unit reads, M what it writes, L layers, H
+hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Literal, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from edgemin.encoder import parts, taps
+from edgemin.encoder import cuttable, parts, slicing, taps
+from edgemin.encoder.outline import Outline
+from edgemin.encoder.truncation import sort_head_units
+from edgemin.errors import UserError
+from edgemin.pruning import unit_weights
+from edgemin.pruning.unit_weights import UnitWeights
 
-StructureName = Literal["heads"]
+StructureName = Literal["heads", "ffn", "layers", "hidden"]
+T = TypeVar("T")
+
+MULTIPLE = 8  # of FFN and hidden units: kernels take this many at a time at the least
 
 
-class UnitWeights(NamedTuple):
-    """The weights of one layer that are a unit's alone: read `[U, S, N]`, its bias `[U, S]`, and write `[U, S, M]`."""
+class Outputs(NamedTuple):
+    """What units handed on in the last forward of a watched model, and where the loss is differentiated for it.
 
-    read: Tensor
-    bias: Tensor | None
-    write: Tensor
+    Attributes:
+        values: `[B, T, U*S]` of each group; where units hand on at several places, these follow each other in T.
+        points: tensors of that forward, for `torch.autograd.grad(loss, points())`; after a backward they have `grad`.
+        gradients: from the gradients at the points to those at what units hand on, in the shapes of `values`.
+    """
+
+    values: Callable[[], list[Tensor]]
+    points: Callable[[], list[Tensor]]
+    gradients: Callable[[Sequence[Tensor]], list[Tensor]]
 
 
-class Structure(Protocol):
-    """One kind of unit that can be removed: all that a criterion knows of it."""
+Watch = AbstractContextManager[Outputs]
+
+
+class Units(ABC):
+    """Units in groups: all that a criterion knows of them.
+
+    Attributes:
+        what: they are, in messages.
+    """
+
+    what: str
+
+    @abstractmethod
+    def units(self, model: PreTrainedModel) -> list[int]:
+        """How many units each group still has."""
+
+    @abstractmethod
+    def weights(self, model: PreTrainedModel) -> list[UnitWeights] | None:
+        """The weights of each group by unit, of a quantized layer those that it computes with; `None`: not defined."""
+
+    @abstractmethod
+    def outputs(self, model: PreTrainedModel) -> Watch:
+        """Watch what units hand on in each forward."""
+
+    def activity(self, model: PreTrainedModel) -> Watch:
+        """Watch what the criterion `activation` takes the norm of: what units hand on, unless it is defined else."""
+        return self.outputs(model)
+
+
+class Structure(Units):
+    """One kind of unit that can be removed.
+
+    Attributes:
+        name: as `prune=` has it.
+        one_group: whether all its units are one group, ranked together.
+        least: how many units each group keeps.
+        multiple: of which the number that a group keeps is one, rounded up; 1 where any number is as good.
+    """
 
     name: StructureName
+    one_group: bool = False
+    least: int = 1
+    multiple: int = 1
 
-    def units(self, model: PreTrainedModel) -> list[int]:
-        """How many units each layer still has."""
+    @abstractmethod
+    def counts(self, outline: Outline) -> list[int | None]:
+        """How many units each group of an outline has; `None` where that is not known yet."""
 
-    def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
-        """The weights of each layer by unit; of a quantized layer those that it computes with."""
+    @abstractmethod
+    def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
+        """The outline with so many units in each group."""
 
-    def outputs(self, model: PreTrainedModel) -> AbstractContextManager[Sequence[Tensor]]:
-        """Watch what units hand on: each forward fills the sequence anew, `[B, T, U*S]` per layer.
+    def check(self, outline: Outline) -> None:
+        """Refuse a family that has no such units to remove.
 
-        After a backward their `grad` holds the loss's gradient.
+        Raises:
+            UserError: it has not; the message says why.
         """
 
+    @abstractmethod
+    def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
+        """Keep these units of each group, counted from 0, ascending, in place."""
 
-class Heads:
+
+class Heads(Structure):
     """Attention heads. A head reads with its rows of W_V, writes with its columns of W_O, and hands on its context."""
 
     name: StructureName = "heads"
+    what = "heads"
 
     def units(self, model: PreTrainedModel) -> list[int]:
         """How many heads each layer still has."""
         return parts.heads(model)
 
+    def counts(self, outline: Outline) -> list[int | None]:
+        """How many heads each layer has."""
+        return [layer.heads for layer in outline.layers]
+
+    def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
+        """The outline with so many heads in each layer."""
+        return outline.with_heads(counts)
+
     def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
         """The weights of each layer by head."""
-        return [_head_weights(layer) for layer in parts.layers(model)]
+        return [unit_weights.of_heads(layer) for layer in parts.layers(model)]
 
-    def outputs(self, model: PreTrainedModel) -> AbstractContextManager[Sequence[Tensor]]:
+    @contextmanager
+    def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
         """Watch the contexts of the heads, side by side."""
-        return taps.head_contexts(model)
+        with taps.head_contexts(model) as contexts:
+            yield Outputs(lambda: contexts, lambda: contexts, list)
+
+    def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
+        """Slice every layer that loses a head."""
+        for layer, (kept, count) in enumerate(zip(keep, self.units(model), strict=True)):
+            if len(kept) < count:
+                slicing.slice_heads(model, layer, kept)
 
 
-HEADS = Heads()
+class Ffn(Structure):
+    """FFN units. A unit reads with a row of W_1 and of its gate, writes with a column of W_2, hands on one number."""
+
+    name: StructureName = "ffn"
+    what = "FFN units"
+
+    def __init__(self, multiple: int = MULTIPLE) -> None:
+        self.multiple = multiple
+
+    def units(self, model: PreTrainedModel) -> list[int]:
+        """How many units each layer still has."""
+        return [layer.ffn for layer in parts.layers(model)]
+
+    def counts(self, outline: Outline) -> list[int | None]:
+        """How many units each layer has."""
+        return [layer.ffn for layer in outline.layers]
+
+    def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
+        """The outline with so many units in each layer."""
+        return outline.with_ffn(counts)
+
+    def check(self, outline: Outline) -> None:
+        """Refuse layers that stack several networks."""
+        cuttable.check_ffn(outline.family, max(layer.networks for layer in outline.layers))
+
+    def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
+        """The weights of each layer by unit."""
+        return [unit_weights.of_ffn(layer) for layer in parts.layers(model)]
+
+    @contextmanager
+    def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
+        """Watch the activations in front of each FFN's second Linear, a gate's product included."""
+        with taps.ffn_activations(model) as activations:
+            yield Outputs(lambda: activations, lambda: activations, list)
+
+    def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
+        """Slice every layer that loses a unit."""
+        for layer, (kept, count) in enumerate(zip(keep, self.units(model), strict=True)):
+            if len(kept) < count:
+                slicing.slice_ffn(model, layer, kept)
 
 
-def _head_weights(layer: parts.Layer) -> UnitWeights:
-    value, output = layer.projections[-1], layer.output.weight
-    assert isinstance(value.weight, Tensor) and isinstance(output, Tensor)
-    own = value.weight.detach().chunk(layer.fused)[-1]  # values come last where one projection holds all three
-    bias = value.bias.detach().chunk(layer.fused)[-1] if isinstance(value.bias, Tensor) else None
-    by_head = (layer.heads, layer.head_size)
-    return UnitWeights(
-        own.unflatten(0, by_head),
-        None if bias is None else bias.unflatten(0, by_head),
-        output.detach().T.unflatten(0, by_head),
-    )
+class Layers(Structure):
+    """Whole layers. A layer hands on what it adds to the residual stream: its output less its input."""
+
+    name: StructureName = "layers"
+    what = "layers"
+    one_group = True
+
+    def units(self, model: PreTrainedModel) -> list[int]:
+        """How many layers there still are."""
+        return [parts.num_layers(model)]
+
+    def counts(self, outline: Outline) -> list[int | None]:
+        """How many layers there are."""
+        return [len(outline.layers)]
+
+    def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
+        """The outline with so many layers."""
+        (count,) = counts
+        assert count is not None, "the number of layers is known"
+        return outline.with_layers(count)
+
+    def weights(self, model: PreTrainedModel) -> None:
+        """A layer reads and writes with too many kinds of weights for one norm to tell of it."""
+
+    @contextmanager
+    def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
+        """Watch what each layer adds, the layers' H numbers side by side; the loss's gradient is that at its output."""
+        with taps.layer_steps(model) as steps:
+            yield Outputs(
+                lambda: _side_by_side([(step.after - step.before).detach() for step in steps]),
+                lambda: [step.after for step in steps],
+                _side_by_side,
+            )
+
+    @contextmanager
+    def activity(self, model: PreTrainedModel) -> Iterator[Outputs]:
+        """Watch how far each layer turns a token: 1 - cos(input, output), the block influence of ShortGPT."""
+        with taps.layer_steps(model) as steps:
+            yield Outputs(lambda: _side_by_side([_turned(step) for step in steps]), list, list)
+
+    def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
+        """Take the other layers out."""
+        (kept,) = keep
+        if len(kept) < parts.num_layers(model):
+            slicing.slice_layers(model, kept)
+
+
+class Hidden(Structure):
+    """Units of the hidden size, the same in all layers. A unit hands on its number in front of and behind each layer.
+
+    It reads with its rows of what writes to the residual stream, embeddings included, and writes with its columns of
+    what reads the stream, times the scale of the norm in between. The head, which may be fresh, has no say.
+    """
+
+    name: StructureName = "hidden"
+    what = "hidden units"
+    one_group = True
+
+    def __init__(self, multiple: int = MULTIPLE) -> None:
+        self.multiple = multiple
+
+    def units(self, model: PreTrainedModel) -> list[int]:
+        """H."""
+        return [parts.hidden_size(model)]
+
+    def counts(self, outline: Outline) -> list[int | None]:
+        """H."""
+        return [outline.hidden]
+
+    def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
+        """The outline with so many hidden units."""
+        (count,) = counts
+        assert count is not None, "the hidden size is known"
+        return outline.with_hidden(count)
+
+    def check(self, outline: Outline) -> None:
+        """Refuse a family whose layers have a width of their own, and a quantized model."""
+        cuttable.check_hidden(outline.family, outline.hidden)
+        if outline.quantized is not None:
+            raise UserError(
+                "hidden: expected a model in full precision, as its head is sorted by its weights, given a quantized "
+                "one; prune first"
+            )
+
+    def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
+        """All weights of the residual stream by unit, as one group."""
+        return [unit_weights.of_hidden(model)]
+
+    @contextmanager
+    def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
+        """Watch the residual stream; its L + 1 places follow each other as tokens do, so that they are summed over."""
+        with taps.hidden_states(model) as states:
+            yield Outputs(lambda: _in_a_row(states), lambda: states, _in_a_row)
+
+    def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
+        """Slice all that the stream passes; the head keeps the most important units of its own."""
+        (kept,) = keep
+        if len(kept) < parts.hidden_size(model):
+            sort_head_units(model, kept)
+            slicing.slice_hidden(model, kept)
+
+
+HEADS, FFN, LAYERS, HIDDEN = Heads(), Ffn(), Layers(), Hidden()
+
+
+class Several(Units):
+    """Units of several structures, scored in the same pass: the groups of one structure after those of the other."""
+
+    def __init__(self, structures: Sequence[Structure]) -> None:
+        self.structures = list(structures)
+        self.what = " and ".join(structure.what for structure in structures)
+
+    def units(self, model: PreTrainedModel) -> list[int]:
+        """The units of all."""
+        return [count for structure in self.structures for count in structure.units(model)]
+
+    def weights(self, model: PreTrainedModel) -> list[UnitWeights] | None:
+        """The weights of all, unless those of one are not defined."""
+        found = [structure.weights(model) for structure in self.structures]
+        return None if None in found else [group for groups in found for group in groups or []]
+
+    def outputs(self, model: PreTrainedModel) -> Watch:
+        """Watch all."""
+        return _together([structure.outputs(model) for structure in self.structures])
+
+    def activity(self, model: PreTrainedModel) -> Watch:
+        """Watch all."""
+        return _together([structure.activity(model) for structure in self.structures])
+
+    def split(self, model: PreTrainedModel, groups: Sequence[T]) -> list[list[T]]:
+        """What each structure's groups have of what all have."""
+        rest = iter(groups)
+        return [[next(rest) for _ in structure.units(model)] for structure in self.structures]
+
+
+@contextmanager
+def _together(watches: Sequence[Watch]) -> Iterator[Outputs]:
+    """Watch several structures in the same forward."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(watch) for watch in watches]
+
+        def gradients(at_points: Sequence[Tensor]) -> list[Tensor]:
+            rest = iter(at_points)
+            own = [(outputs, [next(rest) for _ in outputs.points()]) for outputs in found]
+            return [group for outputs, points in own for group in outputs.gradients(points)]
+
+        yield Outputs(
+            lambda: [group for outputs in found for group in outputs.values()],
+            lambda: [point for outputs in found for point in outputs.points()],
+            gradients,
+        )
+
+
+def _side_by_side(found: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.cat(list(found), dim=-1)]
+
+
+def _in_a_row(found: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.cat(list(found), dim=1)]
+
+
+def _turned(step: taps.Step) -> Tensor:
+    """`[B, T, 1]`: 1 - cos of the angle between a layer's input and output."""
+    return 1 - functional.cosine_similarity(step.before.detach(), step.after.detach(), dim=-1)[..., None]

@@ -121,7 +121,7 @@ class Quantization(Checked):
             raise UserError(
                 "sensitivity: expected matrices to choose bits for, given none: all are exempt or keep embedding_bits"
             )
-        if any(layer.heads is None for layer in model.layers):  # its widths are not known yet; applying it tells
+        if not model.is_known:  # its widths are not known yet; applying it tells
             return
         least = sum(min(matrix_bytes(matrices[path], spec) for spec in ways) for path, ways in free.items())
         if self.size_mib is None and least > sum(_bytes(matrices[path], uniform[path]) for path in free):

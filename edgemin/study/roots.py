@@ -191,7 +191,7 @@ def _with_fresh_layers(model: PreTrainedModel, root: Root) -> PreTrainedModel:
     layer = found.layers[0]
     _is_cut("hidden", [found.hidden], root)
     heads = root.heads or layer.heads
-    assert heads is not None, "the model is here"
+    assert heads is not None and layer.ffn is not None, "the model is here"
     _check_heads(heads, _attention_width(found, root), root)
     _truncate(model, root, hidden=root.hidden)
     assert not isinstance(root.layers, list)
@@ -219,7 +219,7 @@ def _widths(found: Outline) -> dict[str, list[int]]:
     return {
         "hidden": [found.hidden],
         "heads": [layer.heads for layer in found.layers if layer.heads is not None],
-        "intermediate": [layer.ffn for layer in found.layers],
+        "intermediate": [layer.ffn for layer in found.layers if layer.ffn is not None],
     }
 
 

@@ -68,9 +68,13 @@ class Start:
         Raises:
             UserError: that one cannot be cut so.
         """
-        if any(layer.heads is None for layer in source.layers):  # nor is known what is left of them
+        if not source.is_known:  # nor is what is left of it
             assert source.labels is not None
-            found = self.outline.with_heads([None] * len(self.outline.layers)).with_labels(source.labels)
+            unknown = [None] * len(self.outline.layers)
+            heads, ffn = (any(getattr(layer, key) is None for layer in source.layers) for key in ("heads", "ffn"))
+            found = self.outline.with_labels(source.labels)
+            found = found.with_heads(unknown) if heads else found
+            found = found.with_ffn(unknown) if ffn else found
         else:
             try:
                 found = roots.outline(self.config, source, self.root)

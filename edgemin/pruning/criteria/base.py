@@ -3,7 +3,7 @@
 A criterion that looks at examples scores each of them alone and takes the mean over examples. The loss is a sum over
 examples, never a mean: so an example's gradient is its own, and the batch size changes nothing.
 
-Shapes: B batch, T tokens, U units of a layer, S size of a unit, C classes.
+Shapes: B batch, T tokens, U units of a group, S size of a unit, C classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from edgemin.encoder import taps
 from edgemin.progress import counted
-from edgemin.pruning.structures import Structure, StructureName
+from edgemin.pruning.structures import StructureName, Units, Watch
 
 Batch = Mapping[str, Tensor]
 Needs = Literal["nothing", "sentences", "gradients"]
@@ -29,14 +29,14 @@ class Given(NamedTuple):
 
     Attributes:
         model: a sequence classifier that `encoder` knows.
-        structure: whose units are scored.
+        structure: whose units are scored: one, or several in one pass (`Several`).
         batches: inputs and `labels`, in batches of any size; only the examples in them matter.
         losses: from logits `[B, C]` and labels to the loss of each example `[B]`, for a criterion that needs gradients.
         seed: of what is drawn.
     """
 
     model: PreTrainedModel
-    structure: Structure
+    structure: Units
     batches: Iterable[Batch] = ()
     losses: Callable[[Tensor, Tensor], Tensor] | None = None
     seed: int = 0
@@ -53,7 +53,7 @@ class Criterion(ABC):
     """
 
     needs: ClassVar[Needs] = "nothing"
-    structures: ClassVar[tuple[StructureName, ...]] = ("heads",)
+    structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn")
 
     @abstractmethod
     def scores(self, given: Given) -> list[Tensor]:
@@ -62,7 +62,7 @@ class Criterion(ABC):
         The model runs without dropout, gets no parameter gradients, and is left in the mode it was in.
 
         Returns:
-            `[U_l]` per layer, float64, on CPU; more is more important.
+            `[U_g]` per group, float64, on CPU; more is more important.
         """
 
 
@@ -73,7 +73,7 @@ class ByExample(Criterion):
 
     @abstractmethod
     def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:
-        """What each example adds to the units of one layer.
+        """What each example adds to the units of one group.
 
         Args:
             outputs: `[B, T, U*S]`, what the units hand on.
@@ -86,8 +86,12 @@ class ByExample(Criterion):
         """
 
     def settled(self, means: list[Tensor]) -> list[Tensor]:
-        """What the means over all examples come to, `[U_l]` per layer."""
+        """What the means over all examples come to, `[U_g]` per group."""
         return means
+
+    def watch(self, structure: Units, model: PreTrainedModel) -> Watch:
+        """What `per_example` is given of a structure."""
+        return structure.outputs(model)
 
     def scores(self, given: Given) -> list[Tensor]:
         """The mean over all examples."""
@@ -95,7 +99,7 @@ class ByExample(Criterion):
         was_training = given.model.training
         given.model.eval()
         try:
-            for batch in counted(given.batches, f"ranking {given.structure.name}"):
+            for batch in counted(given.batches, f"ranking {given.structure.what}"):
                 self._add(accumulator, given, batch)
         finally:
             given.model.train(was_training)
@@ -104,16 +108,17 @@ class ByExample(Criterion):
     def _add(self, accumulator: Accumulator, given: Given, batch: Batch) -> None:
         model, by_gradient = given.model, self.needs == "gradients"
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        with torch.set_grad_enabled(by_gradient), given.structure.outputs(model) as outputs:
+        with torch.set_grad_enabled(by_gradient), self.watch(given.structure, model) as outputs:
             logits = taps.logits(model, batch)
-            gradients: Sequence[Tensor | None] = [None] * len(outputs)
+            values = outputs.values()
+            gradients: Sequence[Tensor | None] = [None] * len(values)
             if by_gradient:
                 assert given.losses is not None
                 losses = given.losses(logits, batch["labels"])
                 assert losses.shape == logits.shape[:1], "one loss per example: reduction='none'"
                 # Not backward(): it would add to the gradients of the parameters, and take the time to form them.
-                gradients = torch.autograd.grad(losses.sum(), outputs)
-            accumulator.update(outputs, gradients, batch["attention_mask"], given.structure.units(model))
+                gradients = outputs.gradients(torch.autograd.grad(losses.sum(), outputs.points()))
+            accumulator.update(values, gradients, batch["attention_mask"], given.structure.units(model))
 
 
 class Accumulator:
@@ -146,18 +151,21 @@ class Accumulator:
         """Add the examples of one batch.
 
         Args:
-            outputs: what units hand on, `[B, T, U_l*S]` of every layer, as a structure's `outputs` has them.
-            gradients: of what was differentiated; after `backward()`, `[o.grad for o in outputs]`. `None` for a
-                criterion that needs none.
-            mask: `[B, T]`, non-zero where there is a token.
-            units: U_l of every layer.
+            outputs: what units hand on, `[B, T, U_g*S]` of every group, as a structure's `outputs` has the values.
+            gradients: of what was differentiated, in the same shapes. `None` for a criterion that needs none.
+            mask: `[B, T]`, non-zero where there is a token; where units hand on at several places, T of `outputs` is
+                that many times as long.
+            units: U_g of every group.
             loss_weight: what an example's own loss was multiplied by in what was differentiated, a number or
                 `[B]`: 1 for a sum, 1 / B for a mean, times a loss scale, over the number of accumulated
                 batches. It is divided out.
         """
         assert len(outputs) == len(gradients) == len(units)
-        layers = zip(outputs, gradients, units, strict=True)
-        found = [self.criterion.per_example(output, gradient, mask, count) for output, gradient, count in layers]
+        groups = zip(outputs, gradients, units, strict=True)
+        found = [
+            self.criterion.per_example(output, gradient, mask.repeat(1, output.shape[1] // mask.shape[1]), count)
+            for output, gradient, count in groups
+        ]
         per_example = torch.cat(found, dim=1).cpu().double()  # [B, all units]: one transfer from the device
         if isinstance(loss_weight, Tensor):
             total = (per_example / loss_weight.cpu().double().reshape(-1, 1)).sum(0)
@@ -166,13 +174,13 @@ class Accumulator:
         self.add(total.split(list(units)), len(mask))
 
     def add(self, sums: Sequence[Tensor], examples: int) -> None:
-        """Add what was summed elsewhere: `[U_l]` per layer, over so many examples."""
+        """Add what was summed elsewhere: `[U_g]` per group, over so many examples."""
         before = self._sums or [torch.zeros_like(part) for part in sums]
         self._sums = [done + new for done, new in zip(before, sums, strict=True)]
         self.examples += examples
 
     def scores(self) -> list[Tensor]:
-        """The score of every unit so far: `[U_l]` per layer, float64, on CPU."""
+        """The score of every unit so far: `[U_g]` per group, float64, on CPU."""
         assert self.examples, "no example was seen"
         return self.criterion.settled([total / self.examples for total in self._sums])
 

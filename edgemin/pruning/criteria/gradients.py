@@ -4,7 +4,7 @@ With a_u(x) what unit u hands on for example x, all tokens of it (of a head: its
 projection), and L(x) the loss of that example alone. Norm and absolute value are taken per example. Published codes
 take them per token (Michel et al.'s own) or per batch (run_bertology), which rank heads differently.
 
-Shapes: B batch, T tokens, U units of a layer, S size of a unit.
+Shapes: B batch, T tokens, U units of a group, S size of a unit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgemin.pruning.criteria.base import ByExample, Needs, by_unit
+from edgemin.pruning.structures import StructureName
 
 
 def gradient_norm(gradient: Tensor, mask: Tensor, units: int) -> Tensor:
@@ -52,7 +53,8 @@ class GradientNorm(ByExample):
     """I_u = E_x ‖∂L(x) / ∂a_u(x)‖₂, one norm over tokens and dimensions (EdgeMIN, equation 2).
 
     It says how steep the loss is at what the unit hands on, not what removing the unit costs: with W_V multiplied and
-    W_O divided by c the model is the same, and I_u is divided by c. Layers are not brought to one scale.
+    W_O divided by c the model is the same, and I_u is divided by c. Layers are not brought to one scale. At the output
+    of a layer, or of what adds up to a hidden unit, it would rank by depth or by position alone: it has no such units.
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -64,12 +66,15 @@ class GradientNorm(ByExample):
 
 
 class Taylor(ByExample):
-    """I_u = E_x |a_u(x)ᵀ ∂L(x) / ∂a_u(x)|, over the l2 norm of its layer (Michel et al. 2019, arXiv 1905.10650).
+    """I_u = E_x |a_u(x)ᵀ ∂L(x) / ∂a_u(x)|, over the l2 norm of its group (Michel et al. 2019, arXiv 1905.10650).
 
-    The first-order estimate of what removing the unit costs; no rescaling changes it.
+    The first-order estimate of what removing the unit costs; no rescaling changes it. It is the gradient of a gate that
+    the unit is multiplied by: of a layer, what it adds to the residual stream; of a hidden unit, its number at all
+    places of the stream, by one gate.
     """
 
     needs: ClassVar[Needs] = "gradients"
+    structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "layers", "hidden")
 
     def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:
         """The absolute value of each example's product."""
@@ -77,5 +82,5 @@ class Taylor(ByExample):
         return taylor(outputs, gradient, mask, units)
 
     def settled(self, means: list[Tensor]) -> list[Tensor]:
-        """Each layer over its norm."""
+        """Each group over its norm."""
         return [F.normalize(mean, dim=0, eps=1e-20) for mean in means]

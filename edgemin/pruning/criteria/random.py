@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from edgemin.pruning.criteria.base import Criterion, Given
+from edgemin.pruning.structures import StructureName
 
 
 def random(units: Sequence[int], seed: int) -> list[Tensor]:
-    """Uniform numbers in [0, 1), `[U_l]` per layer, float64, on CPU: independent of the model's device."""
+    """Uniform numbers in [0, 1), `[U_g]` per group, float64, on CPU: independent of the model's device."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(count, generator=generator, dtype=torch.float64) for count in units]
 
 
 class Random(Criterion):
     """Uniform numbers that depend on the seed alone."""
+
+    structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "layers", "hidden")
 
     def scores(self, given: Given) -> list[Tensor]:
         """One draw per unit."""

@@ -24,13 +24,14 @@ CRITERIA: dict[str, type[Criterion]] = {
 }
 
 
-def find(name: str, structure: StructureName) -> Criterion:
-    """The criterion of this name for a structure.
+def find(name: str, *structures: StructureName) -> Criterion:
+    """The criterion of this name for structures that are scored together.
 
     Raises:
-        UserError: there is none; the line lists those that the structure has.
+        UserError: there is none; the line lists those that the structures have.
     """
-    known = [known for known, criterion in CRITERIA.items() if structure in criterion.structures]
+    known = [known for known, criterion in CRITERIA.items() if {*structures} <= {*criterion.structures}]
     if name not in known:
-        raise UserError(f"criterion: expected one of {', '.join(known)}, given {name!r}")
+        these = " and ".join(structures)
+        raise UserError(f"criterion: expected one of {', '.join(known)} for {these}, given {name!r}")
     return CRITERIA[name]()
