@@ -28,6 +28,7 @@ WEIGHTS, CONFIG, STRUCTURE, PROVENANCE = "model.safetensors", "config.json", "st
 MODEL_FILES = (WEIGHTS, CONFIG, STRUCTURE)
 # What a later stage of EdgeMIN can go on from beside the model: not its size, not loaded with it, not exported.
 TRAINING_STATE = "training_state.safetensors"
+SCORES = "scores.safetensors"  # of what was removed and what is left; nothing reads them again
 
 
 def save(
@@ -104,6 +105,12 @@ def has_latents(path: Path) -> bool:
         UserError: the file is damaged.
     """
     return any(name.startswith(quantized.LATENT) for name in load_training_state(path))
+
+
+def save_scores(directory: Path, scores: Mapping[str, Tensor]) -> None:
+    """Write what a stage found out beside a saved model; without any there is no file of it."""
+    if scores:
+        _write_tensors(directory / SCORES, {name: tensor.float() for name, tensor in scores.items()})
 
 
 def load_training_state(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from edgemin.encoder import building
 from edgemin.errors import SharedError, UserError
 from edgemin.finetune import Finetune
 from edgemin.processes import ranks
-from edgemin.pruning.stage import HeadPruning
+from edgemin.pruning.stage import Pruning
 from edgemin.training import fitting
 from edgemin.training.stage import Stage
 
@@ -53,10 +53,10 @@ CASES: dict[str, Callable[[Path], Stage]] = {
     "two weighted terms": lambda folder: distill(folder, task_weight=0.5, steps=6, batch_size=7),
     "a corpus": on_text,
     "heads ranked while training": lambda folder: tiny.stage(
-        HeadPruning, ratio=0.5, importance="training", training_steps=4, steps=3, batch_size=7, accumulate=2, **FIT
+        Pruning, ratio=0.5, importance="training", training_steps=4, steps=3, batch_size=7, accumulate=2, **FIT
     ),
     "heads ranked before": lambda folder: tiny.stage(
-        HeadPruning, ratio=0.5, calibration_examples=16, steps=3, batch_size=7, **FIT
+        Pruning, ratio=0.5, calibration_examples=16, steps=3, batch_size=7, **FIT
     ),
 }
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edgemin.encoder.building import sync_config
-from edgemin.encoder.cuttable import check_ffn, check_hidden
-from edgemin.encoder.families import Family, table
+from edgemin.encoder.families import Family, check_ffn, check_hidden, table
 from edgemin.encoder.parts import (
     Layer,
     has_projection,

@@ -7,8 +7,7 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgemin.encoder.cuttable import check_hidden
-from edgemin.encoder.families import table
+from edgemin.encoder.families import check_hidden, table
 from edgemin.encoder.parts import has_projection, head_linears, hidden_size, layers
 from edgemin.errors import UserError
 

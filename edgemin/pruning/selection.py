@@ -1,6 +1,6 @@
-"""Which heads go: the ratio's arithmetic, and the choice among heads by importance.
+"""Which units go: the ratio's arithmetic, and the choice among units by importance.
 
-Layers and heads count from 0 here. "At the start" means before the first round of pruning: every ratio is a
+Groups and units count from 0 here. "At the start" means before the first round of pruning: every ratio is a
 ratio of that count.
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from edgemin.errors import UserError
 
 SCOPES = ("global", "layer")
+Schedule = Literal["linear", "cubic"]
 
 _ROUNDING = 1e-9
 """More than float64 loses in a product (0.29 * 100 is 28.999999999999996), less than any ratio that someone writes."""
@@ -33,11 +35,13 @@ def removal_count(count: int, ratio: float) -> int:
     return math.floor(ratio * count + _ROUNDING)
 
 
-def round_targets(count: int, ratio: float, rounds: int) -> list[int]:
-    """How many of `count` are gone after each round, in steps as equal as whole numbers allow.
+def round_targets(count: int, ratio: float, rounds: int, schedule: Schedule = "linear") -> list[int]:
+    """How many of `count` are gone after each round.
 
-    The last is exactly `removal_count(count, ratio)`: `round_targets(144, 0.2, 4)` is `[7, 14, 21, 28]`. With more
-    rounds than removals some rounds remove nothing.
+    `linear` takes steps as equal as whole numbers allow: `round_targets(144, 0.2, 4)` is `[7, 14, 21, 28]`. `cubic`
+    removes most at first, where units are redundant: after t of n rounds the share s (1 - (1 - t/n)^3) is gone (Zhu and
+    Gupta 2017, arXiv 1710.01878). The last is exactly `removal_count(count, ratio)`. With more rounds than removals
+    some rounds remove nothing.
 
     Raises:
         UserError: `ratio` is not in [0, 1), or `rounds` is below 1.
@@ -45,85 +49,98 @@ def round_targets(count: int, ratio: float, rounds: int) -> list[int]:
     if rounds < 1:
         raise UserError(f"rounds: expected at least 1, given {rounds}")
     total = removal_count(count, ratio)
-    return [total * done // rounds for done in range(1, rounds + 1)]
+    if schedule == "linear":
+        return [total * done // rounds for done in range(1, rounds + 1)]
+    return [total * (rounds**3 - (rounds - done) ** 3) // rounds**3 for done in range(1, rounds + 1)]
 
 
-def select_heads(
+def select_units(
     importance: Sequence[Tensor],
     ratio: float,
     scope: str,
     *,
+    what: str = "heads",
     minimum: int = 1,
+    multiple: int = 1,
     initial: Sequence[int] | None = None,
     completed_rounds: int = 0,
     rounds: int = 1,
+    schedule: Schedule = "linear",
 ) -> list[list[int]]:
-    """The heads to remove now, least important first.
+    """The units to remove now, least important first.
 
-    With scope `layer` each layer loses `int(ratio x heads)` of the heads it had at the start; with `global` the whole
-    encoder loses `int(ratio x all heads)`, wherever importance is lowest. A layer that is down to `minimum` heads loses
-    no more: the next candidates of other layers go instead. Among heads of equal importance the lower layer goes first,
-    then the lower head. Ratio 0 removes nothing, and a ratio near 1 leaves `minimum` heads a layer or is refused.
+    With scope `layer` each group, such as a layer's heads, loses `int(ratio x units)` of the units it had at the start;
+    with `global` all groups together lose `int(ratio x all units)`, wherever importance is lowest. A group that is down
+    to `minimum` units loses no more: the next candidates of other groups go instead. Among units of equal importance
+    that of the lower group goes first, then the lower unit. Ratio 0 removes nothing, and a ratio near 1 leaves
+    `minimum` units a group or is refused. Where the number left has to be a `multiple`, it is rounded up to one: the
+    most important of those to be removed stay.
 
-    In rounds, give the counts at the start, and after each round the importance of the heads that are left:
-    each call removes what is missing to `round_targets`. With importance that never changes, any number of
-    rounds removes the same heads.
+    In rounds, give the counts at the start, and after each round the importance of the units that are left: each call
+    removes what is missing to `round_targets`. With importance that never changes, and multiple 1, any number of rounds
+    removes the same units.
 
     Args:
-        importance: one `[A_l]` per layer, of the heads that are there now.
-        ratio: share of the heads at the start to be gone after the last round, in [0, 1).
+        importance: one `[U_g]` per group, of the units that are there now.
+        ratio: share of the units at the start to be gone after the last round, in [0, 1).
         scope: `global` or `layer`.
-        minimum: heads that each layer keeps.
-        initial: heads of each layer at the start; as many as there are now if not given.
+        what: the units, in messages.
+        minimum: units that each group keeps.
+        multiple: of which the number is one that a group keeps when it loses any.
+        initial: units of each group at the start; as many as there are now if not given.
         completed_rounds: rounds done before this one.
         rounds: rounds in all.
+        schedule: `linear` or `cubic`.
 
     Returns:
-        For each layer the heads to remove, ascending, indices into its `importance`.
+        For each group the units to remove, ascending, indices into its `importance`.
 
     Raises:
         UserError: ratio, scope, minimum or rounds out of range, an importance that is not a finite number, or
-            a ratio that cannot be reached with `minimum` heads left in each layer.
+            a ratio that cannot be reached with `minimum` units left in each group.
     """
     if scope not in SCOPES:
         raise UserError(f"scope: expected one of {', '.join(SCOPES)}, given {scope!r}")
-    if minimum < 1:
-        raise UserError(f"minimum: expected at least 1 head per layer, given {minimum}")
-    assert completed_rounds >= 0
-    scores = [layer.tolist() for layer in importance]
+    assert completed_rounds >= 0 and minimum >= 1
+    scores = [group.tolist() for group in importance]
     _check_finite(scores)
-    present = [len(layer) for layer in scores]
+    present = [len(group) for group in scores]
     start = present if initial is None else list(initial)
     assert len(start) == len(present) and all(now <= before for now, before in zip(present, start, strict=True))
     spare = [max(0, now - minimum) for now in present]
-    every_layer = range(len(scores))
+    every = range(len(scores))
     removed: list[list[int]] = []
-    for group in [every_layer] if scope == "global" else [range(layer, layer + 1) for layer in every_layer]:
-        before = sum(start[layer] for layer in group)
-        gone = before - sum(present[layer] for layer in group)
-        wanted = round_targets(before, ratio, rounds)[completed_rounds] - gone
-        if wanted > sum(spare[layer] for layer in group):
+    for ranked in [every] if scope == "global" else [range(group, group + 1) for group in every]:
+        before = sum(start[group] for group in ranked)
+        gone = before - sum(present[group] for group in ranked)
+        wanted = round_targets(before, ratio, rounds, schedule)[completed_rounds] - gone
+        if wanted > sum(spare[group] for group in ranked):
             raise UserError(
-                f"ratio: expected one that leaves {minimum} of the heads of every layer, given {ratio}: "
-                f"{gone + wanted} of {before} to remove, {gone + sum(spare[layer] for layer in group)} can go"
+                f"ratio: expected one that leaves {minimum} of the {what} of every layer, given {ratio}: "
+                f"{gone + wanted} of {before} to remove, {gone + sum(spare[group] for group in ranked)} can go"
             )
-        removed += _lowest(scores, group, wanted, spare)
+        removed += _lowest(scores, ranked, wanted, spare, multiple)
     return removed
 
 
-def _lowest(scores: list[list[float]], group: range, wanted: int, spare: list[int]) -> list[list[int]]:
-    """The `wanted` least important heads of a group of layers, from each layer at most as many as it can spare."""
-    candidates = [(score, layer, head) for layer in group for head, score in enumerate(scores[layer])]
-    chosen: dict[int, list[int]] = {layer: [] for layer in group}
-    for _, place, head in sorted(candidates):
-        if wanted > 0 and len(chosen[place]) < spare[place]:
-            chosen[place].append(head)
+def rounded(present: int, gone: int, multiple: int) -> int:
+    """How many of `gone` go where the number that is left, if any goes, has to be a multiple: rounded up to one."""
+    return max(0, present - -(-(present - gone) // multiple) * multiple)
+
+
+def _lowest(scores: list[list[float]], ranked: range, wanted: int, spare: list[int], multiple: int) -> list[list[int]]:
+    """The `wanted` least important units of some groups, from each at most as many as it can spare."""
+    candidates = [(score, group, unit) for group in ranked for unit, score in enumerate(scores[group])]
+    chosen: dict[int, list[int]] = {group: [] for group in ranked}
+    for _, group, unit in sorted(candidates):
+        if wanted > 0 and len(chosen[group]) < spare[group]:
+            chosen[group].append(unit)
             wanted -= 1
-    return [sorted(heads) for heads in chosen.values()]
+    return [sorted(units[: rounded(len(scores[group]), len(units), multiple)]) for group, units in chosen.items()]
 
 
 def _check_finite(scores: list[list[float]]) -> None:
-    for layer, row in enumerate(scores, start=1):
+    for group, row in enumerate(scores, start=1):
         for score in row:
             if not math.isfinite(score):
-                raise UserError(f"importance: expected finite numbers, given {score} in layer {layer}")
+                raise UserError(f"importance: expected finite numbers, given {score} in layer {group}")

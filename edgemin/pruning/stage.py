@@ -1,9 +1,9 @@
-"""Structured pruning of attention heads: rank, remove physically, fine-tune."""
+"""Structured pruning: rank the units of one or two structures, remove the least important physically, fine-tune."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -12,117 +12,148 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from edgemin.config import Count, Part
+from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
-from edgemin.encoder import parts, slicing, taps
+from edgemin.encoder import taps
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.processes import ranks
+from edgemin.pruning import findings
 from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
-from edgemin.pruning.selection import removal_count, select_heads
-from edgemin.pruning.structures import HEADS, Outputs, Watch
+from edgemin.pruning.selection import Schedule, select_units
+from edgemin.pruning.shares import Removable, shares
+from edgemin.pruning.structures import Outputs, Several, Watch
+from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
-from edgemin.training.stage import Effect, Place, Stage
+from edgemin.training.method_sum import MethodSum
+from edgemin.training.stage import Effect, Place
+from edgemin.training.teaching import Teaching
 
 # Imported by name, so that a new criterion in the table changes no key; the chosen criterion's module is in its key.
 TABLE = "edgemin.pruning.criteria.table"
 
 
-class HeadPruning(Stage):
-    """Remove the least important attention heads, then fine-tune; once, or in several prune-then-finetune rounds.
+class Pruning(MethodSum):
+    """Remove the least important units of an encoder, then fine-tune; once, or in several prune-then-finetune rounds.
 
-    A later relation distillation re-splits the narrower layers into fewer relation heads where it must, and says so in
-    a note. Removing 20 % of the heads removes 6.7 % of a BERT layer's weights: do not expect more speed than that.
+    Heads alone are a third of a layer's weights: without a fifth of them it is 6.7 % smaller, and hardly faster. A
+    later relation distillation re-splits narrower layers into fewer relation heads where it must, and says so in a
+    note.
 
     Args:
-        criterion: how heads are ranked, a name in [`CRITERIA`][edgemin.pruning.criteria.table.CRITERIA]. `random` is
+        structure: what is removed: `heads`, `ffn` units, both (`heads_ffn`), whole `layers`, or units of the `hidden`
+            size.
+        criterion: how units are ranked, a name in [`CRITERIA`][edgemin.pruning.criteria.table.CRITERIA]. `random` is
             the control.
-        ratio: share of the heads at the start to remove, in [0, 1); the count is int(ratio x heads). 0 removes nothing.
-        scope: `layer` removes that share of every layer, `global` ranks all heads together and keeps at least one
-            per layer.
+        ratio: share of the units at the start to remove, in [0, 1); the count is int(ratio x units). 0 removes nothing.
+        ffn_ratio: with `heads_ffn` the share of the FFN units; `None` is that of the heads.
+        multiple: FFN and hidden units that are left are rounded up to a multiple of this, as kernels take several at a
+            time; `None` is 8.
+        scope: `layer` removes that share of every layer, `global` ranks all layers together and keeps at least one unit
+            of each; heads and FFN units are ranked apart. Layers and hidden units are one group, thus `global`.
         importance: `calibration` ranks on a fixed set of training examples (deterministic, no dropout); `training`
-            accumulates the ranking during a brief fine-tuning, as the EdgeMIN paper has it.
-        calibration_examples: how many training examples rank the heads (`importance=calibration`).
+            accumulates the ranking of heads or FFN units during a brief fine-tuning, as the EdgeMIN paper has it.
+        calibration_examples: how many training examples rank the units (`importance=calibration`).
         training_steps: optimizer steps of that brief fine-tuning (`importance=training`).
-        rounds: prune-then-finetune rounds; the ratio is reached in equal steps.
-        fit: the fine-tuning after each round; 0 epochs only prune.
+        rounds: prune-then-finetune rounds.
+        schedule: how the ratio is reached in them: in equal steps (`linear`), or in ever smaller ones (`cubic`).
+        methods: with a teacher, what the fine-tuning learns from it, as in
+            [`MethodSum`][edgemin.training.method_sum.MethodSum].
+        task_weight: with a teacher, weight of the task loss; `auto` is 0 where a method trains the head.
+        fit: the fine-tuning after each round, each with a learning-rate schedule of its own; 0 epochs only prune.
+        teaching: with a `teacher` the fine-tuning is a distillation from it; `parent` is the model before pruning.
     """
 
     def __init__(
         self,
         *,
+        structure: Removable = "heads",
         criterion: str = "gradient_norm",
         ratio: Part,
+        ffn_ratio: Part | None = None,
+        multiple: Count | None = None,
         scope: Literal["layer", "global"] = "layer",
         importance: Literal["calibration", "training"] = "calibration",
         calibration_examples: Count = 512,
         training_steps: Count = 100,
         rounds: Count = 1,
+        schedule: Schedule = "linear",
+        methods: Mapping[str, dict[str, Any]] | None = None,
+        task_weight: TaskWeight = "auto",
         fit: Fit,
+        teaching: Teaching,
     ) -> None:
-        super().__init__()
-        self.criterion = cast(Criterion, importlib.import_module(TABLE).find(criterion, HEADS.name))
+        if teaching.teacher is None:
+            _check_untaught(teaching, task_weight)
+        if teaching.teacher is not None and not methods:
+            raise UserError(f"methods: expected at least one with a teacher, given none with {teaching.teacher}")
+        taught = teaching.teacher is not None and fit.trains
+        super().__init__(methods=(methods or {}) if taught else {}, task_weight=task_weight, fit=fit, teaching=teaching)
+        self.teachers = self.teachers if taught else ()
+        self.shares = shares(structure, ratio, ffn_ratio, multiple, scope)
+        self.units = Several([share.structure for share in self.shares])
+        names = [share.structure.name for share in self.shares]
+        self.criterion = cast(Criterion, importlib.import_module(TABLE).find(criterion, *names))
+        self.criterion_name = criterion
         if importance == "training" and self.criterion.needs != "gradients":
             raise UserError(
                 f"importance: expected calibration for the criterion {criterion}, which takes no gradients, given "
                 "training"
             )
-        self.ratio, self.scope = ratio, scope
-        self.importance, self.rounds = importance, rounds
+        if importance == "training" and structure in ("layers", "hidden"):
+            raise UserError(f"importance: expected calibration for {self.units.what}, given training")
+        self.scope, self.importance = scope, importance
+        self.rounds, self.schedule = rounds, schedule
         self.calibration_examples = calibration_examples
         self.recovery = fit
         # Ranking during training uses the recovery's batch size and learning rate, but for so many steps.
         self.ranking = replace(self.recovery, epochs=None, steps=training_steps, patience=None)
         self.initial: list[int] = []
-        self.removed: list[list[list[int]]] = []
+        self.removed: list[list[list[int]]] = []  # by round and group
+        self.first_scores: list[Tensor] = []  # of the first round, by group
         self._accumulator: Accumulator | None = None
         self._capture: Watch | None = None
-        self._outputs: Outputs | None = None
+        self._outputs_seen: Outputs | None = None
         self._batch: Mapping[str, Tensor] = {}
 
+    # -- planning ----------------------------------------------------------------------------------
+
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """Refuse a ratio that does not leave one head in every layer."""
-        found = super().effect(model.with_heads(self._left(model)), teachers, place)
+        """Refuse a family without such units, and a ratio that does not leave one in every layer."""
+        after = model
+        for share in self.shares:
+            share.structure.check(model)
+            after = share.structure.shaped(after, share.left(model))
+        found = super().effect(after, teachers, place)
         return replace(
             found,
             code=(*found.code, type(self.criterion).__module__),
-            trains_head=self.recovery.trains or self.importance == "training",
-            reads_task=self.criterion.needs != "nothing" or self.recovery.trains,
+            trains_head=found.trains_head or self.importance == "training",
+            reads_task=self.criterion.needs != "nothing" or (self.recovery.trains and self.corpus is None),
             # the gradient of the task loss comes through the head
             reads_head=self.criterion.needs == "gradients" and self.importance == "calibration",
+            reaches_all=not self._parts,
         )
 
-    def _left(self, model: Outline) -> list[int | None]:
-        """How many heads each layer has afterwards; `None` where that is seen when it runs."""
-        before = [layer.heads for layer in model.layers]
-        if self.scope == "layer":
-            return [None if heads is None else heads - self._gone([heads]) for heads in before]
-        known = [heads for heads in before if heads is not None]
-        return [None] * len(before) if len(known) < len(before) or self._gone(known) else before
+    def auto_task_weight(self, place: Place) -> float:
+        """1 without a teacher: labels are then all there is to learn from."""
+        return super().auto_task_weight(place) if self._parts else 1.0
 
-    def _gone(self, heads: Sequence[int]) -> int:
-        """How many heads are removed of layers with so many, each of which keeps one."""
-        gone = removal_count(sum(heads), self.ratio)
-        if gone > sum(heads) - len(heads):
-            layers = f"all {len(heads)} layers" if len(heads) > 1 else "every layer"
-            raise UserError(f"ratio: expected one that leaves a head in {layers}, given {self.ratio} of {sum(heads)}")
-        return gone
+    # -- training ----------------------------------------------------------------------------------
 
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Remember the head counts at the start: the ratio is a share of them."""
+        """Remember how many units there are at the start: the ratio is a share of them."""
         super().prepare(model, data, teachers)
-        self.initial = parts.heads(model)
-        counts = self.initial if self.scope == "layer" else [sum(self.initial)]
-        if self.ratio > 0 and not any(removal_count(count, self.ratio) for count in counts):
-            self.notes.append(
-                f"ratio {self.ratio} removes nothing: int(ratio x heads) is 0 "
-                + (
-                    f"for every layer (heads: {self.initial}); scope=global may remove some"
-                    if self.scope == "layer"
-                    else ""
-                )
-            )
+        self.initial = self.units.units(model)
+        for share, counts in zip(self.shares, self.units.split(model, self.initial), strict=True):
+            self.notes += share.check_removes(counts)
+
+    def pair(self) -> None:
+        """Match layers with the teachers' once the student has its shape: after every cut."""
+        if self.removed:
+            super().pair()
 
     def fits(self) -> list[Fit]:
         """For each round the ranking fit, with `importance=training`, and the fine-tuning."""
@@ -130,91 +161,115 @@ class HeadPruning(Stage):
         return one_round * self.rounds
 
     def begin(self, phase: int) -> None:
-        """Before a ranking fit, start collecting importance; before a fine-tuning, remove heads."""
+        """Before a ranking fit, start collecting importance; before a fine-tuning, remove units."""
         ranking_phases = self.importance == "training"
         if ranking_phases and phase % 2 == 0:
             self._accumulator = self._new_accumulator()
         else:
             self._cut(phase // 2 if ranking_phases else phase)
 
+    def batches(self, fit: Fit) -> Batches:
+        """All batches of a fit; a ranking one reads the task, whatever the fine-tuning learns on."""
+        return self.task_batches(fit) if fit is self.ranking else super().batches(fit)
+
     def _new_accumulator(self) -> Accumulator:
         assert isinstance(self.criterion, ByExample)
         return Accumulator(self.criterion)
 
     def _cut(self, completed_rounds: int) -> None:
+        importance = self._importance(completed_rounds)
+        if not completed_rounds:
+            self.first_scores = importance
+        by_structure = [self.units.split(self.model, of_all) for of_all in (importance, self.initial)]
+        removed: list[list[int]] = []
+        for share, scores, initial in zip(self.shares, *by_structure, strict=True):
+            structure = share.structure
+            gone = select_units(
+                scores,
+                share.ratio,
+                self.scope,
+                what=structure.what,
+                minimum=structure.least,
+                multiple=structure.multiple,
+                initial=initial,
+                completed_rounds=completed_rounds,
+                rounds=self.rounds,
+                schedule=self.schedule,
+            )
+            structure.cut(self.model, [_others(units, len(of)) for units, of in zip(gone, scores, strict=True)])
+            removed += gone
+        self.removed.append(removed)
+        self.pair()
+
+    def _importance(self, completed_rounds: int) -> list[Tensor]:
         if self._accumulator is not None:
             importance = self._accumulator.scores()
             self._accumulator = None
-        else:
-            batches = (
-                self.data.calibration(self.calibration_examples, self.recovery.batch_size, self.seed)
-                if self.planned.reads_task
-                else []
-            )
-            given = Given(self.model, HEADS, batches, self._example_losses, self.seed + completed_rounds)
-            importance = self.criterion.scores(given)
-        removed = select_heads(
-            importance,
-            self.ratio,
-            self.scope,
-            initial=self.initial,
-            completed_rounds=completed_rounds,
-            rounds=self.rounds,
+            return importance
+        batches = (
+            self.data.calibration(self.calibration_examples, self.recovery.batch_size, self.seed)
+            if self.planned.reads_task
+            else []
         )
-        for layer, gone in enumerate(removed):
-            if gone:
-                kept = [head for head in range(len(importance[layer])) if head not in gone]
-                slicing.slice_heads(self.model, layer, kept)
-        self.removed.append(removed)
+        given = Given(self.model, self.units, batches, self._example_losses, self.seed + completed_rounds)
+        return self.criterion.scores(given)
 
     def _example_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.data.kind.loss(logits, labels, "none")
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The task loss; in a ranking fit the outputs of the heads are captured on the way."""
+        """The task loss or the distillation; in a ranking fit the task loss, and what units hand on is captured."""
+        if self._accumulator is None and self._parts:
+            return super().loss(batch)
         if self._accumulator is not None:
             self._batch = batch
-            self._capture = HEADS.outputs(self.model)
-            self._outputs = self._capture.__enter__()
+            self._capture = self.units.outputs(self.model)
+            self._outputs_seen = self._capture.__enter__()
         return self.data.kind.loss(taps.logits(self.model, batch), batch["labels"])
 
     def on_after_backward(self) -> None:
         """Add this batch's examples to the ranking, those of all processes to the ranking of each."""
-        if self._accumulator is None or self._capture is None or self._outputs is None:
+        if self._accumulator is None or self._capture is None or self._outputs_seen is None:
             return
-        mask, heads = self._batch["attention_mask"], parts.heads(self.model)
+        mask, units = self._batch["attention_mask"], self.units.units(self.model)
         share = 1.0 if self._share is None else float(self._share)
         # The loss is a mean over the batch, divided by the accumulation, under fp16 multiplied by the scaler's factor.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
         weight = share * scale / (len(mask) * self.ranking.accumulate)
-        found = [point.grad for point in self._outputs.points()]
+        found = [point.grad for point in self._outputs_seen.points()]
         gradients = [gradient for gradient in found if gradient is not None]
         finite = len(gradients) == len(found) and all(bool(gradient.isfinite().all()) for gradient in gradients)
         own = self._new_accumulator()
-        own.add([torch.zeros(count, dtype=torch.float64) for count in heads], 0)
+        own.add([torch.zeros(count, dtype=torch.float64) for count in units], 0)
         if finite and share > 0:  # else no example of this batch was left for this process
-            gradients = self._outputs.gradients(gradients)
-            own.update(self._outputs.values(), gradients, mask, heads, loss_weight=weight)
+            handed = self._outputs_seen
+            own.update(handed.values(), handed.gradients(gradients), mask, units, loss_weight=weight)
         seen = own.state_dict()
         counts = torch.tensor([seen["examples"], float(finite)], dtype=torch.float64)
         total = ranks.total(torch.cat([*seen["sums"], counts]))
         if total[-1] == ranks.world():  # else fp16 overflowed: the scaler skips this step too
-            self._accumulator.add(total[:-2].split(heads), int(total[-2]))
+            self._accumulator.add(total[:-2].split(units), int(total[-2]))
         self._capture.__exit__(None, None, None)
-        self._capture, self._outputs, self._batch = None, None, {}
+        self._capture, self._outputs_seen, self._batch = None, None, {}
 
     def finish(self) -> PreTrainedModel:
-        """Note how many heads are gone and return the smaller encoder."""
-        gone = sum(len(layer) for one_round in self.removed for layer in one_round)
-        self.notes.append(f"removed {gone} of {sum(self.initial)} heads; left per layer: {parts.heads(self.model)}")
-        return self.model
+        """Note how much is gone, keep the scores, and return the smaller encoder."""
+        went = findings.rounds_gone(self.initial, self.removed)
+        by_structure = (self.units.split(self.model, of_all) for of_all in (self.first_scores, went))
+        for share, scores, gone in zip(self.shares, *by_structure, strict=True):
+            self.notes.append(share.says(gone))
+            name = share.structure.name
+            self.findings.setdefault("pruning", {})[name] = findings.summary(self.criterion_name, scores, gone)
+            self.scores |= {f"{name}.{number}": group for number, group in enumerate(scores, start=1)}
+        return super().finish()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save which heads were removed, and the importance collected so far."""
+        """Save which units were removed, and the importance collected so far."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["edgemin"] |= {
             "removed": self.removed,
+            "scores": self.first_scores,
             "ranking": self._accumulator.state_dict() if self._accumulator is not None else None,
         }
 
@@ -222,8 +277,26 @@ class HeadPruning(Stage):
         """Restore what `on_save_checkpoint` saved; the checkpoint's structure restores the smaller model."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint["edgemin"]
-        self.removed = saved["removed"]
+        self.removed, self.first_scores = saved["removed"], saved["scores"]
+        if self._parts and self.removed:
+            self.take_model(self.model)
+            self.pair()  # makes anew what learns beside the smaller student, whose weights are then read
+            self.notes = list(saved["notes"])
         self._accumulator = None
         if saved["ranking"] is not None:
             self._accumulator = self._new_accumulator()
             self._accumulator.load_state_dict(saved["ranking"])
+
+
+def _check_untaught(teaching: Teaching, task_weight: TaskWeight) -> None:
+    """Refuse what only a fine-tuning with a teacher has."""
+    alone = {"corpus": (teaching.corpus, None), "teacher_cache": (teaching.teacher_cache, False)}
+    for key, (given, expected) in {**alone, "task_weight": (task_weight, "auto")}.items():
+        if given != expected:
+            said = {None: "null", False: "false"}.get(expected, expected)
+            raise UserError(f"{key}: expected {said} without a teacher, given {given}")
+
+
+def _others(units: Iterable[int], count: int) -> list[int]:
+    gone = set(units)
+    return [unit for unit in range(count) if unit not in gone]

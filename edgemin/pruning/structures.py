@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from edgemin.encoder import cuttable, parts, slicing, taps
+from edgemin.encoder import families, parts, slicing, taps
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.truncation import sort_head_units
 from edgemin.errors import UserError
@@ -168,7 +168,7 @@ class Ffn(Structure):
 
     def check(self, outline: Outline) -> None:
         """Refuse layers that stack several networks."""
-        cuttable.check_ffn(outline.family, max(layer.networks for layer in outline.layers))
+        families.check_ffn(outline.family, max(layer.networks for layer in outline.layers))
 
     def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
         """The weights of each layer by unit."""
@@ -264,7 +264,7 @@ class Hidden(Structure):
 
     def check(self, outline: Outline) -> None:
         """Refuse a family whose layers have a width of their own, and a quantized model."""
-        cuttable.check_hidden(outline.family, outline.hidden)
+        families.check_hidden(outline.family, outline.hidden)
         if outline.quantized is not None:
             raise UserError(
                 "hidden: expected a model in full precision, as its head is sorted by its weights, given a quantized "

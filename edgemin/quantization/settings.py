@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from edgemin.config import Checked, Count, Positive
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, quantized
+from edgemin.encoder.families import BY_NAME
 from edgemin.encoder.outline import Matrix, Outline
 from edgemin.errors import UserError
 from edgemin.progress import live_line
@@ -45,8 +46,8 @@ class Quantization(Checked):
         embedding_bits: of the embedding tables, likewise; `auto` is 8, or 32 where `bits` is.
         granularity: what shares a scale: `tensor`, `channel` (a row: an output, or a token's embedding) or
         `group`.
-        group_size: columns of a group (`granularity=group`). It must divide every width; a width that pruning has
-            left may end with a shorter group.
+        group_size: columns of a group (`granularity=group`). It must divide every width but those inside attention
+            and FFN, which pruning may have cut: they may end with a shorter group.
         activations: what Linears read: `static` (uint8, a range found on calibration sentences), `dynamic` (uint8,
             the range of each token) or `none`.
         weight_range: scales of weights: `minmax`, or the `mse` of least squared error.
@@ -107,8 +108,11 @@ class Quantization(Checked):
             self._check_candidates(model, specs)
         for path, spec in specs.items():
             matrix = model.matrices[path]
-            may_be_cut = matrix.place.isdigit() and model.is_cut(model.layers[int(matrix.place) - 1])
-            if spec.group_size is not None and not may_be_cut and matrix.size[1] % spec.group_size:
+            inside = path.endswith((BY_NAME[model.family].output, BY_NAME[model.family].ffn_out))
+            if spec.group_size is None or inside:
+                continue
+            assert matrix.columns is not None, "only widths inside attention and FFN are not known yet"
+            if matrix.columns % spec.group_size:
                 raise UserError(
                     f"group_size: expected a divisor of {matrix.columns}, the width of {path}, given {spec.group_size}"
                 )

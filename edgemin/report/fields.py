@@ -274,11 +274,25 @@ class Quantization(Fields):
     activations: Text = None
 
 
+class Pruned(Fields):
+    """The scores of one structure's units and the round in which each went, 0 for those that are left; by layer.
+
+    Of many units the number left and gone between every two edges of the score instead.
+    """
+
+    criterion: str
+    scores: list[list[Bounded]] = []
+    edges: list[Bounded] = []
+    left: list[list[int]] = []
+    gone: list[list[int]]
+
+
 class Findings(Fields):
     """What the last stage found out besides the model."""
 
     sensitivity: Sensitivity | None = None
     quantization: Quantization | None = None
+    pruning: dict[str, Pruned] = {}
 
 
 class Row(Fields):

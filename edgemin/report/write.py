@@ -19,6 +19,7 @@ from edgemin.report.grid import Table
 from edgemin.report.order_figure import pipeline
 from edgemin.report.page import failed_jobs, page
 from edgemin.report.paired import missing
+from edgemin.report.pruning_figure import prunings
 from edgemin.report.render import FORMATS, terminal
 from edgemin.report.runtimes_figure import latencies
 from edgemin.report.schema import Run, find, read
@@ -215,7 +216,7 @@ def _write(
     built, remarks = _tables(study, with_devices, margin)
     drawn, skipped = figures(study)
     drawn += against(comparisons(study, margin))
-    drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study)
+    drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study) + prunings(study)
     contents: dict[str, bytes] = {}
     for table in built:
         for suffix, form in FORMATS.items():

@@ -117,6 +117,7 @@ class Pipeline:
     def _commit(self, node: Node, fitted: fitting.Fitted, tokenizer: PreTrainedTokenizerBase | None) -> None:
         with self.store.commit(node.key) as directory:
             artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted), fitted.state)
+            artifact.save_scores(directory, fitted.scores)
             if fitted.points:
                 write_points(directory / CSV_NAME, fitted.points)
 

@@ -177,11 +177,15 @@ class Distillation(Stage):
         super().prepare(model, data, teachers)
         self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.read_tokenizer(data)
-        outlines = building.outline(model), [building.outline(teacher) for teacher in self._teachers]
+        self.pair()
+
+    def pair(self) -> None:
+        """Match the student's layers with its teachers', and make what learns besides it."""
+        outlines = building.outline(self.model), [building.outline(teacher) for teacher in self._teachers]
         self.match(*outlines)
         self.equip(*outlines)
         if found := self.projected():
-            nn.Module.to(self, model.device)
+            nn.Module.to(self, self.model.device)
             projections.start(found, self._readings(*projections.asked(found)))
         self._take_up()
 

@@ -143,6 +143,7 @@ class Fitted:
     findings: dict[str, Any] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)  # its training curves
     state: Mapping[str, Tensor] = field(default_factory=dict)  # what later stages can go on from beside it
+    scores: Mapping[str, Tensor] = field(default_factory=dict)  # numbers that it found, too many for run.json
 
 
 def run(
@@ -217,7 +218,7 @@ def run(
     with live_line(f"{stage.name}  finishing"):
         finished = ranks.together(lambda: rounding.finish(stage, data, state)).cpu().eval()
     seconds = time.monotonic() - spent.began
-    return Fitted(finished, spent.steps, seconds, list(stage.notes), stage.findings, points, state)
+    return Fitted(finished, spent.steps, seconds, list(stage.notes), stage.findings, points, state, stage.scores)
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:

@@ -83,12 +83,17 @@ class MethodSum(Distillation):
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
         """Give every method the model and its tokenizer, and match layers."""
+        self.take_model(model)
         for part in self._parts.values():
-            # past nn.Module's registration: the student is a submodule of the whole, once
-            part.__dict__["model"] = model
             part._data = data
             part.read_tokenizer(data)
         super().prepare(model, data, teachers)
+
+    def take_model(self, model: PreTrainedModel) -> None:
+        """Give every method the student."""
+        for part in self._parts.values():
+            # past nn.Module's registration: the student is a submodule of the whole, once
+            part.__dict__["model"] = model
 
     def beside(self) -> dict[str, Tensor]:
         """What each method learns besides the student, under the method's name."""
@@ -103,9 +108,10 @@ class MethodSum(Distillation):
     def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """Let each method register what it learns."""
         for name, part in self._parts.items():
+            part.notes = []
             with _named(name):
                 part.equip(student, teachers)
-            self.notes += part.notes
+            self.notes += [note for note in part.notes if note not in self.notes]
 
     def projected(self) -> Sequence[Projection]:
         """The learnt maps of all methods."""

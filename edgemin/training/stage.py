@@ -112,6 +112,7 @@ class Stage(pl.LightningModule):
         self.recorded: dict[str, Callable[[], Tensor]] = {}
         self.losses: dict[int, Tensor] = {}  # by batch, since `edgemin.training.callbacks.check_losses` looked
         self.findings: dict[str, Any] = {}  # what it found out besides the model, for run.json
+        self.scores: dict[str, Tensor] = {}  # numbers too many for run.json, by name; a file beside the model
         self.teachers: tuple[str, ...] = ()  # whom it learns from: `teacher`, `teacher.source` or another model's name
         self.planned: Effect  # set where it is planned, before it is prepared
         self.inherited: Mapping[str, Tensor] = {}  # the training state beside the model that it is given

@@ -537,7 +537,7 @@ LAUNCHES = [
         "...prune.criterion: expected one of gradient_norm, taylor, ...given 'nosuch'",
         flags=("-m",),
     ),
-    setting("prune=heads_taylor", "prune: expected one of heads, given heads_taylor"),
+    setting("prune=heads_taylor", "prune: expected one of ffn, heads, ...given heads_taylor"),
     own("semicolons", {"d/train.csv": "text;label\none;x\ntwo;y\n"}, "task."),
     own("numbers with a fraction for classes", {"d/train.csv": "text,label\na,0.5\nb,1.7\n"}, "task.label_column: "),
 ]

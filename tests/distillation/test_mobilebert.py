@@ -19,7 +19,7 @@ from edgemin.errors import UserError
 from edgemin.finetune import Finetune
 from edgemin.measure.operations import operations
 from edgemin.measure.params import count_parameters
-from edgemin.pruning.stage import HeadPruning
+from edgemin.pruning.stage import Pruning
 from edgemin.quantization import torch_layers
 
 TINY: dict[str, Any] = {
@@ -219,9 +219,9 @@ def test_what_cannot_be_cut_is_refused_with_the_reason_and_changes_nothing(surge
 
 def test_heads_can_be_pruned_down_to_one_of_each_layer() -> None:
     shape = tiny.outline("mobilebert", 3, 512, 4)
-    tiny.effect(tiny.stage(HeadPruning, ratio=0.5, scope="global", epochs=1), shape)
+    tiny.effect(tiny.stage(Pruning, ratio=0.5, scope="global", epochs=1), shape)
     with pytest.raises(UserError, match=r"^ratio: expected one that leaves a head in all 3 layers"):
-        tiny.effect(tiny.stage(HeadPruning, ratio=0.9, scope="global", epochs=1), shape)
+        tiny.effect(tiny.stage(Pruning, ratio=0.9, scope="global", epochs=1), shape)
 
 
 # A shape alone

@@ -174,7 +174,7 @@ KINDS: dict[str, tuple[str, tuple[int, int], tuple[str, ...]]] = {
     "planning": ("edgemin.study.plan:build", (1, 1), TRAINED),
     "fine-tuning": ("edgemin.finetune:Finetune.loss", (4, 5), TRAINED),
     "distillation": ("edgemin.training.distillation:Distillation.loss", (2, 2), TRAINED),
-    "pruning": ("edgemin.pruning.stage:HeadPruning.loss", (2, 2), TRAINED),
+    "pruning": ("edgemin.pruning.stage:Pruning.loss", (2, 2), TRAINED),
     "QAT": ("edgemin.quantization.qat:QuantizationAware.loss", (2, 2), TRAINED),
     "reconstruction": ("edgemin.quantization.reconstruct:Reconstruction.loss", (2, 3), BLOCKS),
     "sensitivity": ("edgemin.quantization.sensitivity:damage", (1, 2), MIXED),

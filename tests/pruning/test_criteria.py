@@ -384,14 +384,14 @@ def test_rescaling_values_against_outputs_changes_the_magnitude_and_not_the_prod
 
 def test_an_unknown_criterion_is_refused_with_those_that_the_structure_has(monkeypatch: pytest.MonkeyPatch) -> None:
     known = ", ".join(CRITERIA)
-    with pytest.raises(UserError, match=rf"^criterion: expected one of {known}, given 'gradient'$"):
+    with pytest.raises(UserError, match=rf"^criterion: expected one of {known} for heads, given 'gradient'$"):
         find("gradient", "heads")
 
     class OfNothing(Criterion):
         structures = ()
 
     monkeypatch.setitem(CRITERIA, "nothing", OfNothing)
-    with pytest.raises(UserError, match=rf"^criterion: expected one of {known}, given 'nothing'$"):
+    with pytest.raises(UserError, match=rf"^criterion: expected one of {known} for heads, given 'nothing'$"):
         find("nothing", "heads")
 
 

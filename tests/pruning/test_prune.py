@@ -22,7 +22,7 @@ from edgemin.errors import UserError
 from edgemin.pruning import stage as prune
 from edgemin.pruning.criteria.base import Given
 from edgemin.pruning.criteria.table import CRITERIA, find
-from edgemin.pruning.stage import HeadPruning
+from edgemin.pruning.stage import Pruning
 from edgemin.pruning.structures import HEADS
 from edgemin.tasks.classification import Classification
 
@@ -44,21 +44,21 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:
     return Classification().loss(logits, labels, "none")
 
 
-def pruning(**settings: Any) -> HeadPruning:
+def pruning(**settings: Any) -> Pruning:
     given: dict[str, Any] = {"ratio": 0.5, "epochs": 0, "calibration_examples": 48, "batch_size": 8}
     given |= {"learning_rate": 1e-3}
     given |= settings
     return tiny.stage(
-        HeadPruning, **{key: value for key, value in given.items() if key != "epochs" or "steps" not in settings}
+        Pruning, **{key: value for key, value in given.items() if key != "epochs" or "steps" not in settings}
     )
 
 
-def cut(start: PreTrainedModel, data: DataModule | None, work: Path, **settings: Any) -> tuple[HeadPruning, Any]:
+def cut(start: PreTrainedModel, data: DataModule | None, work: Path, **settings: Any) -> tuple[Pruning, Any]:
     stage = pruning(**settings)
     return stage, tiny.fit(stage, start, data, work=work)
 
 
-def gone(stage: HeadPruning, layers: int = 3) -> list[list[int]]:
+def gone(stage: Pruning, layers: int = 3) -> list[list[int]]:
     """Removed heads of each layer, of a stage of one round."""
     (removed,) = stage.removed
     assert len(removed) == layers
@@ -147,10 +147,10 @@ def test_the_ratio_is_of_the_heads_at_the_start_of_the_stage(data: DataModule, t
 
 
 def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
-    stage = tiny.stage(HeadPruning, ratio=0.99, scope="global", steps=1)
+    stage = tiny.stage(Pruning, ratio=0.99, scope="global", steps=1)
     with pytest.raises(UserError, match=r"^ratio: expected [^\n]* 12 layers, given 0\.99 of 144[^\n]*$"):
         tiny.effect(stage, tiny.outline("bert", 12, 384, 12))
-    tiny.effect(tiny.stage(HeadPruning, ratio=0.9, scope="global", steps=1), tiny.outline("bert", 12, 384, 12))
+    tiny.effect(tiny.stage(Pruning, ratio=0.9, scope="global", steps=1), tiny.outline("bert", 12, 384, 12))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_every_criterion_ranks_the_heads_that_its_name_in_the_yaml_says(
 ) -> None:
     start = tiny.model(heads=8)
     settings = {"criterion": criterion, "ratio": 0.5, "epochs": 0, "calibration_examples": 48, "batch_size": 8}
-    stage = config.construct(tiny.node("prune", "heads") | settings, "prune", HeadPruning)
+    stage = config.construct(tiny.node("prune", "heads") | settings, "prune", Pruning)
     given = Given(start, HEADS, data.calibration(48, 8, seed=1), losses, seed=1)
     expected = [sorted(layer.argsort()[:4].tolist()) for layer in find(criterion, "heads").scores(given)]
     tiny.fit(stage, start, data, work=tmp_path)
@@ -239,13 +239,13 @@ def test_ranking_during_training_sums_what_calibration_would_on_the_same_batches
 ) -> None:
     """At a learning rate of next to nothing and without dropout, training is calibration on its own batches."""
     ranked: list[list[Tensor]] = []
-    select = prune.select_heads
+    select = prune.select_units
 
     def remember(importance: Any, *args: Any, **named: Any) -> Any:
         ranked.append(importance)
         return select(importance, *args, **named)
 
-    monkeypatch.setattr(prune, "select_heads", remember)
+    monkeypatch.setattr(prune, "select_units", remember)
     start = tiny.model(dropout=0.0)
     settings: dict[str, Any] = {"criterion": criterion, "batch_size": 5, "accumulate": accumulate}
     before = copy.deepcopy(start)

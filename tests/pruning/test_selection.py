@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgemin.errors import UserError
-from edgemin.pruning.selection import removal_count, round_targets, select_heads
+from edgemin.pruning.selection import removal_count, round_targets, select_units
 
 
 def greedy(scores: list[list[float]], count: int, minimum: int) -> list[list[int]]:
@@ -81,9 +81,9 @@ def test_global_selection_is_the_greedy_one_over_all_layers(seed: int) -> None:
     count = removal_count(sum(map(len, rows)), ratio)
     if count > sum(max(0, len(row) - minimum) for row in rows):
         with pytest.raises(UserError, match=r"^ratio: expected one that leaves .* to remove, \d+ can go$"):
-            select_heads(scores, ratio, "global", minimum=minimum)
+            select_units(scores, ratio, "global", minimum=minimum)
         return
-    removed = select_heads(scores, ratio, "global", minimum=minimum)
+    removed = select_units(scores, ratio, "global", minimum=minimum)
     assert removed == greedy(rows, count, minimum)
     assert sum(map(len, removed)) == count
     assert all(len(row) - len(heads) >= min(minimum, len(row)) for row, heads in zip(rows, removed, strict=True))
@@ -92,7 +92,7 @@ def test_global_selection_is_the_greedy_one_over_all_layers(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(200))
 def test_selection_by_layer_is_the_greedy_one_in_each_layer(seed: int) -> None:
     scores, ratio, _ = drawn(seed)
-    removed = select_heads(scores, ratio, "layer")
+    removed = select_units(scores, ratio, "layer")
     for row, heads in zip(scores, removed, strict=True):
         assert [heads] == greedy([row.tolist()], removal_count(len(row), ratio), 1)
 
@@ -109,40 +109,40 @@ def test_rounds_under_steady_importance_remove_the_same_heads_as_one_shot(seed: 
     left = [list(range(count)) for count in initial]
     for done in range(rounds):
         current = [row[heads] for row, heads in zip(scores, left, strict=True)]
-        going = select_heads(current, ratio, scope, initial=initial, completed_rounds=done, rounds=rounds)
+        going = select_units(current, ratio, scope, initial=initial, completed_rounds=done, rounds=rounds)
         left = [
             [head for place, head in enumerate(heads) if place not in gone]
             for heads, gone in zip(left, going, strict=True)
         ]
         if scope == "global":
             assert sum(initial) - sum(map(len, left)) == round_targets(sum(initial), ratio, rounds)[done]
-    one_shot = select_heads(scores, ratio, scope)
+    one_shot = select_units(scores, ratio, scope)
     assert [sorted(set(range(n)) - set(heads)) for n, heads in zip(initial, left, strict=True)] == one_shot
 
 
 def test_ties_go_to_the_lower_layer_then_to_the_lower_head() -> None:
     scores = [torch.ones(4), torch.ones(4), torch.ones(4)]
-    assert select_heads(scores, 0.5, "global") == [[0, 1, 2], [0, 1, 2], []]
-    assert select_heads(scores, 0.5, "layer") == [[0, 1]] * 3
+    assert select_units(scores, 0.5, "global") == [[0, 1, 2], [0, 1, 2], []]
+    assert select_units(scores, 0.5, "layer") == [[0, 1]] * 3
 
 
 def test_a_layer_down_to_its_minimum_passes_its_turn_to_the_next_candidates() -> None:
     scores = [torch.tensor([0.1, 0.2, 0.3]), torch.tensor([5.0, 4.0, 6.0])]
-    assert select_heads(scores, 0.5, "global") == [[0, 1], [1]]
-    assert select_heads(scores, 0.34, "global", minimum=2) == [[0], [1]]
+    assert select_units(scores, 0.5, "global") == [[0, 1], [1]]
+    assert select_units(scores, 0.34, "global", minimum=2) == [[0], [1]]
 
 
 def test_ratio_is_of_the_count_at_the_start_and_what_went_beyond_it_stays_gone() -> None:
     scores = [torch.arange(10.0)]
-    assert select_heads(scores, 0.25, "layer", initial=[12]) == [[0]]
-    assert select_heads(scores, 0.1, "layer", initial=[12]) == [[]]
-    assert select_heads(scores, 0.5, "global", initial=[12]) == [[0, 1, 2, 3]]
+    assert select_units(scores, 0.25, "layer", initial=[12]) == [[0]]
+    assert select_units(scores, 0.1, "layer", initial=[12]) == [[]]
+    assert select_units(scores, 0.5, "global", initial=[12]) == [[0, 1, 2, 3]]
 
 
 def test_the_papers_student_loses_two_heads_a_layer_or_28_of_144() -> None:
     scores = list(torch.rand(12, 12, generator=torch.Generator().manual_seed(0)))
-    assert [len(heads) for heads in select_heads(scores, 0.2, "layer")] == [2] * 12
-    assert sum(map(len, select_heads(scores, 0.2, "global"))) == 28
+    assert [len(heads) for heads in select_units(scores, 0.2, "layer")] == [2] * 12
+    assert sum(map(len, select_units(scores, 0.2, "global"))) == 28
 
 
 @pytest.mark.parametrize(
@@ -160,5 +160,29 @@ def test_the_papers_student_loses_two_heads_a_layer_or_28_of_144() -> None:
 def test_what_cannot_work_is_refused_in_one_line(changes: dict, message: str) -> None:
     arguments = {"importance": [torch.ones(4), torch.ones(4)], "ratio": 0.5, "scope": "global"} | changes
     with pytest.raises(UserError, match=message) as error:
-        select_heads(**arguments)
+        select_units(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_the_cubic_schedule_removes_most_at_first_and_ends_at_the_ratio() -> None:
+    # 0.5 of 100 over 4 rounds: 50 (1 - (1 - t/4)^3)
+    assert round_targets(100, 0.5, 4, "cubic") == [28, 43, 49, 50]
+    assert round_targets(144, 0.2, 1, "cubic") == [28] == round_targets(144, 0.2, 1)
+
+
+def test_what_is_left_is_rounded_up_to_a_multiple_and_the_most_important_stay() -> None:
+    scores = [torch.arange(20.0)]
+    assert select_units(scores, 0.5, "layer", multiple=8) == [[0, 1, 2, 3]]  # 10 leave 10: rounded up to 16
+    assert select_units(scores, 0.1, "layer", multiple=8) == [[]], "18 are rounded up past all there are"
+    both = [torch.arange(16.0), torch.arange(16.0) + 9]
+    assert select_units(both, 0.5, "global", multiple=4) == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], []]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_rounds_with_a_multiple_end_where_one_does(rounds: int) -> None:
+    left = [torch.arange(50.0)]
+    for done in range(rounds):
+        (gone,) = select_units(left, 0.55, "layer", multiple=8, initial=[50], completed_rounds=done, rounds=rounds)
+        left = [left[0][len(gone) :]]
+        assert gone == list(range(len(gone)))
+    assert len(left[0]) == 24  # 23 are asked for

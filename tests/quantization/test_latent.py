@@ -20,7 +20,7 @@ from edgemin.encoder import parts, slicing
 from edgemin.encoder import quantized as quantized_encoder
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
-from edgemin.pruning.stage import HeadPruning
+from edgemin.pruning.stage import Pruning
 from edgemin.quantization import model as quantization
 from edgemin.quantization.base import Quantized
 from edgemin.quantization.post_training import PostTraining
@@ -93,10 +93,10 @@ def test_a_later_stage_begins_with_the_very_weights_and_scales_that_the_earlier_
     second = tiny.fit(stage, model, data, work=tmp_path / "second", inherited=state)
     assert equal(stage.began, ended[0])
     assert second.state.keys() == state.keys() and not equal(second.state, state)
-    third = tiny.fit(tiny.stage(HeadPruning, **PRUNE | {"ratio": 0.0, "epochs": 0}), model, data, work=tmp_path / "3")
+    third = tiny.fit(tiny.stage(Pruning, **PRUNE | {"ratio": 0.0, "epochs": 0}), model, data, work=tmp_path / "3")
     assert not third.state, "who is given no latent weights leaves none"
     again, _ = artifact.load(tmp_path / "stored")
-    nothing = tiny.stage(HeadPruning, **PRUNE | {"ratio": 0.0, "epochs": 0})
+    nothing = tiny.stage(Pruning, **PRUNE | {"ratio": 0.0, "epochs": 0})
     kept = tiny.fit(nothing, again, data, work=tmp_path / "4", inherited=state)
     assert equal(kept.state, state) and torch.equal(tiny.logits(kept.model, batch), logits)
 
@@ -110,7 +110,7 @@ def test_they_survive_pruning_in_between(granularity: str, data: DataModule, tmp
     """Groups are whole heads here, so that no scale is chosen again."""
     first = quantized("qat", data, tmp_path / "first", granularity=granularity)
     model, state = stored(first, tmp_path / "stored")
-    pruning = tiny.stage(HeadPruning, **PRUNE | {"epochs": 0})
+    pruning = tiny.stage(Pruning, **PRUNE | {"epochs": 0})
     pruned = tiny.fit(pruning, model, data, work=tmp_path / "pruned", inherited=state)
     model, left = stored(pruned, tmp_path / "again")
     stage = tiny.stage(Start, **FIT)
@@ -140,7 +140,7 @@ def test_killed_and_resumed_a_later_stage_leaves_the_same(keep: bool, data: Data
     stored(first, tmp_path / "stored")
 
     def run(work: str, **how: Any) -> Fitted:
-        stage = tiny.stage(HeadPruning, **PRUNE, **FIT, rounds=2)
+        stage = tiny.stage(Pruning, **PRUNE, **FIT, rounds=2)
         model = artifact.load(tmp_path / "stored")[0]
         return tiny.fit(stage, model, data, work=tmp_path / work, seconds=0, inherited=first.state, **how)
 
@@ -277,7 +277,7 @@ def test_what_early_stopping_scored_is_what_is_kept(
     fit: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-2, "epochs": 2}
     for name, stage in {
         "finetune": tiny.stage(Finetune, **fit, patience=5),
-        "prune": tiny.stage(HeadPruning, **PRUNE, **fit, patience=5),
+        "prune": tiny.stage(Pruning, **PRUNE, **fit, patience=5),
     }.items():
         model, state = stored(first, tmp_path / name)
         scored.clear()
@@ -292,7 +292,7 @@ def test_only_a_stage_that_changes_the_structure_calibrates_again_and_before_it_
     first = quantized("static", data, tmp_path / "first")
     ranges = {path: float(layer.input_scale) for path, layer in quantization.static_layers(first.model).items()}
 
-    class Look(HeadPruning):
+    class Look(Pruning):
         def on_train_start(self) -> None:
             now = quantization.static_layers(self.model).items()
             self.began = {path: float(layer.input_scale) for path, layer in now}
@@ -310,7 +310,7 @@ def test_only_a_stage_that_changes_the_structure_calibrates_again_and_before_it_
 def test_a_cut_that_saw_no_data_is_made_good_by_the_next_stage_that_does(data: DataModule, tmp_path: Path) -> None:
     first = quantized("static", data, tmp_path / "first")
     model, state = stored(first, tmp_path / "stored")
-    blind = tiny.stage(HeadPruning, **PRUNE, criterion="weight_product", epochs=0)
+    blind = tiny.stage(Pruning, **PRUNE, criterion="weight_product", epochs=0)
     pruned = tiny.fit(blind, model, data, work=tmp_path / "pruned", inherited=state)
     assert any("keep their ranges" in note for note in pruned.notes)
     model, state = stored(pruned, tmp_path / "again")

@@ -22,7 +22,7 @@ from edgemin.encoder import parts, slicing
 from edgemin.encoder import quantized as quantized_encoder
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
-from edgemin.pruning.stage import HeadPruning
+from edgemin.pruning.stage import Pruning
 from edgemin.quantization import model as quantization
 from edgemin.quantization.post_training import PostTraining
 from edgemin.quantization.qat import QuantizationAware
@@ -134,21 +134,23 @@ def test_heads_ffn_and_layers_are_cut_as_integers(
     assert torch.equal(tiny.logits(found, small), tiny.logits(model, small))
 
 
-@pytest.mark.parametrize("later", ["finetune", "prune", "distill"])
+@pytest.mark.parametrize("later", ["finetune", "prune", "prune ffn", "prune layers", "distill"])
 def test_what_comes_later_leaves_a_quantized_model(later: str, data: DataModule, batch: Any, tmp_path: Path) -> None:
     start = quantized("bert", data, tmp_path / "first", granularity="group", group_size=16)
     fit: dict[str, Any] = {**BUDGET, "learning_rate": 3e-2}
     stages = {
         "finetune": tiny.stage(Finetune, **fit),
-        "prune": tiny.stage(HeadPruning, ratio=0.25, calibration_examples=8, **fit),
+        "prune": tiny.stage(Pruning, ratio=0.25, calibration_examples=8, **fit),
+        "prune ffn": tiny.stage(Pruning, structure="ffn", ratio=0.25, calibration_examples=8, **fit),
+        "prune layers": tiny.stage(Pruning, structure="layers", scope="global", ratio=0.4, criterion="random", **fit),
         "distill": tiny.stage(LogitsDistillation, temperature=1.0, alpha=1.0, **fit),
     }
     done = tiny.fit(
         stages[later], start, data, [tiny.model(seed=7)] if later == "distill" else [], work=tmp_path / "then"
     )
-    assert len(quantization.static_layers(done.model)) == 19
+    assert len(quantization.static_layers(done.model)) == (13 if later == "prune layers" else 19)
     assert done.findings["quantization"]["activations"] == "static"
-    assert any("groups of weights again" in note for note in done.notes) == (later == "prune")
+    assert any("groups of weights again" in note for note in done.notes) == (later in ("prune", "prune ffn"))
     assert torch.equal(tiny.logits(reloaded(done.model, tmp_path / "saved"), batch), tiny.logits(done.model, batch))
 
 
@@ -157,7 +159,7 @@ def test_a_later_stage_that_changes_nothing_leaves_the_logits_as_they_are(
 ) -> None:
     start = quantized("bert", data, tmp_path / "first")
     before = tiny.logits(start, batch)
-    done = tiny.fit(tiny.stage(HeadPruning, ratio=0.0, epochs=0), start, data, work=tmp_path / "then")
+    done = tiny.fit(tiny.stage(Pruning, ratio=0.0, epochs=0), start, data, work=tmp_path / "then")
     assert torch.equal(tiny.logits(done.model, batch), before)
 
 

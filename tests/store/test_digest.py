@@ -41,7 +41,7 @@ def test_comments_docstrings_and_formatting_change_nothing(package: Path) -> Non
     before = fresh(STAGE)
     path = package / "pruning" / "stage.py"
     edit(path, '"""', '"""Other words. ')
-    edit(path, "class HeadPruning(Stage):\n", "# a comment\n\n\nclass HeadPruning(Stage):  # and one here\n")
+    edit(path, "class Pruning(Stage):\n", "# a comment\n\n\nclass Pruning(Stage):  # and one here\n")
     edit(path, "    def finish(self)", "\n\n    def finish(self)")
     source = path.read_text()
     begin = source.index('"""', source.index("def begin("))

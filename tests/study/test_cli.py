@@ -51,7 +51,7 @@ def shell(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     ("overrides", "expected"),
     [
         (["task=sst3"], r"task: expected one of custom, mnli, none, qqp, sst2, toy.*given sst3"),
-        (["prune=nosuch"], r"prune: expected one of heads,? .*given nosuch"),
+        (["prune=nosuch"], r"prune: expected one of ffn, heads, .*given nosuch"),
         (["tsak=sst2"], r"tsak: unknown key"),
         (["prune.ratoi=0.1"], r"prune\.ratoi: unknown key"),
         (["+prune.ratoi=0.1"], r"prune\.ratoi: unknown key, did you mean 'ratio'\?"),

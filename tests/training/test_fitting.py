@@ -21,7 +21,7 @@ from edgemin.encoder import building
 from edgemin.errors import UserError
 from edgemin.evaluate import Evaluation
 from edgemin.finetune import Finetune
-from edgemin.pruning.stage import HeadPruning
+from edgemin.pruning.stage import Pruning
 from edgemin.training import callbacks, fitting
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Stage
@@ -37,13 +37,13 @@ STAGES: dict[str, Callable[[], Stage]] = {
         MiniLMv2, steps=5, relations=QKV, task_weight=0.5, layer_map="layer_to_layer", **FIT
     ),
     "prune on calibration": lambda: tiny.stage(
-        HeadPruning, ratio=0.5, scope="global", rounds=2, calibration_examples=16, steps=3, **FIT
+        Pruning, ratio=0.5, scope="global", rounds=2, calibration_examples=16, steps=3, **FIT
     ),
     "prune during training": lambda: tiny.stage(
-        HeadPruning, ratio=0.5, scope="global", rounds=2, importance="training", training_steps=3, steps=3, **FIT
+        Pruning, ratio=0.5, scope="global", rounds=2, importance="training", training_steps=3, steps=3, **FIT
     ),
     "prune by Michel's criterion, accumulated": lambda: tiny.stage(
-        HeadPruning,
+        Pruning,
         criterion="taylor",
         ratio=0.5,
         rounds=2,
