@@ -21,8 +21,9 @@ from edgemin.processes import ranks
 from edgemin.pruning import findings
 from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
 from edgemin.pruning.selection import Schedule, select_units
+from edgemin.pruning.several import Several
 from edgemin.pruning.shares import Removable, shares
-from edgemin.pruning.structures import Outputs, Several, Watch
+from edgemin.pruning.structures import Outputs, Watch
 from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum

@@ -21,8 +21,9 @@ from edgemin.encoder import building, parts, slicing, taps, truncation
 from edgemin.errors import UserError
 from edgemin.pruning.criteria.base import Given
 from edgemin.pruning.criteria.table import CRITERIA, find
+from edgemin.pruning.several import Several
 from edgemin.pruning.stage import Pruning
-from edgemin.pruning.structures import FFN, HEADS, HIDDEN, LAYERS, Several, Structure
+from edgemin.pruning.structures import FFN, HEADS, HIDDEN, LAYERS, Structure
 from edgemin.tasks.classification import Classification
 
 BY_NAME: dict[str, Structure] = {"heads": HEADS, "ffn": FFN, "layers": LAYERS, "hidden": HIDDEN}

@@ -41,7 +41,7 @@ def test_comments_docstrings_and_formatting_change_nothing(package: Path) -> Non
     before = fresh(STAGE)
     path = package / "pruning" / "stage.py"
     edit(path, '"""', '"""Other words. ')
-    edit(path, "class Pruning(Stage):\n", "# a comment\n\n\nclass Pruning(Stage):  # and one here\n")
+    edit(path, "class Pruning(MethodSum):\n", "# a comment\n\n\nclass Pruning(MethodSum):  # and one here\n")
     edit(path, "    def finish(self)", "\n\n    def finish(self)")
     source = path.read_text()
     begin = source.index('"""', source.index("def begin("))
@@ -70,7 +70,7 @@ def test_a_docstring_of_an_attribute_changes_nothing(package: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("pruning/stage.py", "self.initial = parts.heads(model)", "self.initial = list(parts.heads(model))"),
+        ("pruning/stage.py", "self.initial = self.units.units(model)", "self.initial = list(self.units.units(model))"),
         ("training/stage.py", "998_244_353", "998_244_351"),  # imported
         ("pruning/selection.py", "_ROUNDING = 1e-9", "_ROUNDING = 1e-8"),  # imported
         ("encoder/slicing.py", "import torch\n", "import torch\n\nEXTRA = 1\n"),  # imported

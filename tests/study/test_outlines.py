@@ -51,13 +51,25 @@ CUT += ("student.heads=null", "student.intermediate=null", "teacher.stages=[fine
         (("stages=[finetune,distill,prune,quantize]", "quantize=static"), ()),
         (("stages=[finetune,prune]", "prune.rounds=2", "prune.importance=training", "prune.training_steps=2"), ()),
         (("stages=[prune,finetune]", "prune.criterion=magnitude", "prune.scope=global"), ("student/prune",)),
-        (("prune=ffn", "prune.ratio=0.5", "prune.multiple=4", "stages=[finetune,prune,quantize]", "quantize=static"), ()),
+        (
+            ("prune=ffn", "prune.ratio=0.5", "prune.multiple=4", "stages=[finetune,prune,quantize]", "quantize=static"),
+            (),
+        ),
         (("prune=layers", "prune.ratio=0.5", "stages=[finetune,prune]"), ()),
         (("prune=hidden", "prune.ratio=0.5", "stages=[finetune,prune]"), ()),
         (CUT, ()),
         ((*CUT, "prune.scope=global"), ("teacher/finetune/prune", "student")),
     ],
-    ids=["layer", "rounds", "global", "ffn", "layers", "hidden", "cut from a pruned teacher", "cut from a teacher pruned globally"],
+    ids=[
+        "layer",
+        "rounds",
+        "global",
+        "ffn",
+        "layers",
+        "hidden",
+        "cut from a pruned teacher",
+        "cut from a teacher pruned globally",
+    ],
 )
 def test_planning_knows_the_outline_of_every_result(
     overrides: tuple[str, ...], unknown: tuple[str, ...], tmp_path: Path

@@ -29,7 +29,7 @@ class Given(NamedTuple):
 
     Attributes:
         model: a sequence classifier that `encoder` knows.
-        structure: whose units are scored: one, or several in one pass (`Several`).
+        structure: whose units are scored: one, or several in one pass ([`Several`][edgemin.pruning.several.Several]).
         batches: inputs and `labels`, in batches of any size; only the examples in them matter.
         losses: from logits `[B, C]` and labels to the loss of each example `[B]`, for a criterion that needs gradients.
         seed: of what is drawn.
