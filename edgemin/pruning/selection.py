@@ -101,7 +101,9 @@ def select_units(
     """
     if scope not in SCOPES:
         raise UserError(f"scope: expected one of {', '.join(SCOPES)}, given {scope!r}")
-    assert completed_rounds >= 0 and minimum >= 1
+    if minimum < 1:
+        raise UserError(f"minimum: expected at least 1 unit per layer, given {minimum}")
+    assert completed_rounds >= 0
     scores = [group.tolist() for group in importance]
     _check_finite(scores)
     present = [len(group) for group in scores]

@@ -117,7 +117,8 @@ def test_the_activity_of_a_layer_is_how_far_it_turns_a_token(data: DataModule) -
     turned = []
     for batch in data.calibration(5, 1, seed=1):
         states = taps.read(model, batch, hidden=range(4), logits=False).hidden
-        cosines = [torch.cosine_similarity(states[at], states[at + 1], dim=-1).mean() for at in range(3)]
+        here = batch["attention_mask"].bool()
+        cosines = [torch.cosine_similarity(states[at], states[at + 1], dim=-1)[here].mean() for at in range(3)]
         turned.append(1 - torch.stack(cosines).detach())
     (found,) = scored(model, data, "activation", LAYERS, size=7)
     torch.testing.assert_close(found.float(), torch.stack(turned).mean(0), rtol=1e-4, atol=1e-6)
@@ -308,7 +309,6 @@ def test_recovery_learns_from_a_teacher_once_the_student_has_its_shape(
         assert effect.reads_answers == bool(teachers) and effect.trains_head == (number < 3)
         done.append(tiny.fit(stage, tiny.model(), data, teachers, work=tmp_path / str(number)))
     assert [len(stage.teachers) for stage in stages] == [1, 0, 0, 0]
-    assert "answers.soft_loss" in {name for _, _, values in done[0].points for name in values} or done[0].points
     assert not tiny.same_weights(done[0].model, done[1].model)
     assert tiny.same_weights(done[1].model, done[2].model), "methods are those of a teacher"
     assert building.outline(done[0].model) == building.outline(done[3].model)
@@ -316,13 +316,8 @@ def test_recovery_learns_from_a_teacher_once_the_student_has_its_shape(
 
 def test_a_run_killed_in_a_taught_recovery_goes_on_where_it_was(data: DataModule, tmp_path: Path) -> None:
     def run(work: str, **options: Any) -> Any:
-        own = {
-            "_target_": "edgemin.distillation.pkd.PatientDistillation",
-            "temperature": 2.0,
-            "alpha": 0.5,
-            "beta": 1.0,
-        }
-        methods = {"states": own | {"layer_map": "skip", "weight": 1.0}}
+        method = {"_target_": "edgemin.distillation.tinybert.TinyBERT", "prediction_share": 0.0, "weight": 1.0}
+        methods = {"states": method}  # its maps to the teacher's width begin at the width that each round leaves
         stage = pruning("hidden", steps=3, rounds=2, teacher="teacher", methods=methods)
         return tiny.fit(stage, tiny.model(), data, [tiny.model(seed=7)], work=tmp_path / work, seconds=0.0, **options)
 
