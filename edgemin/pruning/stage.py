@@ -151,10 +151,10 @@ class Pruning(MethodSum):
         for share, counts in zip(self.shares, self.units.split(model, self.initial), strict=True):
             self.notes += share.check_removes(counts)
 
-    def pair(self) -> None:
+    def prepare_teaching(self) -> None:
         """Match layers with the teachers' once the student has its shape: after every cut."""
         if self.removed:
-            super().pair()
+            super().prepare_teaching()
 
     def fits(self) -> list[Fit]:
         """For each round the ranking fit, with `importance=training`, and the fine-tuning."""
@@ -200,7 +200,7 @@ class Pruning(MethodSum):
             structure.cut(self.model, [_others(units, len(of)) for units, of in zip(gone, scores, strict=True)])
             removed += gone
         self.removed.append(removed)
-        self.pair()
+        self.prepare_teaching()
 
     def _importance(self, completed_rounds: int) -> list[Tensor]:
         if self._accumulator is not None:
@@ -281,7 +281,7 @@ class Pruning(MethodSum):
         self.removed, self.first_scores = saved["removed"], saved["scores"]
         if self._parts and self.removed:
             self.take_model(self.model)
-            self.pair()  # makes anew what learns beside the smaller student, whose weights are then read
+            self.prepare_teaching()  # makes anew what learns beside the smaller student, whose weights are then read
             self.notes = list(saved["notes"])
         self._accumulator = None
         if saved["ranking"] is not None:
@@ -291,10 +291,13 @@ class Pruning(MethodSum):
 
 def _check_untaught(teaching: Teaching, task_weight: TaskWeight) -> None:
     """Refuse what only a fine-tuning with a teacher has."""
-    alone = {"corpus": (teaching.corpus, None), "teacher_cache": (teaching.teacher_cache, False)}
-    for key, (given, expected) in {**alone, "task_weight": (task_weight, "auto")}.items():
+    alone = {
+        "corpus": (teaching.corpus, None, "null"),
+        "teacher_cache": (teaching.teacher_cache, False, "false"),
+        "task_weight": (task_weight, "auto", "auto"),
+    }
+    for key, (given, expected, said) in alone.items():
         if given != expected:
-            said = {None: "null", False: "false"}.get(expected, expected)
             raise UserError(f"{key}: expected {said} without a teacher, given {given}")
 
 

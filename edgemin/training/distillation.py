@@ -177,9 +177,9 @@ class Distillation(Stage):
         super().prepare(model, data, teachers)
         self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.read_tokenizer(data)
-        self.pair()
+        self.prepare_teaching()
 
-    def pair(self) -> None:
+    def prepare_teaching(self) -> None:
         """Match the student's layers with its teachers', and make what learns besides it."""
         outlines = building.outline(self.model), [building.outline(teacher) for teacher in self._teachers]
         self.match(*outlines)

@@ -298,10 +298,9 @@ def test_recovery_learns_from_a_teacher_once_the_student_has_its_shape(
 ) -> None:
     given = tiny.node("prune", structure) | {"teacher": "teacher", "epochs": None, "steps": 2, "rounds": 2}
     given |= {"ratio": 0.5, "calibration_examples": 16, "batch_size": 8, "learning_rate": 1e-3}
-    stages = [
-        config.construct(given | changed, "prune", Pruning)
-        for changed in ({}, {"teacher": None}, {"teacher": None, "methods": {}}, {"epochs": 0, "steps": None})
-    ]
+    changes: list[dict[str, Any]]
+    changes = [{}, {"teacher": None}, {"teacher": None, "methods": {}}, {"epochs": 0, "steps": None}]
+    stages = [config.construct(given | changed, "prune", Pruning) for changed in changes]
     done = []
     for number, stage in enumerate(stages):
         teachers = [tiny.model(seed=7)] * len(stage.teachers)

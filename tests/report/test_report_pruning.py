@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import run_json
+from matplotlib.patches import Rectangle
 from report_tables import study
 
 from edgemin.errors import UserError
@@ -46,7 +47,10 @@ def test_every_head_is_a_cell_and_what_went_is_crossed_out(scores: list[list[flo
     crossed = [line for line in heat.lines if line.get_gid() == "gone"]
     places = [(line.get_xdata()[0], line.get_ydata()[0]) for line in crossed]  # type: ignore[index]
     assert places == [(0.5, 0.5), (1.5, 1.5), (2.5, 1.5)]
-    bars = [[bar.get_height() for bar in axes.patches if bar.get_gid() == "gone"] for axes in (first, second)]
+    bars = [
+        [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle) and bar.get_gid() == "gone"]
+        for axes in (first, second)
+    ]
     assert bars == FFN["gone"]
 
 
