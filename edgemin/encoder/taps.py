@@ -134,6 +134,29 @@ class _Taps:
         stack.enter_context(layer.register_forward_hook(hook) if after else layer.register_forward_pre_hook(hook))
 
 
+def given_to(model: PreTrainedModel, part: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What a part of the model is given for a batch, its first input; the forward ends there.
+
+    Args:
+        model: A sequence classification model of a known family.
+        part: One of its modules.
+        batch: As for [`logits`][edgemin.encoder.taps.logits].
+    """
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0])
+        raise _Stop
+
+    handle = part.register_forward_pre_hook(keep)
+    try:
+        with suppress(_Stop):
+            _logits(model, batch)
+    finally:
+        handle.remove()
+    return found[0]
+
+
 @contextmanager
 def changed_input(model: PreTrainedModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Give one layer other hidden states than the layers before it make.

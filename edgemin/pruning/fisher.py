@@ -7,8 +7,8 @@ $$
 L(S) \approx L + \tfrac12 \sum_{i, j \in S} F_{ij}, \qquad F = \operatorname{mean}_x g(x) g(x)^\top
 $$
 
-Three steps: a search keeps the units with the most of F's diagonal within a number of operations; a rearrangement within
-each layer takes in the rest of F; and units that stay are scaled so that the layer gives what it gave before.
+Three steps: a search keeps the units with the most of F's diagonal within a number of operations; a rearrangement
+within each layer takes in the rest of F; and units that stay are scaled so that the layer gives what it gave before.
 
 Shapes: n examples or tokens, U units of a layer, S size of a unit, M outputs of the Linear that reads them.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from edgemin.errors import UserError
 
+DAMPING = 0.01  # of scales, as a share of the mean of what a unit writes, squared
 LARGEST_SCALE = 10.0  # a layer whose least squares solution scales any unit more than that is left as it is
 
 
@@ -75,7 +76,7 @@ def unit_macs(tokens: float, hidden: int, head_size: int) -> tuple[float, float]
 
 
 def _ranked(layers: Sequence[Tensor]) -> list[tuple[float, int, int]]:
-    """All units as importance, layer, unit: first the best of every layer, which stays, then the others by importance."""
+    """All units as importance, layer, unit: first the best of every layer, which stays, then the others, best first."""
     units = [(float(score), layer, unit) for layer, row in enumerate(layers) for unit, score in enumerate(row)]
     units.sort(key=lambda one: (-one[0], one[1], one[2]))
     best = {layer: int(row.argmax()) for layer, row in enumerate(layers)}
@@ -116,7 +117,7 @@ def rearrange(fisher: Tensor, removed: Sequence[int]) -> list[int]:
     return gone.nonzero().flatten().tolist()
 
 
-def rescale(write: Tensor, products: Tensor, targets: Tensor, damping: float) -> Tensor:
+def rescale(write: Tensor, products: Tensor, targets: Tensor, damping: float = DAMPING) -> Tensor:
     r"""Scales of the units, so that they together write what the layer wrote before.
 
     They minimize $\lVert \sum_u s_u W_u a_u - y \rVert^2 + \lambda \lVert s - 1 \rVert^2$ over all tokens.
@@ -125,7 +126,7 @@ def rescale(write: Tensor, products: Tensor, targets: Tensor, damping: float) ->
         write: `[U, S, M]`, what the units that stay write with.
         products: `[U*S, U*S]`, $X^\top X$ over tokens of what they hand on.
         targets: `[U*S, M]`, $X^\top Y$ over tokens with Y what shall be written, the Linear's bias apart.
-        damping: λ, as a share of the mean over units of $\lVert W_u a_u \rVert^2$.
+        damping: λ as a share of the mean over units of $\lVert W_u a_u \rVert^2$.
 
     Returns:
         `[U]`, float64; all 1 where the solution scales some unit by more than 10, in either direction.

@@ -10,7 +10,7 @@ E(W') = \tfrac12 \operatorname{tr} (W' - W) H (W' - W)^\top
 \qquad H = \tfrac2n X^\top X + \lambda I
 $$
 
-With G the inverse of H, the least cost of a W' whose block S is zero has a closed form, and so has the W' that it takes:
+With G the inverse of H, the least cost of a W' whose block S is zero has a closed form, and so has that W':
 
 $$
 \tfrac12 \operatorname{tr} W_S G_{SS}^{-1} W_S^\top, \qquad
@@ -50,33 +50,38 @@ class Removal(NamedTuple):
     weights: dict[int, Tensor]
 
 
-def gram(inputs: Tensor, mask: Tensor) -> Tensor:
-    """X^T X over the tokens that are real, float64: sums over batches are those over all examples.
+class Inputs:
+    """What a Linear was given: X^T X and the number of tokens, batch after batch."""
 
-    Args:
-        inputs: `[B, T, U*S]`, what the Linear reads.
-        mask: `[B, T]`, non-zero where there is a token.
+    def __init__(self) -> None:
+        """Start at no token."""
+        self.products: Tensor | None = None
+        self.tokens = 0
 
-    Returns:
-        `[U*S, U*S]`.
-    """
-    real = inputs.detach()[mask.bool()].float()  # a product in float32 is far within the damping of what it would be
-    return (real.T @ real).double()
+    def add(self, inputs: Tensor, mask: Tensor) -> None:
+        """Add the tokens of one batch, padding apart.
 
+        Args:
+            inputs: `[B, T, U*S]`.
+            mask: `[B, T]`, non-zero where there is a token.
+        """
+        real = inputs.detach()[mask.bool()].float()  # float32: its rounding is far below the damping
+        found = (real.T @ real).cpu().double()
+        self.products = found if self.products is None else self.products.add_(found)
+        self.tokens += len(real)
 
-def inverse_hessian(products: Tensor, tokens: int, damping: float = DAMPING) -> Tensor:
-    """G, the inverse of H = (2/n) X^T X + λI, with λ a share of the mean of the first part's diagonal.
+    def inverse_hessian(self, damping: float = DAMPING) -> Tensor:
+        """G `[U*S, U*S]`, the inverse of H = (2/n) X^T X + λI.
 
-    Args:
-        products: `[U*S, U*S]`, X^T X.
-        tokens: n.
-        damping: that share, above 0: so H has an inverse also where inputs depend on each other.
-    """
-    assert damping > 0 and tokens > 0
-    hessian = products.double() * (2 / tokens)
-    diagonal = hessian.diagonal()
-    diagonal += max(damping * diagonal.mean().item(), _LEAST_DAMPING)
-    return torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        Args:
+            damping: λ as a share of the mean of the first part's diagonal, above 0: so H has an inverse also where
+                inputs depend on each other.
+        """
+        assert damping > 0 and self.products is not None, "no token was seen"
+        hessian = self.products * (2 / self.tokens)
+        diagonal = hessian.diagonal()
+        diagonal += max(damping * diagonal.mean().item(), _LEAST_DAMPING)
+        return torch.cholesky_inverse(torch.linalg.cholesky(hessian))
 
 
 def remove(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edgemin.pruning.structures import Outputs, Structure, Units, Watch
@@ -30,6 +30,10 @@ class Several(Units):
         """The weights of all, unless those of one are not defined."""
         found = [structure.weights(model) for structure in self.structures]
         return None if None in found else [group for groups in found for group in groups or []]
+
+    def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
+        """Those of all."""
+        return [linear for structure in self.structures for linear in structure.readers(model)]
 
     def outputs(self, model: PreTrainedModel) -> Watch:
         """Watch all."""

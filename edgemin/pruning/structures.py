@@ -12,10 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -68,6 +68,10 @@ class Units(ABC):
     @abstractmethod
     def outputs(self, model: PreTrainedModel) -> Watch:
         """Watch what units hand on in each forward."""
+
+    def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
+        """The Linear of each group that reads what its units hand on, side by side, and nothing else."""
+        raise AssertionError(f"{self.what} hand on to more than one Linear")
 
     def activity(self, model: PreTrainedModel) -> Watch:
         """Watch what the criterion `activation` takes the norm of: what units hand on, unless it is defined else."""
@@ -131,6 +135,10 @@ class Heads(Structure):
         """The weights of each layer by head."""
         return [unit_weights.of_heads(layer) for layer in parts.layers(model)]
 
+    def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
+        """The output projections of attention."""
+        return [cast(nn.Linear, layer.output) for layer in parts.layers(model)]
+
     @contextmanager
     def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
         """Watch the contexts of the heads, side by side."""
@@ -172,6 +180,10 @@ class Ffn(Structure):
     def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
         """The weights of each layer by unit."""
         return [unit_weights.of_ffn(layer) for layer in parts.layers(model)]
+
+    def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
+        """The second Linears."""
+        return [cast(nn.Linear, layer.part(layer.family.ffn_out)) for layer in parts.layers(model)]
 
     @contextmanager
     def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
@@ -23,12 +24,14 @@ def problem(units: int, size: int) -> tuple[Tensor, Tensor]:
     return torch.randn(OUTPUTS, width, generator=generator).double(), inputs.double()
 
 
-def products(inputs: Tensor) -> Tensor:
-    return inputs.T @ inputs
+def inverse(inputs: Tensor) -> Tensor:
+    seen = obs.Inputs()
+    seen.products, seen.tokens = inputs.T @ inputs, len(inputs)
+    return seen.inverse_hessian()
 
 
-def surgeon(weight: Tensor, inputs: Tensor, units: int, count: int, **settings: int) -> obs.Removal:
-    return obs.remove(weight, obs.inverse_hessian(products(inputs), len(inputs)), units, count, **settings)
+def surgeon(weight: Tensor, inputs: Tensor, units: int, count: int, **settings: Iterable[int]) -> obs.Removal:
+    return obs.remove(weight, inverse(inputs), units, count, **{name: [*given] for name, given in settings.items()})
 
 
 def strength(inputs: Tensor) -> float:
@@ -123,16 +126,19 @@ def test_padding_and_the_batch_size_do_not_enter_the_hessian() -> None:
     mask = torch.zeros(2, 40, dtype=torch.long)
     padded[0, :35], padded[1, :25] = inputs[:35].float(), inputs[35:].float()
     mask[0, :35], mask[1, :25] = 1, 1
-    together = obs.gram(padded, mask)
-    apart = sum(obs.gram(padded[i : i + 1], mask[i : i + 1]) for i in range(2))
-    torch.testing.assert_close(together, products(inputs), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)
+    together, apart = obs.Inputs(), obs.Inputs()
+    together.add(padded, mask)
+    for example in range(2):
+        apart.add(padded[example : example + 1], mask[example : example + 1])
+    for found in (together, apart):
+        assert found.tokens == TOKENS and found.products is not None
+        torch.testing.assert_close(found.products, inputs.T @ inputs, rtol=1e-5, atol=1e-4)
 
 
 def test_weights_keep_their_precision_and_what_is_given_stays_as_it_was() -> None:
     weight, inputs = problem(6, 1)
-    inverse = obs.inverse_hessian(products(inputs), len(inputs))
-    before = weight.float(), inverse.clone()
-    found = obs.remove(before[0], inverse, 6, 2)
+    given = inverse(inputs)
+    before = weight.float(), given.clone()
+    found = obs.remove(before[0], given, 6, 2)
     assert found.weights[2].dtype == torch.float32 and not found.weights[2][:, found.order].any()
-    assert torch.equal(before[0], weight.float()) and torch.equal(inverse, before[1])
+    assert torch.equal(before[0], weight.float()) and torch.equal(given, before[1])

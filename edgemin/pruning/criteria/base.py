@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, U units of a group, S size of a unit, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -50,10 +50,12 @@ class Criterion(ABC):
             These pass the model's head, which should have been trained; or they are collected while the model is
             trained, in a fit of its own (`importance=training`).
         structures: for which structures it exists.
+        changes_weights: whether `compensate` does anything; quantized weights are not free for it.
     """
 
     needs: ClassVar[Needs] = "nothing"
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn")
+    changes_weights: ClassVar[bool] = False
 
     @abstractmethod
     def scores(self, given: Given) -> list[Tensor]:
@@ -64,6 +66,57 @@ class Criterion(ABC):
         Returns:
             `[U_g]` per group, float64, on CPU; more is more important.
         """
+
+    def compensate(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
+        """Change the weights of units that stay, so that the model loses least without the others.
+
+        The stage calls it between the choice by `scores` and the cut; most criteria leave the weights alone.
+
+        Args:
+            given: as for `scores`; the model still has all its units, and is changed in place.
+            keep: the units of each group that were chosen to stay, ascending.
+
+        Returns:
+            The units of each group that shall stay instead, as many, ascending.
+        """
+        return keep
+
+
+class Seen(NamedTuple):
+    """One batch of a fixed set of examples: what units hand on, and the gradient of each example's own loss there.
+
+    Attributes:
+        values: `[B, T, U_g*S]` of every group.
+        gradients: in the same shapes; `None` where they were not asked for.
+        mask: `[B, T]`, non-zero where there is a token.
+    """
+
+    values: list[Tensor]
+    gradients: Sequence[Tensor | None]
+    mask: Tensor
+
+
+def passes(given: Given, watch: Callable[[], Watch], *, by_gradient: bool) -> Iterator[Seen]:
+    """Run the model on all batches, without dropout; afterwards it is in the mode it was in."""
+    model = given.model
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in counted(given.batches, f"ranking {given.structure.what}"):
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            with torch.set_grad_enabled(by_gradient), watch() as outputs:
+                logits = taps.logits(model, batch)
+                values = outputs.values()
+                gradients: Sequence[Tensor | None] = [None] * len(values)
+                if by_gradient:
+                    assert given.losses is not None
+                    losses = given.losses(logits, batch["labels"])
+                    assert losses.shape == logits.shape[:1], "one loss per example: reduction='none'"
+                    # Not backward(): it would add to the gradients of the parameters, and take the time to form them.
+                    gradients = outputs.gradients(torch.autograd.grad(losses.sum(), outputs.points()))
+            yield Seen(values, gradients, batch["attention_mask"])
+    finally:
+        model.train(was_training)
 
 
 class ByExample(Criterion):
@@ -96,29 +149,14 @@ class ByExample(Criterion):
     def scores(self, given: Given) -> list[Tensor]:
         """The mean over all examples."""
         accumulator = Accumulator(self)
-        was_training = given.model.training
-        given.model.eval()
-        try:
-            for batch in counted(given.batches, f"ranking {given.structure.what}"):
-                self._add(accumulator, given, batch)
-        finally:
-            given.model.train(was_training)
-        return accumulator.scores()
+        units = given.structure.units(given.model)
 
-    def _add(self, accumulator: Accumulator, given: Given, batch: Batch) -> None:
-        model, by_gradient = given.model, self.needs == "gradients"
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        with torch.set_grad_enabled(by_gradient), self.watch(given.structure, model) as outputs:
-            logits = taps.logits(model, batch)
-            values = outputs.values()
-            gradients: Sequence[Tensor | None] = [None] * len(values)
-            if by_gradient:
-                assert given.losses is not None
-                losses = given.losses(logits, batch["labels"])
-                assert losses.shape == logits.shape[:1], "one loss per example: reduction='none'"
-                # Not backward(): it would add to the gradients of the parameters, and take the time to form them.
-                gradients = outputs.gradients(torch.autograd.grad(losses.sum(), outputs.points()))
-            accumulator.update(values, gradients, batch["attention_mask"], given.structure.units(model))
+        def watch() -> Watch:
+            return self.watch(given.structure, given.model)
+
+        for seen in passes(given, watch, by_gradient=self.needs == "gradients"):
+            accumulator.update(seen.values, seen.gradients, seen.mask, units)
+        return accumulator.scores()
 
 
 class Accumulator:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from edgemin.errors import UserError
 from edgemin.pruning.criteria.activations import Activation
 from edgemin.pruning.criteria.base import Criterion
+from edgemin.pruning.criteria.fisher import Fisher
 from edgemin.pruning.criteria.gradients import GradientNorm, Taylor
+from edgemin.pruning.criteria.kwon import Kwon
 from edgemin.pruning.criteria.random import Random
 from edgemin.pruning.criteria.weights import Magnitude, WeightProduct
+from edgemin.pruning.criteria.ziplm import ZipLM
 from edgemin.pruning.structures import StructureName
 
 CRITERIA: dict[str, type[Criterion]] = {
@@ -20,6 +23,9 @@ CRITERIA: dict[str, type[Criterion]] = {
     "magnitude": Magnitude,
     "weight_product": WeightProduct,
     "activation": Activation,
+    "fisher": Fisher,
+    "kwon": Kwon,
+    "ziplm": ZipLM,
     "random": Random,
 }
 

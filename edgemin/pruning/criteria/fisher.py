@@ -1,0 +1,42 @@
+"""The diagonal Fisher information of a gate that each unit is multiplied by."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from edgemin.pruning.criteria.base import ByExample, Needs, by_unit
+from edgemin.pruning.structures import StructureName
+
+
+def gates(outputs: Tensor, gradient: Tensor, mask: Tensor, units: int) -> Tensor:
+    """Gradient of each example's own loss by a gate that each unit is multiplied by, at 1.
+
+    Args:
+        outputs: `[B, T, U*S]`, what units hand on.
+        gradient: `[B, T, U*S]`, of each example's own loss.
+        mask: `[B, T]`, non-zero where there is a token.
+        units: U.
+
+    Returns:
+        `[B, U]`, at least float32.
+    """
+    return (by_unit(outputs, mask, units) * by_unit(gradient, mask, units)).sum((1, 3))
+
+
+class Fisher(ByExample):
+    """I_u = E_x (a_u(x)ᵀ ∂L(x) / ∂a_u(x))²: twice what the loss rises by without the unit, to second order.
+
+    Kwon et al. 2022 (arXiv 2204.09656). Their code squares the gradient of a batch's mean loss, so that the batch size
+    changes the ranking; here it is that of each example's own loss. No rescaling of a unit changes it, and layers are
+    compared as they are.
+    """
+
+    needs: ClassVar[Needs] = "gradients"
+    structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "layers", "hidden")
+
+    def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:
+        """The square of each example's gradient."""
+        assert gradient is not None, "no gradient has reached this layer"
+        return gates(outputs, gradient, mask, units).square()

@@ -1,0 +1,60 @@
+"""ZipLM: the exact error that a unit's leaving costs, with the weights that stay solved for."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from edgemin.pruning import obs
+from edgemin.pruning.criteria.base import Given, Needs, passes
+from edgemin.pruning.criteria.compensating import Compensating, given_to, in_order
+from edgemin.pruning.structures import Watch
+
+
+class ZipLM(Compensating):
+    """I_u = the error of u's group when u leaves it, the cheapest first and the weights that stay solved for each time.
+
+    Kurtic et al. 2023 (arXiv 2302.04089): the squared error of what the attention output or the second FFN Linear
+    gives, see [`obs`][edgemin.pruning.obs]. Importance is found on the model as it is. Then the weights are solved for
+    layer by layer, on what each is given by the pruned layers in front of it; which units leave is settled there once
+    more, in the number that importance gave to the layer.
+    """
+
+    needs: ClassVar[Needs] = "sentences"
+
+    def scores(self, given: Given) -> list[Tensor]:
+        """The largest cost of all units that left before and of the unit itself."""
+
+        def watch() -> Watch:
+            return given.structure.outputs(given.model)
+
+        units = given.structure.units(given.model)
+        inputs = [obs.Inputs() for _ in units]
+        for batch in passes(given, watch, by_gradient=False):
+            for seen, values in zip(inputs, batch.values, strict=True):
+                seen.add(values, batch.mask)
+        weights = [linear.weight for linear in given.structure.readers(given.model)]
+        return [_importance(*group) for group in zip(weights, inputs, units, strict=True)]
+
+    def solve(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
+        """Remove so many units of each group one at a time."""
+        readers, units = given.structure.readers(given.model), given.structure.units(given.model)
+        keep = list(keep)
+        for group in in_order(given, keep):
+            weight, count = readers[group].weight, units[group] - len(keep[group])
+            seen = obs.Inputs()
+            for batch, inputs in given_to(given, readers[group]):
+                seen.add(inputs, batch["attention_mask"])
+            removal = obs.remove(weight.cpu(), seen.inverse_hessian(), units[group], count)
+            weight.copy_(removal.weights[count])
+            keep[group] = sorted({*range(units[group])} - {*removal.order})
+        return keep
+
+
+def _importance(weight: Tensor, inputs: obs.Inputs, units: int) -> Tensor:
+    removal = obs.remove(weight.detach().cpu(), inputs.inverse_hessian(), units, units)
+    importance = torch.empty(units, dtype=torch.float64)
+    importance[removal.order] = removal.errors.diff().cummax(0).values
+    return importance

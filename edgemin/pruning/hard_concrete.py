@@ -1,0 +1,82 @@
+r"""Gates between 0 and 1 that learn to be exactly 0, and what they make of a model's size on average.
+
+The hard concrete distribution (Louizos et al. 2018, arXiv 1712.01312) as CoFi has it (Xia et al. 2022, arXiv
+2204.00408): for uniform noise u
+
+$$
+s = \sigma((\log u - \log(1 - u) + \log\alpha) / \beta), \qquad
+z = \min(1, \max(0, s (\zeta - \gamma) + \gamma)), \qquad \beta = 2/3, \gamma = -0.1, \zeta = 1.1
+$$
+
+Shapes: L layers, A heads of a layer, F FFN units of a layer, H hidden units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1  # β, γ, ζ
+SHARPNESS = 0.8  # of gates that stay, at test time
+_LARGEST = math.log(100)  # of log α, either way
+
+
+class Gates(NamedTuple):
+    """log α of all gates, or what was made of it: what decides of a weight is the product of the gates it passes."""
+
+    attention: Tensor  # [L]
+    heads: Tensor  # [L, A]
+    ffn: Tensor  # [L]
+    units: Tensor  # [L, F]
+    hidden: Tensor  # [H], the same in all layers
+
+
+def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
+    """Gates z for noise in (0, 1); the gradient goes to log α where z is neither 0 nor 1."""
+    stretched = torch.sigmoid((uniform.logit() + log_alpha) / TEMPERATURE) * (HIGH - LOW) + LOW
+    return stretched.clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def limit(log_alpha: Tensor) -> None:
+    """Keep log α, in place, where a gate can still change its mind: 0.01 <= α <= 100."""
+    log_alpha.clamp_(-_LARGEST, _LARGEST)
+
+
+def open_probability(log_alpha: Tensor) -> Tensor:
+    """P(z > 0), which is the gate's expected L0 norm."""
+    return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
+
+
+def settled(log_alpha: Tensor) -> Tensor:
+    """The gates at test time, in one dimension: as many are 0 as are expected to be, the lowest.
+
+    The others are no noise's and not stretched, but sharper: σ(0.8 log α / β).
+    """
+    gates = torch.sigmoid(log_alpha / TEMPERATURE * SHARPNESS)
+    closed = round(len(log_alpha) - float(open_probability(log_alpha).sum()))
+    return gates.index_fill(0, log_alpha.argsort(stable=True)[:closed], 0.0)
+
+
+def expected_weights(open: Gates, head_size: int) -> Tensor:
+    """Weights of all layers' matrices on average, biases apart, from each gate's probability to be open.
+
+    A head has 4 H D weights, an FFN unit 2 H; the gates of a weight are independent of each other.
+    """
+    hidden = open.hidden.sum()
+    heads = (open.attention[:, None] * open.heads).sum()
+    units = (open.ffn[:, None] * open.units).sum()
+    return hidden * (4 * head_size * heads + 2 * units)
+
+
+def target_sparsity(target: float, step: int, warmup_steps: int) -> float:
+    """What sparsity is asked for at a step: the target, reached from 0 in equal steps."""
+    return target * min(1.0, step / warmup_steps) if warmup_steps else target
+
+
+def lagrangian(sparsity: Tensor, target: float, linear: Tensor, quadratic: Tensor) -> Tensor:
+    """λ1 (s - t) + λ2 (s - t)^2: gates descend it, both multipliers ascend it, so in the end s is t."""
+    return linear * (sparsity - target) + quadratic * (sparsity - target) ** 2
