@@ -53,7 +53,10 @@ def search(
             f"value: expected at least {least:.0f}, one head and one neuron in every layer, given {budget:.0f}"
         )
     first, second = _ranked(heads), _ranked(neurons)
-    kept_by = [torch.tensor([0.0, *(score for score, _, _ in ranked)]).double().cumsum(0) for ranked in (first, second)]
+    kept_by = [
+        torch.tensor([0.0, *(score for score, _, _ in ranked)], dtype=torch.float64).cumsum(0)
+        for ranked in (first, second)
+    ]
     best = (-1.0, 0, 0)
     for count in range(len(heads), len(first) + 1):
         paid = int((budget - count * head_macs) / neuron_macs + 1e-9)

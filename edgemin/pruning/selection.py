@@ -130,6 +130,11 @@ def rounded(present: int, gone: int, multiple: int) -> int:
     return max(0, present - -(-(present - gone) // multiple) * multiple)
 
 
+def others(units: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
+    """Of groups of so many units all that are not among these, ascending."""
+    return [sorted({*range(count)} - {*own}) for own, count in zip(units, counts, strict=True)]
+
+
 def _lowest(scores: list[list[float]], ranked: range, wanted: int, spare: list[int], multiple: int) -> list[list[int]]:
     """The `wanted` least important units of some groups, from each at most as many as it can spare."""
     candidates = [(score, group, unit) for group in ranked for unit, score in enumerate(scores[group])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -20,7 +20,7 @@ from edgemin.errors import UserError
 from edgemin.processes import ranks
 from edgemin.pruning import findings
 from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
-from edgemin.pruning.selection import Schedule, select_units
+from edgemin.pruning.selection import Schedule, others, select_units
 from edgemin.pruning.several import Several
 from edgemin.pruning.shares import Removable, shares
 from edgemin.pruning.structures import Outputs, Watch
@@ -96,10 +96,10 @@ class Pruning(MethodSum):
         names = [share.structure.name for share in self.shares]
         self.criterion = cast(Criterion, importlib.import_module(TABLE).find(criterion, *names))
         self.criterion_name = criterion
-        if importance == "training" and self.criterion.needs != "gradients":
+        if importance == "training" and (self.criterion.needs != "gradients" or self.criterion.changes_weights):
+            what = "solves for weights on fixed examples" if self.criterion.changes_weights else "takes no gradients"
             raise UserError(
-                f"importance: expected calibration for the criterion {criterion}, which takes no gradients, given "
-                "training"
+                f"importance: expected calibration for the criterion {criterion}, which {what}, given training"
             )
         if importance == "training" and structure in ("layers", "hidden"):
             raise UserError(f"importance: expected calibration for {self.units.what}, given training")
@@ -121,6 +121,11 @@ class Pruning(MethodSum):
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Refuse a family without such units, and a ratio that does not leave one in every layer."""
+        if self.criterion.changes_weights and model.quantized is not None:
+            raise UserError(
+                f"criterion: expected one that leaves a quantized model's weights alone, given {self.criterion_name}, "
+                "which solves for them; prune first"
+            )
         after = model
         for share in self.shares:
             share.structure.check(model)
@@ -178,7 +183,8 @@ class Pruning(MethodSum):
         return Accumulator(self.criterion)
 
     def _cut(self, completed_rounds: int) -> None:
-        importance = self._importance(completed_rounds)
+        given = self._given(completed_rounds)
+        importance = self._importance(given)
         if not completed_rounds:
             self.first_scores = importance
         by_structure = [self.units.split(self.model, of_all) for of_all in (importance, self.initial)]
@@ -197,23 +203,25 @@ class Pruning(MethodSum):
                 rounds=self.rounds,
                 schedule=self.schedule,
             )
-            structure.cut(self.model, [_others(units, len(of)) for units, of in zip(gone, scores, strict=True)])
             removed += gone
-        self.removed.append(removed)
+        counts = [len(scores) for scores in importance]
+        keep = self.criterion.compensate(given, others(removed, counts))
+        for share, kept in zip(self.shares, self.units.split(self.model, keep), strict=True):
+            share.structure.cut(self.model, kept)
+        self.removed.append(others(keep, counts))
         self.prepare_teaching()
 
-    def _importance(self, completed_rounds: int) -> list[Tensor]:
-        if self._accumulator is not None:
-            importance = self._accumulator.scores()
-            self._accumulator = None
-            return importance
-        batches = (
-            self.data.calibration(self.calibration_examples, self.recovery.batch_size, self.seed)
-            if self.planned.reads_task
-            else []
-        )
-        given = Given(self.model, self.units, batches, self._example_losses, self.seed + completed_rounds)
-        return self.criterion.scores(given)
+    def _importance(self, given: Given) -> list[Tensor]:
+        if self._accumulator is None:
+            return self.criterion.scores(given)
+        importance = self._accumulator.scores()
+        self._accumulator = None
+        return importance
+
+    def _given(self, completed_rounds: int) -> Given:
+        looks = self._accumulator is None and self.criterion.needs != "nothing"
+        batches = self.data.calibration(self.calibration_examples, self.recovery.batch_size, self.seed) if looks else []
+        return Given(self.model, self.units, batches, self._example_losses, self.seed + completed_rounds)
 
     def _example_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.data.kind.loss(logits, labels, "none")
@@ -299,8 +307,3 @@ def _check_untaught(teaching: Teaching, task_weight: TaskWeight) -> None:
     for key, (given, expected, said) in alone.items():
         if given != expected:
             raise UserError(f"{key}: expected {said} without a teacher, given {given}")
-
-
-def _others(units: Iterable[int], count: int) -> list[int]:
-    gone = set(units)
-    return [unit for unit in range(count) if unit not in gone]

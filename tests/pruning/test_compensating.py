@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from edgemin.errors import UserError
 from edgemin.pruning import fisher, obs
 from edgemin.pruning.criteria.base import Criterion, Given
 from edgemin.pruning.criteria.table import CRITERIA, find
-from edgemin.pruning.structures import FFN, HEADS, Several, Units
-from tests import tiny
+from edgemin.pruning.several import Several
+from edgemin.pruning.structures import FFN, HEADS, Units
 
 COMPENSATING = [name for name, criterion in CRITERIA.items() if criterion.changes_weights]
 BOTH = Several([HEADS, FFN])

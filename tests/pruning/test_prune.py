@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from edgemin import artifact, config
 from edgemin.data.batches import TrainBatches
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, parts
+from edgemin.encoder.outline import QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.pruning import stage as prune
 from edgemin.pruning.criteria.base import Given
 from edgemin.pruning.criteria.table import CRITERIA, find
+from edgemin.pruning.selection import others
 from edgemin.pruning.stage import Pruning
 from edgemin.pruning.structures import HEADS
 from edgemin.tasks.classification import Classification
@@ -169,6 +172,8 @@ def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
         ({"importance": "training", "criterion": "magnitude"}, "importance"),
         ({"importance": "training", "criterion": "weight_product"}, "importance"),
         ({"importance": "training", "criterion": "activation"}, "importance"),
+        ({"importance": "training", "criterion": "ziplm"}, "importance"),
+        ({"importance": "training", "criterion": "kwon"}, "importance"),
         ({"ration": 0.2}, "ration"),
     ],
 )
@@ -215,10 +220,22 @@ def test_every_criterion_ranks_the_heads_that_its_name_in_the_yaml_says(
     start = tiny.model(heads=8)
     settings = {"criterion": criterion, "ratio": 0.5, "epochs": 0, "calibration_examples": 48, "batch_size": 8}
     stage = config.construct(tiny.node("prune", "heads") | settings, "prune", Pruning)
-    given = Given(start, HEADS, data.calibration(48, 8, seed=1), losses, seed=1)
+    given = Given(copy.deepcopy(start), HEADS, data.calibration(48, 8, seed=1), losses, seed=1)
     expected = [sorted(layer.argsort()[:4].tolist()) for layer in find(criterion, "heads").scores(given)]
-    tiny.fit(stage, start, data, work=tmp_path)
-    assert gone(stage) == expected
+    keep = find(criterion, "heads").compensate(given, others(expected, [8, 8, 8]))
+    made = tiny.fit(stage, start, data, work=tmp_path).model
+    assert gone(stage) == others(keep, [8, 8, 8])
+    HEADS.cut(given.model, keep)
+    assert tiny.same_weights(made, given.model)
+
+
+@pytest.mark.parametrize("criterion", [name for name, known in CRITERIA.items() if known.changes_weights])
+def test_weights_of_a_quantized_model_are_not_solved_for(criterion: str) -> None:
+    stage = tiny.stage(Pruning, ratio=0.5, criterion=criterion)
+    quantized = dataclasses.replace(tiny.SMALL, quantized=QuantizedLayers("integers"))
+    line = rf"^criterion: expected one that leaves a quantized model's weights alone, given {criterion}, which solves"
+    with pytest.raises(UserError, match=line):
+        tiny.effect(stage, quantized)
 
 
 def test_random_heads_depend_on_the_seed_alone_and_need_no_data(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from edgemin.pruning import fisher
 from edgemin.pruning.criteria.base import Given, Needs, passes
 from edgemin.pruning.criteria.compensating import Compensating, given_to, in_order
 from edgemin.pruning.criteria.fisher import Fisher, gates
+from edgemin.pruning.selection import others
 from edgemin.pruning.structures import Watch
 
 
@@ -69,8 +70,5 @@ def _rearranged(given: Given, keep: list[list[int]]) -> list[list[int]]:
             assert gradient is not None, "no gradient has reached this layer"
             own = gates(values, gradient, seen.mask, len(total)).detach().cpu().double()
             total += own.T @ own  # which is n times F, and n changes no choice
-    stay = []
-    for total, kept, count in zip(found, keep, units, strict=True):
-        gone = fisher.rearrange(total, sorted({*range(count)} - {*kept}))
-        stay.append(sorted({*range(count)} - {*gone}))
-    return stay
+    pairs = zip(found, others(keep, units), strict=True)
+    return others([fisher.rearrange(total, gone) for total, gone in pairs], units)

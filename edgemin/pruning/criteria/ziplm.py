@@ -10,6 +10,7 @@ from torch import Tensor
 from edgemin.pruning import obs
 from edgemin.pruning.criteria.base import Given, Needs, passes
 from edgemin.pruning.criteria.compensating import Compensating, given_to, in_order
+from edgemin.pruning.selection import others
 from edgemin.pruning.structures import Watch
 
 
@@ -49,7 +50,7 @@ class ZipLM(Compensating):
                 seen.add(inputs, batch["attention_mask"])
             removal = obs.remove(weight.cpu(), seen.inverse_hessian(), units[group], count)
             weight.copy_(removal.weights[count])
-            keep[group] = sorted({*range(units[group])} - {*removal.order})
+            keep[group] = others([removal.order], [units[group]])[0]
         return keep
 
 
