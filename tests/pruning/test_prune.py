@@ -231,7 +231,7 @@ def test_every_criterion_ranks_the_heads_that_its_name_in_the_yaml_says(
 
 @pytest.mark.parametrize("criterion", [name for name, known in CRITERIA.items() if known.changes_weights])
 def test_weights_of_a_quantized_model_are_not_solved_for(criterion: str) -> None:
-    stage = tiny.stage(Pruning, ratio=0.5, criterion=criterion)
+    stage = pruning(criterion=criterion)
     quantized = dataclasses.replace(tiny.SMALL, quantized=QuantizedLayers("integers"))
     line = rf"^criterion: expected one that leaves a quantized model's weights alone, given {criterion}, which solves"
     with pytest.raises(UserError, match=line):
@@ -349,7 +349,8 @@ def test_recovery_changes_weights_and_no_shape(data: DataModule, tmp_path: Path)
 
 def test_planning_knows_who_trains_the_head_and_who_ranks_by_it() -> None:
     by_name = {criterion: pruning(criterion=criterion) for criterion in CRITERIA}
-    assert {name for name, stage in by_name.items() if tiny.effect(stage).reads_head} == {"gradient_norm", "taylor"}
+    by_gradient = {"gradient_norm", "taylor", "fisher", "kwon"}
+    assert {name for name, stage in by_name.items() if tiny.effect(stage).reads_head} == by_gradient
     needs_none = {"magnitude", "weight_product", "random"}
     assert {name for name, stage in by_name.items() if not tiny.effect(stage).reads_task} == needs_none
     during_training = pruning(importance="training", training_steps=3)
