@@ -87,7 +87,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | N
         raise UserError(f"artifact {directory}: {error}") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"artifact {directory}: {WEIGHTS} is damaged ({first_line(error)})") from error
-    tokenizer = _tokenizer(directory) if (directory / "tokenizer_config.json").is_file() else None
+    tokenizer = read_tokenizer(directory)
     # the weights drawn here are overwritten: leave the caller's generator alone
     with torch.random.fork_rng(devices=[]):
         try:
@@ -126,7 +126,14 @@ def load_training_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"artifact {path}: {TRAINING_STATE} is damaged ({first_line(error)})") from error
 
 
-def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of an artifact; `None` where it was saved without one.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    if not (directory / "tokenizer_config.json").is_file():
+        return None
     try:
         found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds: the readers of its files expect what they wrote

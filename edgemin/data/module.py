@@ -82,6 +82,10 @@ class DataModule:
         """The tokenized evaluation splits, which are reported and select nothing, by name."""
         return {split: self._encode(examples) for split, examples in self.splits.evaluation.items()}
 
+    def read_by(self, tokenizer: PreTrainedTokenizerBase) -> DataModule:
+        """The same splits in the tokens of another tokenizer."""
+        return DataModule(self._splits, tokenizer, self.cache)
+
     def calibration(self, examples: int, batch_size: int, seed: int) -> list[dict[str, Tensor]]:
         """Batches of training examples drawn without replacement, sorted by length.
 

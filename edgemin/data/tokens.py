@@ -69,6 +69,11 @@ class Tokens:
         self._left_over = tokens[count:].copy()
         return tokens[:count]
 
+    def once(self) -> Iterator[NDArray[np.int32]]:
+        """All tokens of one epoch, piece by piece; errors as of `take`."""
+        while self._epoch == 0:
+            yield self._read()
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream: plain values, and the tokens that were read and not yet taken."""
         return {

@@ -208,7 +208,10 @@ class DistilbertDistillation(Distillation):
             check_outputs(student, teachers)
         self._last = len(student.layers), len(teacher.layers)
         # Either side must know what a word is replaced by; a table may be longer than the tokenizer.
-        self._vocabulary = min(student.vocabulary, teacher.vocabulary)
+        rows = [
+            side.vocabulary for side in (student, teacher) if side.vocabulary is not None
+        ]  # all, when they are here
+        self._vocabulary = min(rows, default=0)
 
     def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """On a corpus, make the head for masked words."""
@@ -219,6 +222,7 @@ class DistilbertDistillation(Distillation):
                 "hard_weight: expected 0 with a corpus, as the student's tokenizer has no mask token, "
                 f"given {self.word_weight}"
             )
+        assert student.vocabulary is not None, "the student is here"
         self.word_head = MaskedLanguageHead(student.hidden, student.embedding, student.vocabulary)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -111,7 +111,7 @@ class Outline(_Form):
     Attributes:
         family: as [`family`][edgemin.encoder.families.family] names it.
         hidden: H; of MobileBERT the width of the feature maps between its layers.
-        vocabulary: rows of the word embeddings.
+        vocabulary: rows of the word embeddings; `None` where a stage decides their number only when it runs.
         positions: rows of the position embeddings, 0 without any.
         token_types: rows of the embeddings of token types, 0 without any.
         embedding: the width of the word embeddings.
@@ -122,12 +122,13 @@ class Outline(_Form):
         head: inputs and outputs of the Linears of pooler and classifier, in the order they run.
         quantized: which layers are quantized; `None` in a float model.
         max_tokens: tokens of the longest input; `None` as read from a structure.json, which does not hold it.
-        tokenizer: a hash of what decides the tokens it reads; `None` without a tokenizer.
+        tokenizer: a hash of what decides the tokens it reads, or, where a stage decides them only when it runs, of what
+            will decide them; `None` without a tokenizer.
     """
 
     family: str
     hidden: Width
-    vocabulary: Annotated[int, Field(strict=True, ge=1, le=LARGEST["vocabulary"])]
+    vocabulary: Annotated[int, Field(strict=True, ge=1, le=LARGEST["vocabulary"])] | None
     positions: Rows
     token_types: Rows
     embedding: Width
@@ -152,7 +153,8 @@ class Outline(_Form):
     @property
     def is_known(self) -> bool:
         """Whether all its numbers are known, the labels apart."""
-        return all(layer.heads is not None and layer.ffn is not None for layer in self.layers)
+        layers = all(layer.heads is not None and layer.ffn is not None for layer in self.layers)
+        return layers and self.vocabulary is not None
 
     def is_cut(self, layer: LayerOutline) -> bool:
         """Whether heads of a layer are gone, or may be: those that are left do not fill its width."""

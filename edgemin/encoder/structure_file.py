@@ -75,6 +75,7 @@ def parsed(content: Mapping[str, Any], name: str) -> Outline:
         raise UserError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}{given}") from error
     numbers = [(f"layers.{at}", layer) for at, layer in enumerate(outline.layers)]
     unknown = [f"{at}.{key}" for at, layer in numbers for key in ("heads", "ffn") if getattr(layer, key) is None]
-    if unknown or outline.labels is None:
-        raise UserError(f"{name}: {(*unknown, 'labels')[0]}: expected a whole number of at least 1, given null")
+    unknown += [key for key in ("vocabulary", "labels") if getattr(outline, key) is None]
+    if unknown:
+        raise UserError(f"{name}: {unknown[0]}: expected a whole number of at least 1, given null")
     return outline

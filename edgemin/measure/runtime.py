@@ -43,6 +43,8 @@ class Variant(NamedTuple):
         vocabulary: how many tokens the model knows.
         tokenizer: a file to be held in memory beside it; `None` where the runtime loads its own, or there is none.
         longest: tokens of the longest input that it takes; `None`: any.
+        sentences: token ids of the task's sentences, where it cuts them otherwise than all are given them.
+        transfer: likewise of other tasks, by the task's name.
     """
 
     runtime: str
@@ -50,6 +52,8 @@ class Variant(NamedTuple):
     vocabulary: int
     tokenizer: Path | None = None
     longest: int | None = None
+    sentences: Sequence[Sequence[int]] | None = None
+    transfer: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,8 @@ def measure(
 
     Args:
         variants: What is measured, by the names that results are returned under.
-        sentences: Token ids of the task's sentences, the same for all; none if there is no task.
+        sentences: Token ids of the task's sentences, the same for all that have none of their own; none if there is no
+            task.
         settings: How often, on which inputs and with how many threads.
         transfer: Likewise the sentences of other tasks, by the task's name.
         traces: Files for the profiler's traces, by the names of the variants to look into.
@@ -180,20 +185,27 @@ def measure(
     threads = settings.threads or available_cores()
     chosen = evenly_spaced(sentences, settings.sentences)
     others = {task: few for task, own in transfer.items() if (few := evenly_spaced(own, settings.sentences))}
+    read = {
+        name: chosen if variant.sentences is None else evenly_spaced(variant.sentences, settings.sentences)
+        for name, variant in variants.items()
+    }
+    further_read = {
+        name: {task: evenly_spaced(variant.transfer.get(task, few), settings.sentences) for task, few in others.items()}
+        for name, variant in variants.items()
+    }
     cells = {name: settings.cells(variant.longest) for name, variant in variants.items()}
     names = list(variants)
     schedule = Schedule(names, {"task": [len(sentence) for sentence in chosen]}, settings.rounds, settings.runs)
     further = Schedule(names, {task: [len(one) for one in own] for task, own in others.items()}, settings.rounds, 0)
-    lengths: dict[str, float] = {"padded": settings.length}
+    lengths: dict[str, dict[str, float]] = {name: {"padded": settings.length} for name in names}
     if chosen:
-        lengths["task"] = statistics.fmean(map(len, chosen))
+        for name, own in read.items():
+            lengths[name]["task"] = statistics.fmean(map(len, own))
     setup = {
         "opener": opener,
         "threads": threads,
         "warmup": settings.warmup,
         "length": settings.length,
-        "sentences": chosen,
-        "further": others,
         "watts": settings.watts,
     }
     lock = machine_lock("measuring", waiting, lock_directory, settings.wait_minutes)
@@ -207,9 +219,13 @@ def measure(
             process.answer()
         for name, variant in variants.items():
             _into_file_cache(variant.path)
-            own = {"grid": {cell.form: cell for cell in cells[name]}}
-            at_work.open(workers[name], {**_told(variant), **setup, **own})
-        timings = at_work.rounds(schedule, lengths, settings)
+            told = {
+                "sentences": read[name],
+                "further": further_read[name],
+                "grid": {cell.form: cell for cell in cells[name]},
+            }
+            at_work.open(workers[name], {**_told(variant), **setup, **told})
+        timings = at_work.rounds(schedule, ["padded", "task"] if chosen else ["padded"], settings)
         memory = at_work.ask_all("memory")
         of_others = at_work.rounds(further, others, settings)
         turns = [turn for round_ in range(settings.rounds) for turn in schedule.grid_turns(round_, cells)]
@@ -217,7 +233,10 @@ def measure(
         profiles = at_work.profiles(traces or {})
     flag = {} if at_work.alone else {BESIDE: True}
     timed, of_batches = costs(timings, lengths, settings.max_spread), grid(batches, cells)
-    means = {task: statistics.fmean(map(len, own)) for task, own in others.items()}
+    means = {
+        name: {task: statistics.fmean(map(len, own)) for task, own in by_task.items()}
+        for name, by_task in further_read.items()
+    }
     for name, by_task in latencies(of_others, means, settings.max_spread).items():
         timed[name]["latency_ms"]["transfer"] = by_task
     parts = (timed, of_batches, memory, at_work.ready, profiles)

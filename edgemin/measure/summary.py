@@ -8,26 +8,30 @@ from typing import Any
 from edgemin.measure.rounds import Cell, Timing, percentiles, round_medians, spread
 
 
-def latencies(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:
+def latencies(
+    timings: Sequence[Timing], lengths: Mapping[str, Mapping[str, float]], max_spread: float
+) -> dict[str, dict[str, Any]]:
     """What single sentences take, by variant and form of input.
 
     Args:
         timings: Of all variants.
-        lengths: The forms of input, with their (mean) length.
+        lengths: The forms of input, the same for all variants, with their (mean) length for each.
         max_spread: What is wider is flagged.
     """
     found: dict[str, dict[str, Any]] = {}
-    for form, length in lengths.items():
+    for form in next(iter(lengths.values())):
         spreads = spread(timings, form)
         for name, medians in round_medians(timings, form).items():
             width = spreads[name]
             judged = {"spread": width, "unstable": width > max_spread, "rounds": list(medians.values())}
-            timed = {"length": length, **percentiles(_samples(timings, name, form)), **judged}
+            timed = {"length": lengths[name][form], **percentiles(_samples(timings, name, form)), **judged}
             found.setdefault(name, {})[form] = timed
     return found
 
 
-def costs(timings: Sequence[Timing], lengths: Mapping[str, float], max_spread: float) -> dict[str, dict[str, Any]]:
+def costs(
+    timings: Sequence[Timing], lengths: Mapping[str, Mapping[str, float]], max_spread: float
+) -> dict[str, dict[str, Any]]:
     """What single sentences cost, by variant: `latency_ms`, `throughput_per_s`, `energy_mj` and `power_w`.
 
     The arguments are those of [`latencies`][edgemin.measure.summary.latencies].

@@ -47,7 +47,7 @@ def plan_stage(
     _check_inputs(name, effect, [parent, *teachers])
     for teacher in teachers:
         if effect.same_tokens and parent.outline.tokenizer != teacher.outline.tokenizer:
-            check_same_tokens(name, parent.start, teacher.start, study.splits if effect.reads_task else None)
+            _check_same_tokens(study, name, effect, parent, teacher)
         if effect.reads_answers and not teacher.head_trained:
             raise UserError(
                 f"{name}.teacher: expected a model whose head was trained on {study.task.name}, as its logits are "
@@ -56,6 +56,16 @@ def plan_stage(
     if effect.reads_head and not parent.head_trained:
         return effect, [f"{path} ranks by the loss of a head that no stage before it trained"]
     return effect, []
+
+
+def _check_same_tokens(study: Study, name: str, effect: Effect, parent: Node, teacher: Node) -> None:
+    if (maker := parent.tokens or teacher.tokens) is not None:
+        raise UserError(
+            f"{name}.teacher: expected one that reads the student's tokens, as it is compared token by token, given "
+            f"{teacher.path} after {maker.path} has pruned the vocabulary; distill=logits and distill=rkd compare only "
+            "sentences"
+        )
+    check_same_tokens(name, parent.start, teacher.start, study.splits if effect.reads_task else None)
 
 
 def _check_data(study: Study, path: str, effect: Effect) -> None:

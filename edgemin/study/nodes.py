@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from edgemin import artifact
 from edgemin.data.module import DataModule
 from edgemin.data.splits import Splits
 from edgemin.data.task import Task
 from edgemin.encoder.outline import Outline
 from edgemin.encoder.quantized import is_trainable
-from edgemin.store.cache import Cache
+from edgemin.store.artifacts import Store
 from edgemin.study.order import RowSpec
 from edgemin.study.roots import Root
 from edgemin.study.starts import Start
@@ -87,6 +90,14 @@ class Node:
         return not is_trainable(self.outline.provider)
 
     @property
+    def tokens(self) -> Node | None:
+        """The stage on its path that made its tokenizer, which is in that one's artifact; `None`: it is its start's."""
+        if self.parent is None:
+            return None
+        made_here = self.step is not None and self.outline.tokenizer != self.parent.outline.tokenizer
+        return self if made_here else self.parent.tokens
+
+    @property
     def stage(self) -> str:
         """The name of its last stage, or `weights` for a root."""
         return self.path.rpartition("/")[2] if "/" in self.path else "weights"
@@ -132,18 +143,27 @@ class StudyData:
 
     Args:
         study: whose task it is.
-        cache: where token ids are kept.
+        store: where token ids are kept, and the tokenizers that stages made.
     """
 
-    def __init__(self, study: Study, cache: Cache) -> None:
-        self.study, self.cache = study, cache
+    def __init__(self, study: Study, store: Store) -> None:
+        self.study, self.store = study, store
         self._made: dict[str, DataModule] = {}
+        self._read: dict[str, PreTrainedTokenizerBase | None] = {}
 
-    def of(self, start: Start, splits: Splits | None = None) -> DataModule:
-        """The task's data, or that of another task, in the tokens of one root."""
-        splits = splits or self.study.splits
-        assert splits is not None and start.tokenizer is not None
-        name = f"{splits.task.name}/{id(start.tokenizer)}"
+    def tokenizer(self, node: Node) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a node that is stored."""
+        if (maker := node.tokens) is None:
+            return node.start.tokenizer
+        if maker.key not in self._read:
+            self._read[maker.key] = artifact.read_tokenizer(self.store.path(maker.key))
+        return self._read[maker.key]
+
+    def of(self, node: Node, splits: Splits | None = None) -> DataModule:
+        """The task's data, or that of another task, in the tokens of a node that is stored."""
+        splits, tokenizer = splits or self.study.splits, self.tokenizer(node)
+        assert splits is not None and tokenizer is not None
+        name = f"{splits.task.name}/{id(tokenizer)}"
         if name not in self._made:
-            self._made[name] = DataModule(splits, start.tokenizer, self.cache)
+            self._made[name] = DataModule(splits, tokenizer, self.store.tokens)
         return self._made[name]

@@ -54,7 +54,7 @@ class Pipeline:
 
     def __init__(self, study: Study, plan: Plan, store: Store, tracker: Tracker) -> None:
         self.study, self.plan, self.store, self.tracker = study, plan, store, tracker
-        self.data = StudyData(study, store.tokens)
+        self.data = StudyData(study, store)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -116,6 +116,8 @@ class Pipeline:
 
     def _commit(self, node: Node, fitted: fitting.Fitted, tokenizer: PreTrainedTokenizerBase | None) -> None:
         with self.store.commit(node.key) as directory:
+            if fitted.tokenizer is not None:
+                tokenizer = fitted.tokenizer
             artifact.save(directory, fitted.model, tokenizer, self._provenance(node, fitted), fitted.state)
             artifact.save_scores(directory, fitted.scores)
             if fitted.points:
@@ -133,10 +135,10 @@ class Pipeline:
     def _root(self, node: Node) -> tuple[fitting.Fitted, PreTrainedTokenizerBase | None]:
         node_line(node.path, "loading", node.start.root.source or "random weights")
         model = self._weights(node)
-        start, root = node.start, node.start.root
+        start, root, tokenizer = node.start, node.start.root, self.data.tokenizer(node)
         fitted = fitting.Fitted(model, steps=0, seconds=0.0)
         if root.source is None:
-            return fitted, start.tokenizer
+            return fitted, tokenizer
         if start.latent:
             assert start.facts is not None
             quantized.take_up(model, artifact.load_training_state(start.facts.directory))
@@ -147,7 +149,7 @@ class Pipeline:
             fitted.notes.append(f"goes on from the latent weights of {root.source}")
             fitted.state = {name: tensor.clone() for name, tensor in quantized.latents(fitted.model).items()}
             quantized.settle(fitted.model)
-        return fitted, start.tokenizer
+        return fitted, tokenizer
 
     def _weights(self, node: Node) -> PreTrainedModel:
         start, root = node.start, node.start.root
@@ -188,14 +190,15 @@ class Pipeline:
             )
 
     def _stage_data(self, node: Node, stage: Stage) -> DataModule | None:
-        """The data that a stage may see, in the tokens of its model and of its teachers."""
-        tokenizer = node.start.tokenizer
+        """The data that a stage may see, in the tokens of the model that it is given and of its teachers."""
+        assert node.parent is not None
+        tokenizer = self.data.tokenizer(node.parent)
         if tokenizer is None:
             return None
         if not stage.planned.reads_task:
             return DataModule(None, tokenizer, self.store.tokens)
-        own = self.data.of(node.start)
-        theirs = [self.data.of(teacher.start) for teacher in node.teachers]
+        own = self.data.of(node.parent)
+        theirs = [self.data.of(teacher) for teacher in node.teachers]
         if stage.planned.same_tokens:
             # Of equal tokens those with segments, where a teacher reads them and the student does not.
             segmented = [module for module in theirs if module.has_segments]

@@ -147,6 +147,13 @@ class _Planner:
         outline = start.outline
         if giver is not None and giver.outline != giver.start.outline:
             outline = start.cut_from(giver.outline)
+        if parent is not None and (maker := parent.tokens) is not None:
+            if start.root.tokenizer is not None:
+                raise UserError(
+                    f"{path}.tokenizer: expected null, as {maker.path} has pruned the vocabulary, with a tokenizer "
+                    f"of its own, given {start.root.tokenizer}"
+                )
+            outline = replace(outline, vocabulary=None, tokenizer=parent.outline.tokenizer)
         content = start.content(self.study.splits, parent.key if parent else None)
         content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(outline.provider)), "versions": releases(*KEYED)}
         trained = start.own_labels or (giver is not None and giver.head_trained)

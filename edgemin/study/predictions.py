@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from edgemin.data.splits import Splits
-from edgemin.study.nodes import Plan, StudyData
+from edgemin.study.nodes import Node, Plan, StudyData
 from edgemin.study.scoring import Scored
-from edgemin.study.starts import Start
 from edgemin.tasks.base import Kind
 
 DIRECTORY = "predictions"
@@ -47,7 +46,7 @@ def write(
             save_file({"logits": smallest(load_file(source)["logits"], kind)}, file)
 
 
-def write_examples(directory: Path, splits: Splits, data: StudyData, reader: Start) -> None:
+def write_examples(directory: Path, splits: Splits, data: StudyData, reader: Node) -> None:
     """Write what was to be answered: the labels, the row numbers and the lengths in tokens, a file for each split."""
     directory.mkdir(parents=True, exist_ok=True)
     for split, encoded in data.of(reader, splits).evaluation.items():
@@ -78,7 +77,7 @@ def smallest(logits: NDArray[np.float32], kind: Kind) -> NDArray[np.float16] | N
     return half if torch.equal(*answers) else logits
 
 
-def _reader(plan: Plan) -> Start:
+def _reader(plan: Plan) -> Node:
     """The model whose tokens are counted: the teacher, where there is one."""
-    starts = [node.start for node in plan.nodes] + [row.node.start for row in plan.rows]
-    return next((start for start in starts if start.name == "teacher"), starts[0])
+    nodes = [*plan.nodes, *(row.node for row in plan.rows)]
+    return next((node for node in nodes if node.start.name == "teacher"), nodes[0])

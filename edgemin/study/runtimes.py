@@ -24,7 +24,7 @@ from edgemin.data.splits import Splits
 from edgemin.deploy import model_files, onnx_runtime, open_vino
 from edgemin.deploy.runtime import ARTIFACT, RUNTIMES, open_model, versions
 from edgemin.deploy.scored import score
-from edgemin.encoder import quantized
+from edgemin.encoder import quantized, structure_file
 from edgemin.errors import UserError
 from edgemin.measure.cost import RUNTIME
 from edgemin.measure.machine import available_cores, host, machine_lock
@@ -218,7 +218,7 @@ class Runtimes:
         name = f"evaluation/{key}.safetensors"
         file, kept = self.store.results.find(name), self.store.result("evaluation", key)
         if kept is None or file is None:
-            encoded = self.data.of(node.start).evaluation[split]
+            encoded = self.data.of(node).evaluation[split]
             with machine(node), live_line(f"{node.path}  evaluating on {task.name} {split} in {runtime}"):
                 opened = open_model(runtime, exported.path, self.settings.threads or available_cores())
                 found = score(opened, encoded, kind, len(splits.labels), splits.metrics)
@@ -270,7 +270,7 @@ class Runtimes:
             node_line("latency", "cached", key)
             return Measured(kept, whole)
         places = {f"{node.path} ({name})": (key, name) for key, node in nodes.items() for name in self._runtimes(node)}
-        variants = {title: self._variant(nodes[key], name) for title, (key, name) in places.items()}
+        variants = {title: self._variant(nodes[key], name, transfer) for title, (key, name) in places.items()}
         node_line("latency", "measuring", f"{len(variants)} variants, each in its own process, in turns")
         with live_line("latency  measuring") as line:
 
@@ -305,16 +305,26 @@ class Runtimes:
         return Measured(found, whole)
 
     def _sentences(self, nodes: Mapping[str, Node], splits: Splits) -> list[list[int]]:
-        """The same sentences for all, of a task's first split in the student's tokens: the student is deployed."""
-        start = next((node.start for node in nodes.values() if node.start.name == "student"), None)
-        encoded = next(iter(self.data.of(start or next(iter(nodes.values())).start, splits).evaluation.values()))
+        """The same sentences for all, of a task's first split in the student's tokens: the student is deployed.
+
+        Only where a stage has changed the tokenizer, which changes how many tokens there are, a row reads its own.
+        """
+        readers = [node for node in nodes.values() if node.tokens is None] or list(nodes.values())
+        node = next((node for node in readers if node.start.name == "student"), readers[0])
+        encoded = next(iter(self.data.of(node, splits).evaluation.values()))
         return [encoded.sentence(index) for index in evenly_spaced(range(len(encoded)), self.settings.sentences)]
 
-    def _variant(self, node: Node, runtime: str) -> Variant:
+    def _variant(self, node: Node, runtime: str, transfer: Mapping[str, Splits]) -> Variant:
         path = self.store.path(node.key)
-        if RUNTIMES[runtime].form == ARTIFACT:
-            return Variant(runtime, path, node.outline.vocabulary, None, node.outline.max_tokens)
-        tokenizer = path / _TOKENIZER
-        exported = self._export(node, Lazy(path), runtime).path
-        held = tokenizer if tokenizer.is_file() else None
-        return Variant(runtime, exported, node.outline.vocabulary, held, node.outline.max_tokens)
+        vocabulary = structure_file.read_outline(path / artifact.STRUCTURE).vocabulary
+        own, others = None, {}
+        if node.tokens is not None and self.study.splits is not None:
+            own = self._sentences({node.key: node}, self.study.splits)
+            others = {name: self._sentences({node.key: node}, splits) for name, splits in transfer.items()}
+        assert vocabulary is not None, "a stored model's is known"
+        held = None
+        if RUNTIMES[runtime].form != ARTIFACT:
+            tokenizer = path / _TOKENIZER
+            held = tokenizer if tokenizer.is_file() else None
+            path = self._export(node, Lazy(path), runtime).path
+        return Variant(runtime, path, vocabulary, held, node.outline.max_tokens, own, others)

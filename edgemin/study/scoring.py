@@ -151,7 +151,7 @@ class Scoring:
         predictions, kept = self.store.results.find(name), self.store.result("evaluation", key)
         if kept is not None and predictions is not None:
             return kept["metrics"], predictions
-        encoded = self.data.of(node.start, splits).evaluation[split]
+        encoded = self.data.of(node, splits).evaluation[split]
         with machine(node), live_line(f"{node.path}  evaluating on {task.name} {split}"):
             found = evaluate(
                 cached.model,
@@ -242,7 +242,7 @@ class Scoring:
         )
         kept = self.store.result("gate", key)
         if kept is None:
-            encoded = self.data.of(node.start).evaluation[split]
+            encoded = self.data.of(node).evaluation[split]
             chosen = np.asarray(evenly_spaced(range(len(encoded)), gate.SENTENCES))
             batches = [encoded.batch(chosen[begin : begin + 64]) for begin in range(0, len(chosen), 64)]
             with machine(node), live_line(f"{node.path}  looking for the layers that do most damage"):
@@ -261,7 +261,9 @@ class Scoring:
 
 
 def _quantizes(node: Node, parent: Node) -> bool:
-    """Whether a stage that quantizes lies between the two."""
+    """Whether a stage that quantizes lies between the two, and both read the same tokens, so that layers compare."""
+    if node.outline.tokenizer != parent.outline.tokenizer:
+        return False
     stage: Node | None = node
     while stage is not None and stage is not parent:
         if stage.step is not None and stage.step.planned.quantizes is not None:

@@ -236,6 +236,7 @@ def _check_tokenizer(
 ) -> None:
     if tokenizer is None or splits is None:
         return
+    assert outline.vocabulary is not None, "only a stage leaves it open"
     rows, tokens = outline.vocabulary, max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         raise UserError(

@@ -29,7 +29,7 @@ from pytorch_lightning.plugins.environments import (  # type: ignore[attr-define
 )
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin.config import Checked, NonNegative
 from edgemin.data.batches import TrainBatches
@@ -144,6 +144,7 @@ class Fitted:
     points: list[Point] = field(default_factory=list)  # its training curves
     state: Mapping[str, Tensor] = field(default_factory=dict)  # what later stages can go on from beside it
     scores: Mapping[str, Tensor] = field(default_factory=dict)  # numbers that it found, too many for run.json
+    tokenizer: PreTrainedTokenizerBase | None = None  # where it reads other tokens than the previous encoder
 
 
 def run(
@@ -211,14 +212,15 @@ def run(
             stage.phase = phase
             nn.Module.to(stage, trainer.device)  # Lightning leaves it on the CPU after a fit
             with live_line(f"{stage.fit_name}  preparing"):
-                ranks.together(partial(rounding.begin, stage, phase, data))
+                ranks.together(partial(rounding.begin, stage, phase))
         if fit.trains:
             _fit(stage, fit, start, trainer, work, spent, callbacks, Record(points, send), stream)
     state = {key: tensor.detach().cpu().clone() for key, tensor in stage.training_state().items()}
     with live_line(f"{stage.name}  finishing"):
-        finished = ranks.together(lambda: rounding.finish(stage, data, state)).cpu().eval()
+        finished = ranks.together(lambda: rounding.finish(stage, state)).cpu().eval()
     seconds = time.monotonic() - spent.began
-    return Fitted(finished, spent.steps, seconds, list(stage.notes), stage.findings, points, state, stage.scores)
+    told = list(stage.notes), stage.findings, points
+    return Fitted(finished, spent.steps, seconds, *told, state, stage.scores, stage.tokenizer)
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:

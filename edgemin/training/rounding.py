@@ -7,7 +7,6 @@ from functools import partial
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edgemin.data.module import DataModule
 from edgemin.encoder import quantized
 from edgemin.training.stage import Stage
 
@@ -23,18 +22,18 @@ def take_up(stage: Stage, model: PreTrainedModel) -> None:
         stage.notes.append("begins at rounded weights: no latent ones lie beside the quantized model it is given")
 
 
-def begin(stage: Stage, phase: int, data: DataModule | None) -> None:
+def begin(stage: Stage, phase: int) -> None:
     """Begin a fit; the ranges of a quantized model that it has cut fit before anything is trained or scored."""
     stage.begin(phase)
-    _fit_ranges(stage, stage.model, data)
+    _fit_ranges(stage, stage.model)
 
 
-def finish(stage: Stage, data: DataModule | None, state: dict[str, Tensor]) -> PreTrainedModel:
+def finish(stage: Stage, state: dict[str, Tensor]) -> PreTrainedModel:
     """The result of a stage, a quantized one as its file will bring it back; what that leaves out goes to `state`."""
     model = stage.finish()
     if quantized.kind_of(model) is None:
         return model
-    _fit_ranges(stage, model, data)
+    _fit_ranges(stage, model)
     if stage.keeps_latent:
         state |= {key: tensor.cpu().clone() for key, tensor in quantized.latents(model).items()}
     quantized.settle(model)
@@ -43,12 +42,12 @@ def finish(stage: Stage, data: DataModule | None, state: dict[str, Tensor]) -> P
     return model
 
 
-def _fit_ranges(stage: Stage, model: PreTrainedModel, data: DataModule | None) -> None:
+def _fit_ranges(stage: Stage, model: PreTrainedModel) -> None:
     """Calibrate a quantized model again if the stage, or one before that saw no data, has cut it."""
     nn.Module.to(model, stage.model.device)
-    draw = partial(_drawn, stage, data) if data is not None and stage.planned.reads_task else None
+    draw = partial(_drawn, stage) if stage.planned.reads_task else None
     stage.notes += [note for note in quantized.recalibrate(model, draw, stage.name) if note not in stage.notes]
 
 
-def _drawn(stage: Stage, data: DataModule, examples: int) -> list[dict[str, Tensor]]:
-    return data.calibration(examples, 32, stage.seed)
+def _drawn(stage: Stage, examples: int) -> list[dict[str, Tensor]]:
+    return stage.data.calibration(examples, 32, stage.seed)

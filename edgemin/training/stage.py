@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from edgemin.data.batches import Batches, TrainBatches
 from edgemin.data.module import DataModule
@@ -116,6 +116,7 @@ class Stage(pl.LightningModule):
         self.teachers: tuple[str, ...] = ()  # whom it learns from: `teacher`, `teacher.source` or another model's name
         self.planned: Effect  # set where it is planned, before it is prepared
         self.inherited: Mapping[str, Tensor] = {}  # the training state beside the model that it is given
+        self.tokenizer: PreTrainedTokenizerBase | None = None  # of what comes out, where that reads other tokens
         self.keeps_latent = False  # whether latent weights of a quantized model are left beside it: who has them, does
         self.scale_learning_rates: Mapping[str, float] = {}  # of a quantized model's scales, where a stage trains them
         self.name = type(self).__name__  # in messages; a run gives its path

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from edgemin import toy
-from edgemin.store.cache import Cache
+from edgemin.store.artifacts import Store
 from edgemin.study.job import read_study
 from edgemin.study.nodes import StudyData
 from edgemin.study.plan import build
@@ -60,7 +60,7 @@ def test_what_all_rows_share_is_kept_once_with_the_row_numbers_of_the_split(tmp_
     whole = read_study(studies.settings(*own)).splits
     assert study.splits is not None and whole is not None
     plan = build(study)
-    write_examples(tmp_path / "kept", study.splits, StudyData(study, Cache(tmp_path / "cache")), plan.nodes[0].start)
+    write_examples(tmp_path / "kept", study.splits, StudyData(study, Store(tmp_path / "store")), plan.nodes[0])
     kept = load_file(tmp_path / "kept" / "examples.custom.validation.safetensors")
     examples = study.splits.evaluation["validation"]
     assert kept["labels"].tolist() == examples.labels.tolist()
