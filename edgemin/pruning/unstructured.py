@@ -76,6 +76,8 @@ class UnstructuredPruning(Stage):
     def finish(self) -> PreTrainedModel:
         """Note how many weights are zero, and what that does to the file."""
         weights = _weights(self.model)
+        if self.ratio == 0:
+            self.notes.append(f"ratio {self.ratio} sets no weight to zero")
         zeros, count = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
         tensors = [tensor.cpu().numpy().tobytes() for tensor in quantized.tensors(self.model).values()]
         size, packed = sum(map(len, tensors)), sum(len(zlib.compress(content)) for content in tensors)

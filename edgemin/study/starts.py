@@ -68,6 +68,8 @@ class Start:
         Raises:
             UserError: that one cannot be cut so.
         """
+        own = self.outline
+        rows, source = source.vocabulary, replace(source, vocabulary=source.vocabulary or own.vocabulary)
         if not source.is_known:  # nor is what is left of it
             assert source.labels is not None
             unknown = [None] * len(self.outline.layers)
@@ -80,8 +82,8 @@ class Start:
                 found = roots.outline(self.config, source, self.root)
             except UserError as error:
                 raise UserError(f"{self.name}.{error}") from error
-        own = self.outline
-        return replace(found, quantized=source.quantized, max_tokens=own.max_tokens, tokenizer=own.tokenizer)
+        found = replace(found, quantized=source.quantized, vocabulary=rows)
+        return replace(found, max_tokens=own.max_tokens, tokenizer=own.tokenizer)
 
     def content(self, splits: Splits | None, parent_key: str | None) -> dict[str, Any]:
         """All that decides the model that starts here, of which its key is made: contents, never paths."""

@@ -149,6 +149,16 @@ def test_every_variant_is_measured_padded_and_on_the_same_sentences(tmp_path: Pa
     assert seen == [{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "threads": 1}] * 2
 
 
+def test_a_variant_that_cuts_sentences_otherwise_is_timed_on_its_own_tokens(tmp_path: Path) -> None:
+    path = save(tmp_path / "a")
+    own = [[2, 8, 9, 9, 3], [2, 9, 9, 9, 9, 3], [2, 9, 9, 3]]
+    variants = {"whole": Variant("torch", path, 101), "pruned": Variant("torch", path, 101, sentences=own)}
+    read = [[2, 8, 3], [2, 7, 9, 3], [2, 3]]
+    results = measure(variants, read, QUICK, opener="tiny_opener.load", lock_directory=tmp_path)
+    assert [results[name]["latency_ms"]["task"]["length"] for name in variants] == [3, 5]
+    assert [results[name]["latency_ms"]["task"]["n"] for name in variants] == [3, 3]
+
+
 def test_without_sentences_only_the_padded_input_is_timed_and_threads_are_really_set(tmp_path: Path) -> None:
     settings = Measure(length=8, warmup=0, runs=2, rounds=2, max_rounds=2, threads=2)
     (cost,) = run({"one": save(tmp_path / "a")}, [], settings).values()

@@ -230,8 +230,8 @@ def test_what_compares_tokens_with_the_teachers_is_refused_after_it() -> None:
     ):
         plan("teacher.stages=[finetune,vocab]", "stages=[finetune,distill]")
     plan("stages=[finetune,distill,vocab]")
-    for distill in ("logits", "rkd"):
-        plan(f"distill={distill}", "stages=[finetune,vocab,distill]", "~distill.relation_heads")
+    for method in ("logits", "rkd"):
+        plan(f"+distill@sentences={method}", "stages=[finetune,vocab,sentences]")
 
 
 def test_a_teacher_that_was_pruned_alike_or_is_the_model_itself_may_be_compared_with() -> None:

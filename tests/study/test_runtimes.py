@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import studies
+from tokenizers import Tokenizer
 
-from edgemin.deploy import model_files, onnx_runtime
+import edgemin
+from edgemin import toy
+from edgemin.deploy import bundle, model_files, onnx_runtime
 from edgemin.measure.runtime import Measure, Variant
 from edgemin.study import runtimes
 
@@ -115,3 +118,37 @@ def test_exports_and_scores_are_kept_and_dynamic_int8_stays_in_torch(
     ]
     for before, after in zip(run["rows"][:2], again["rows"][:2], strict=True):
         assert cost(before)["metrics"] == cost(after)["metrics"]
+
+
+def test_a_pruned_vocabulary_is_exported_scored_and_timed_in_its_own_tokens(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: dict[str, Variant] = {}
+
+    def stand_in(variants: dict[str, Variant], sentences: list[list[int]], *_: object, **_named: object) -> Run:
+        timed.update(variants)
+        common.extend(sentences)
+        return {name: {"latency_ms": {"padded": {"p50": 1.0, "mean": 1.0}}} for name in variants}
+
+    common: list[list[int]] = []
+    monkeypatch.setattr(runtimes, "measure", stand_in)
+    few = ("+prune@vocab=vocab", "task.max_train_examples=16", "stages=[finetune,vocab]")
+    found = studies.run(place / "vocabulary", *ASKED, *few, store=place / "store")
+    *_, whole, pruned = found["rows"]
+    assert cost(pruned)["agreement"] == 1 and cost(pruned)["largest_difference"] < 1e-4
+    assert cost(pruned)["size_bytes"] < cost(whole)["size_bytes"]
+    _, tokenizer = edgemin.load(place / "store" / pruned["artifact"])
+    for runtime in ("torch", "onnxruntime"):
+        before, after = (timed[f"student/finetune{stage} ({runtime})"] for stage in ("", "/vocab"))
+        assert before.sentences is None and before.vocabulary == len(toy.vocabulary()) > after.vocabulary
+        assert after.vocabulary == len(tokenizer)
+        words = [toy.tokenizer().decode(ids, skip_special_tokens=True).split() for ids in common]
+        assert after.sentences is not None
+        assert [list(ids) for ids in after.sentences] == [tokenizer(" ".join(text))["input_ids"] for text in words]
+    held = timed["student/finetune/vocab (onnxruntime)"].tokenizer
+    assert held is not None and Tokenizer.from_file(str(held)).get_vocab() == tokenizer.get_vocab()
+    out = place / "bundle"
+    out.mkdir()
+    compared = bundle.write(place / "store" / pruned["artifact"], "onnxruntime", out)
+    assert compared["agreement"] == 1 and "sentences of toy" in compared["inputs"]
+    assert Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab() == tokenizer.get_vocab()
