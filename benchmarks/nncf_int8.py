@@ -95,6 +95,7 @@ def by_nncf(fp32: Path, sentences: Sequence[Mapping[str, Tensor]], out: Path) ->
 def written(model: PreTrainedModel, root: Path) -> dict[str, Variant]:
     """All variants, each in a directory of its own."""
     vocabulary = quantized.outline(model).vocabulary
+    assert vocabulary is not None, "the model is here"
     sentences = batches(vocabulary)
     found: dict[str, Variant] = {}
 

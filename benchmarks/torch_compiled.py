@@ -47,6 +47,7 @@ def given(asked: argparse.Namespace) -> PreTrainedModel:
 def written(model: PreTrainedModel, root: Path) -> dict[str, Variant]:
     """All variants: three artifacts, two of which are opened in both runtimes."""
     vocabulary = quantized.outline(model).vocabulary
+    assert vocabulary is not None, "the model is here"
     dynamic = cast(PreTrainedModel, torch_layers.quantize(copy.deepcopy(model)))
     models = {"fp32": model, "static INT8": static(model, batches(vocabulary)), "dynamic INT8": dynamic}
     found: dict[str, Variant] = {}

@@ -181,13 +181,17 @@ class Distillation(Stage):
 
     def prepare_teaching(self) -> None:
         """Match the student's layers with its teachers', and make what learns besides it."""
-        outlines = building.outline(self.model), [building.outline(teacher) for teacher in self._teachers]
-        self.match(*outlines)
-        self.equip(*outlines)
+        self.pair()
         if found := self.projected():
             nn.Module.to(self, self.model.device)
             projections.start(found, self._readings(*projections.asked(found)))
         self._take_up()
+
+    def pair(self) -> None:
+        """Match layers and make what learns besides the student, at random: enough where a checkpoint is read."""
+        outlines = building.outline(self.model), [building.outline(teacher) for teacher in self._teachers]
+        self.match(*outlines)
+        self.equip(*outlines)
 
     def _readings(self, mine: tuple[int, ...], theirs: tuple[int, ...]) -> Iterator[tuple[Reading, Reading, Tensor]]:
         """Hidden states of student and teacher on some sentences, without dropout."""
