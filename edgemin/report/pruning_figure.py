@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from edgemin.report.drawing import Drawing, literal, saved, style
 from edgemin.report.entries import entries
-from edgemin.report.fields import Pruned
+from edgemin.report.findings import Pruned
 from edgemin.report.fold import Study
 
 _LEFT, _GONE = "#0072B2", "#E69F00"

@@ -236,6 +236,9 @@ def one_line(error: Exception) -> str:
         if own and Path(own[1], f"{name}.yaml").is_file():
             return f"--config-dir: expected the directory that holds {group}/, given {own[1]}, which is {group}/ itself"
         return f"{choice[2]}: expected one of {', '.join(options)}, given {choice[1].rpartition('/')[2]}"
+    if absent := re.search(r"Interpolation key '(\w+)\.(\S+)' not found.*full_key: (\w+)", text, re.DOTALL):
+        group, key, reader = absent.groups()
+        return f"{group}: expected a choice with the setting {key}, which {reader} takes from it, given one without"
     return text.removesuffix(" Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
 
 

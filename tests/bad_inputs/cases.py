@@ -538,6 +538,7 @@ LAUNCHES = [
         flags=("-m",),
     ),
     setting("prune=heads_taylor", "prune: expected one of ffn, heads, ...given heads_taylor"),
+    setting("prune=vocab", "prune: expected a choice with the setting ...random_prune", "order=distill_prune_quantize"),
     own("semicolons", {"d/train.csv": "text;label\none;x\ntwo;y\n"}, "task."),
     own("numbers with a fraction for classes", {"d/train.csv": "text,label\na,0.5\nb,1.7\n"}, "task.label_column: "),
 ]
