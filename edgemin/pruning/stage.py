@@ -289,7 +289,7 @@ class Pruning(MethodSum):
         self.removed, self.first_scores = saved["removed"], saved["scores"]
         if self._parts and self.removed:
             self.take_model(self.model)
-            self.pair()  # what learns beside the smaller student, whose weights are then read from the checkpoint
+            self.pair_models()  # what learns beside the student, whose weights are read next
             self.notes = list(saved["notes"])
         self._accumulator = None
         if saved["ranking"] is not None:

@@ -181,13 +181,13 @@ class Distillation(Stage):
 
     def prepare_teaching(self) -> None:
         """Match the student's layers with its teachers', and make what learns besides it."""
-        self.pair()
+        self.pair_models()
         if found := self.projected():
             nn.Module.to(self, self.model.device)
             projections.start(found, self._readings(*projections.asked(found)))
         self._take_up()
 
-    def pair(self) -> None:
+    def pair_models(self) -> None:
         """Match layers and make what learns besides the student, at random: enough where a checkpoint is read."""
         outlines = building.outline(self.model), [building.outline(teacher) for teacher in self._teachers]
         self.match(*outlines)
