@@ -32,7 +32,7 @@ def table(study: Study, found: Sequence[Comparison]) -> Table | None:
         Column("name", "Model", level=CORE, text=True),
         Column("against", "Against", level=CORE, text=True),
         _POINTS,
-        Column("interval", "95 % from, to", level=CORE, text=True),
+        Column("interval", "95 %", level=CORE, text=True),
         replace(_POINTS, key="low_fraction", title="95 % from", level=FULL),
         replace(_POINTS, key="high_fraction", title="95 % to", level=FULL),
         Column("p", "p", digits=3, level=FULL),
@@ -114,7 +114,7 @@ def _family(found: Sequence[Comparison]) -> str:
 
 def _notes(found: Sequence[Comparison]) -> list[str]:
     notes = [
-        "a row less the one it is compared with; better, worse: p below 0.05, corrected where there is a correction"
+        "a row less the one it is compared with, and the ends of the 95 % interval; better, worse: p below 0.05, corrected where there is a correction"
     ]
     for test, words in _INTERVALS.items():
         of_test = [one for one in found if one.test == test]
