@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from edgemin.plain_text import file_name
 from edgemin.report.drawing import Drawing, ends, fitted, literal, saved, style
-from edgemin.report.fields import Quantization
+from edgemin.report.findings import Quantization
 from edgemin.report.fold import Group, Statistic, Study
 from edgemin.report.schema import Run
 from edgemin.report.titles import metric_title, task_title

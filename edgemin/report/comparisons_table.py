@@ -114,7 +114,8 @@ def _family(found: Sequence[Comparison]) -> str:
 
 def _notes(found: Sequence[Comparison]) -> list[str]:
     notes = [
-        "a row less the one it is compared with, and the ends of the 95 % interval; better, worse: p below 0.05, corrected where there is a correction"
+        "a row less the one it is compared with, and the ends of the 95 % interval; better, worse: p below 0.05, "
+        "corrected where there is a correction"
     ]
     for test, words in _INTERVALS.items():
         of_test = [one for one in found if one.test == test]

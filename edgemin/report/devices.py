@@ -15,8 +15,6 @@ from edgemin.report.fields import (
     Costs,
     Delta,
     Difference,
-    Fields,
-    Findings,
     Latencies,
     Latency,
     PerForm,
@@ -24,6 +22,7 @@ from edgemin.report.fields import (
     Row,
     Runtime,
 )
+from edgemin.report.findings import Fields, Findings
 from edgemin.report.schema import Run, load, wrong
 from edgemin.report.values import Cost, Count, Text, Time
 

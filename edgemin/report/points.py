@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from edgemin.report import measures as m
 from edgemin.report.fold import TASK, Group, Line, Statistic, Study
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 
 _CAUTIONS = {UNSTABLE: "unstable timing", BESIDE: "beside other work", SIMULATED: "simulated"}
 """What a point's name says of its cost, by the footnote that a table would have."""

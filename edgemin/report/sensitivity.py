@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgemin.report import fields
+from edgemin.report import findings
 from edgemin.report.entries import entries
 from edgemin.report.fold import Line, Statistic, Study, statistic
 from edgemin.report.grid import CORE, MAIN, Cell, Column, Footnotes, Table
@@ -117,7 +117,7 @@ def table(study: Study) -> Table | None:
     return Table("sensitivity", title, tuple(columns), tuple(rows), tuple(sections), footnotes.listed())
 
 
-def _layers(looks: Sequence[fields.Sensitivity]) -> tuple[Layer, ...]:
+def _layers(looks: Sequence[findings.Sensitivity]) -> tuple[Layer, ...]:
     """The layers of one row, by name over its seeds."""
     weights: dict[str, list[float]] = {}
     damage: dict[str, dict[int, list[float]]] = {}
@@ -140,7 +140,7 @@ def _layers(looks: Sequence[fields.Sensitivity]) -> tuple[Layer, ...]:
     )
 
 
-def _notes(looks: Sequence[fields.Sensitivity], line: Line, squared: bool) -> tuple[str, ...]:
+def _notes(looks: Sequence[findings.Sensitivity], line: Line, squared: bool) -> tuple[str, ...]:
     def mean(values: Iterable[float | None]) -> float | None:
         folded = statistic(value for value in values if value is not None)
         return folded.mean if folded else None

@@ -13,7 +13,7 @@ from report_tables import cell, mean, notes, study
 
 from edgemin.errors import UserError
 from edgemin.report import measures, render, schema, tables
-from edgemin.report.fields import Findings
+from edgemin.report.findings import Findings
 from edgemin.report.fold import fold
 from edgemin.report.footnotes import SIMULATED, UNSTABLE
 from edgemin.report.gate import gate_details
