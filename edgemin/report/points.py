@@ -55,7 +55,7 @@ def points(study: Study, task: str, cost: Measure) -> list[Point]:
     found: dict[object, _Found] = {}
     for number, group in enumerate(groups):
         for name, line in group.lines.items():
-            x, y = line.fold(cost.read), line.fold(m.own_metric(group.runs[0].task.metric or "accuracy").read)
+            x, y = cost.fold(line), m.own_metric(group.runs[0].task.metric or "accuracy").fold(line)
             if x is None or y is None:
                 continue
             known = found.setdefault(_identity(number, name, line), _Found(line, name, [], [], y))
