@@ -32,7 +32,7 @@ def report(
     devices: Annotated[str, _DEVICES] = "",
     margin: Annotated[float | None, _MARGIN] = None,
 ) -> None:
-    """Builds every table, figure and page again from run.json alone, and prints the main table.
+    """Builds every table, figure and page again from run.json and the predictions beside it, and prints the main table.
 
     Each job gets tables/ (Markdown, CSV, LaTeX), figures/ (PNG, SVG) and report.md in its own directory;
     a sweep gets those over all its jobs, seeds folded into a mean with its interval. What devices measured stands in

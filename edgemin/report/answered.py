@@ -38,7 +38,7 @@ class Answered:
 
     @cached_property
     def said(self) -> scores.Answers:
-        """The answers."""
+        """What the model says to each example: the number of a class, or 0 or 1 for each of several labels."""
         return scores.answers(self.logits, self.examples.labels)
 
     @cached_property

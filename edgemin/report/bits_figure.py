@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edgemin.plain_text import file_name
+from edgemin.report import measures as m
 from edgemin.report.drawing import Drawing, ends, fitted, literal, saved, style
 from edgemin.report.findings import Quantization
 from edgemin.report.fold import Group, Statistic, Study
-from edgemin.report.schema import Run
 from edgemin.report.titles import metric_title, task_title
 
 _METHOD = "quantize"
@@ -116,7 +116,8 @@ def _marks(study: Study, group: Group) -> list[Mark]:
     found = []
     labels = dict(zip(study.keys, group.labels, strict=True))
     for name, line in group.lines.items():
-        findings, value = line.rows[0].findings, line.fold(Run.score)
+        metric = line.runs[0].task.metric or "accuracy"
+        findings, value = line.rows[0].findings, m.own_metric(metric).fold(line)
         if findings.quantization is None or findings.sensitivity is not None or value is None:
             continue
         bits = _bits(findings.quantization)

@@ -32,8 +32,9 @@ def table(study: Study, found: Sequence[Comparison]) -> Table | None:
         Column("name", "Model", level=CORE, text=True),
         Column("against", "Against", level=CORE, text=True),
         _POINTS,
-        replace(_POINTS, key="low_fraction", title="95 % from"),
-        replace(_POINTS, key="high_fraction", title="95 % to"),
+        Column("interval", "95 %", level=CORE, text=True),
+        replace(_POINTS, key="low_fraction", title="95 % from", level=FULL),
+        replace(_POINTS, key="high_fraction", title="95 % to", level=FULL),
         Column("p", "p", digits=3, level=FULL),
         Column("p_corrected", "p, corrected", digits=3, level=CORE, marks=corrected),
         *([replace(_SHARE, marks=footnotes.mark([_SHARE_NOTE]))] if several else []),
@@ -50,7 +51,7 @@ def table(study: Study, found: Sequence[Comparison]) -> Table | None:
     names = [(one.labels, one.row) for one in found]
     sections = tuple(place for place in range(1, len(found)) if names[place] != names[place - 1])
     metrics = " and ".join(dict.fromkeys(metric_word(one.metric) for one in found))
-    title = f"Differences of {metrics} that are more than noise"
+    title = f"Which differences of {metrics} are more than noise"
     return Table("comparisons", title, tuple(columns), tuple(rows), sections, footnotes.listed())
 
 
@@ -79,7 +80,9 @@ def _cells(one: Comparison, several: bool) -> tuple[Cell, ...]:
     named = one.role in ("parent", "control") and one.role not in one.other.lower()
     return (
         *map(Cell, (*one.labels, one.row, f"{one.other} ({one.role})" if named else one.other)),
-        *map(number, (one.estimate, one.low, one.high, one.p, one.corrected)),
+        number(one.estimate),
+        Cell(f"{100 * one.low:z.2f}, {100 * one.high:z.2f}"),
+        *map(number, (one.low, one.high, one.p, one.corrected)),
         *([number(one.share)] if several else []),
         number(one.p_equivalent),
         *map(Cell, (one.verdict, one.role, one.metric, one.test)),
@@ -111,7 +114,8 @@ def _family(found: Sequence[Comparison]) -> str:
 
 def _notes(found: Sequence[Comparison]) -> list[str]:
     notes = [
-        "a row less the one it is compared with; better, worse: p below 0.05, corrected where there is a correction"
+        "a row less the one it is compared with, and the ends of the 95 % interval; better, worse: p below 0.05, "
+        "corrected where there is a correction"
     ]
     for test, words in _INTERVALS.items():
         of_test = [one for one in found if one.test == test]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from edgemin.report import measures as m
 from edgemin.report.entries import Entry
 from edgemin.report.grid import CORE, FULL, Cell, Column, Table
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 
 WHOLE = (
     "the whole: what the first row of the same model costs (the student baseline), so that the shares along a path of "

@@ -62,7 +62,9 @@ BARS = "bars: 95 % intervals"
 
 def ends(value: Statistic) -> tuple[float, float] | None:
     """Where the bar of a folded number begins and ends; None where it has none."""
-    return None if value.low is None or value.high is None else (value.low, value.high)
+    if value.low is None or value.high is None:
+        return None
+    return min(value.low, value.mean), max(value.high, value.mean)  # of a perfect score, rounding may leave it outside
 
 
 def fitted(figure: Figure, text: str, inches: float, **font: Any) -> str:

@@ -20,7 +20,7 @@ from edgemin.report.entries import entries
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.grid import CORE
 from edgemin.report.labels import Box, Segment, Spot, around, nearest, place
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 from edgemin.report.noise import Floor, Noise
 from edgemin.report.points import Point, points
 from edgemin.report.titles import metric_column, metric_title, metric_word, split_title, task_title

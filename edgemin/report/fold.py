@@ -48,7 +48,9 @@ def statistic(values: Iterable[float]) -> Statistic | None:
     n = len(found)
     mean = found[0] if min(found) == max(found) else math.fsum(found) / n
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (n - 1)) if n > 1 else None
-    low, high = seeds_alone(found).around(mean) if n > 1 else (None, None)
+    if sd is None:
+        return Statistic(mean, None, n)
+    low, high = seeds_alone(found).around(mean) if sd else (mean, mean)
     return Statistic(mean, sd, n, low, high)
 
 

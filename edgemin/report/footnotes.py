@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from edgemin.report.entries import ALL, Entry
 from edgemin.report.fields import Row
 from edgemin.report.fold import Line, Statistic, Study
-from edgemin.report.measures import REFERENCE_TITLES, TORCH, Measure
+from edgemin.report.measure import REFERENCE_TITLES, Measure
+from edgemin.report.measures import TORCH
 from edgemin.report.noise import Noise
 from edgemin.report.schema import Run
 from edgemin.report.titles import metric_title, split_title, task_title

@@ -10,7 +10,7 @@ from edgemin.report.fields import Row
 from edgemin.report.findings import Gate
 from edgemin.report.fold import Line, Study
 from edgemin.report.grid import FULL, Column
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 from edgemin.report.schema import Run
 from edgemin.report.titles import metric_word, split_title, task_title
 

@@ -127,7 +127,8 @@ class Table:
 
     def only(self, places: Sequence[int]) -> Table:
         """The table with only some columns; the footnotes still referred to are lettered anew."""
-        columns, rows = self.part(places).columns, self.part(places).rows
+        chosen = self.part(places)
+        columns, rows = chosen.columns, chosen.rows
         marked = [column.marks for column in columns] + [cell.marks for row in rows for cell in row]
         texts = dict(self.footnotes)
         letters = Footnotes(general=[text for mark, text in self.footnotes if not mark])

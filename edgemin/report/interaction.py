@@ -24,7 +24,7 @@ from edgemin.report.fields import Ablation, Row
 from edgemin.report.fold import Group, Line, Statistic, Study, statistic
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 from edgemin.report.noise import Floor, Noise, within
 from edgemin.report.paired import Estimate, Score, estimate
 from edgemin.report.schema import Run

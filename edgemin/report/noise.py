@@ -12,7 +12,7 @@ from edgemin.report.entries import Entry
 from edgemin.report.fields import Row
 from edgemin.report.fold import Line, Statistic
 from edgemin.report.grid import CORE
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 from edgemin.report.schema import Run
 from edgemin.report.titles import task_title
 

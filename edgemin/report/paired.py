@@ -175,8 +175,8 @@ def _of_accuracy(weights: Sequence[float], said: Sequence[Sequence[Answers]], la
 
 def _of_metric(
     weights: Sequence[float], said: Sequence[Sequence[Answers]], labels: NDArray[Any], metric: str
-) -> Estimate:
-    """From a bootstrap over examples, all models on the same ones."""
+) -> Estimate | None:
+    """From a bootstrap over examples, all models on the same ones; None of a metric that no draw has a value of."""
     shape = len(said), len(weights)
     models = [one for models in said for one in models]
     once = np.ones((1, len(labels)))
@@ -185,6 +185,8 @@ def _of_metric(
     values = tuple((found @ weights).tolist())
     drawn = np.einsum("t,std->sd", np.array(weights), draws)
     drawn = drawn[:, ~np.isnan(drawn).any(0)]
+    if drawn.shape[1] < 2:
+        return None
     if len(said) > 1:
         return _over_seeds(values, np.cov(drawn), len(labels), None)
     spread = Spread(float(drawn.std(ddof=1)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from edgemin.report import measures as m
 from edgemin.report.fold import TASK, Group, Line, Statistic, Study
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 
 _CAUTIONS = {UNSTABLE: "unstable timing", BESIDE: "beside other work", SIMULATED: "simulated"}
 """What a point's name says of its cost, by the footnote that a table would have."""
@@ -55,7 +55,7 @@ def points(study: Study, task: str, cost: Measure) -> list[Point]:
     found: dict[object, _Found] = {}
     for number, group in enumerate(groups):
         for name, line in group.lines.items():
-            x, y = line.fold(cost.read), line.fold(m.own_metric(group.runs[0].task.metric or "accuracy").read)
+            x, y = cost.fold(line), m.own_metric(group.runs[0].task.metric or "accuracy").fold(line)
             if x is None or y is None:
                 continue
             known = found.setdefault(_identity(number, name, line), _Found(line, name, [], [], y))

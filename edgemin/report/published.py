@@ -16,7 +16,7 @@ from edgemin.report.fields import Row
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.footnotes import cell_notes
 from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 from edgemin.report.noise import Noise
 from edgemin.report.schema import Run
 from edgemin.report.titles import task_title

@@ -11,7 +11,7 @@ from edgemin.report.fold import Line, Study
 from edgemin.report.footnotes import cell_notes, column_notes, study_notes
 from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
-from edgemin.report.measures import REFERENCE_TITLES, Measure
+from edgemin.report.measure import REFERENCE_TITLES, Measure
 from edgemin.report.noise import Noise
 
 _TITLE = "Every row in every runtime"

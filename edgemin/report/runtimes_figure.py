@@ -18,7 +18,7 @@ from edgemin.report.entries import Entry, entries
 from edgemin.report.fold import TASK, Study
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.grid import CORE
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 from edgemin.report.noise import Noise
 from edgemin.report.runtimes import line_of, runtimes_of
 from edgemin.report.titles import task_title

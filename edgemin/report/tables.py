@@ -24,7 +24,7 @@ from edgemin.report.footnotes import cell_notes, column_notes, interval_notes, s
 from edgemin.report.gate import MEASURES as GATE
 from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
-from edgemin.report.measures import Measure
+from edgemin.report.measure import Measure
 from edgemin.report.noise import Noise
 from edgemin.report.titles import metric_column, metric_title, split_title, task_title
 

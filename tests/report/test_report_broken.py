@@ -44,6 +44,7 @@ def job(place: Path, wrong: dict[int, tuple[int, ...]], seed: int = 1, **changed
     keep(place / "predictions/examples.sst2.validation.safetensors", {**examples, **changed})
     for number, row in enumerate(data["rows"]):
         row["predictions"] = f"predictions/{number}"
+        row["metrics"]["sst2"]["validation"]["n"] = MANY
         if number in wrong:
             keep(place / f"predictions/{number}/sst2.validation.safetensors", {"logits": logits(wrong[number])})
     data["rows"][TEACHER]["artifact"] = "one teacher for all seeds"

@@ -104,7 +104,7 @@ def test_folded_seeds_have_error_bars() -> None:
     runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(3)]
     figure = drawn(points(study(*runs), "sst2", measures.SIZE))
     assert all(container.has_yerr for container in figure.axes[0].containers)
-    assert any("standard deviation" in text.get_text() for text in figure.texts)
+    assert any("95 % intervals" in text.get_text() for text in figure.texts)
 
 
 def test_equal_figures_are_equal_bytes() -> None:

@@ -97,11 +97,11 @@ def test_markdown_keeps_its_columns_whatever_a_name_holds() -> None:
     assert r"\[link\]" in lines[2] and r"\<b\>" in lines[2]
 
 
-def test_markdown_shows_folded_numbers_with_their_deviation() -> None:
+def test_markdown_shows_folded_numbers_with_their_interval() -> None:
     runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(3)]
     text = render.markdown(stages(*runs))
-    assert "| 91.94 ± 1.00 |" in text
-    assert "| 255.41 |" in text, "what follows from the architecture has no deviation to show"
+    assert "| 91.94 ± 2.48 |" in text
+    assert "| 255.41 |" in text, "what follows from the architecture has no interval to show"
 
 
 def test_small_models_keep_their_digits_and_nothing_becomes_minus_zero() -> None:
@@ -260,7 +260,7 @@ def test_an_ascii_stream_gets_ascii() -> None:
     runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(2)]
     render.terminal(stages(*runs), file)
     file.flush()
-    assert b"91.44 +/- 0.71" in raw.getvalue()
+    assert b"91.44 +/- 6.35" in raw.getvalue()
 
 
 def test_a_name_is_not_taken_for_markup_on_the_terminal() -> None:

