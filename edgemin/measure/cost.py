@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from edgemin.encoder import building
-from edgemin.measure.operations import operations
+from edgemin.encoder.operations import operations
 from edgemin.measure.params import count_parameters
 from edgemin.measure.size import size_bytes
 

@@ -24,9 +24,9 @@ from edgemin import artifact
 from edgemin.deploy import model_files
 from edgemin.deploy.runtime import ARTIFACT, RUNTIMES
 from edgemin.encoder import building, slicing
+from edgemin.encoder.operations import operations
 from edgemin.encoder.outline import Outline
 from edgemin.measure.machine import available_cores
-from edgemin.measure.operations import operations
 from edgemin.measure.runtime import Measure, Variant, measure
 from edgemin.quantization import model as quantization
 from edgemin.quantization.settings import Quantization

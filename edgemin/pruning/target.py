@@ -21,7 +21,7 @@ Precision = Literal["fp32", "int8", "int4"]
 Cost = Callable[[Outline], float]
 
 _MIB = 2**20
-# Bytes of a weight of a Linear and of a table. INT4 comes in groups of 64 with a scale of two bytes, its tables in INT8.
+# Bytes of a weight of a Linear and of a table. INT4: groups of 64 with a scale of two bytes each, tables in INT8.
 _BYTES: dict[Precision, tuple[float, float]] = {"fp32": (4, 4), "int8": (1, 1), "int4": (0.5 + 2 / 64, 1)}
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from edgemin.encoder import building
-from edgemin.encoder.outline import Outline
 from edgemin.deploy.runtime import check_installed, check_names, versions
+from edgemin.encoder import building
 from edgemin.errors import UserError
 from edgemin.measure.layer_latency import SETTINGS, latency_table
 from edgemin.measure.machine import host

@@ -15,9 +15,9 @@ from transformers import MobileBertConfig, PreTrainedModel
 
 from edgemin import artifact, checkpoint, toy
 from edgemin.encoder import building, parts, shapes, slicing, structure_file, taps
+from edgemin.encoder.operations import operations
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
-from edgemin.measure.operations import operations
 from edgemin.measure.params import count_parameters
 from edgemin.pruning.stage import Pruning
 from edgemin.quantization import torch_layers

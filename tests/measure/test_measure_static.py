@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from edgemin.encoder import building, slicing, taps
+from edgemin.encoder.operations import operations
 from edgemin.encoder.outline import LayerOutline, Outline
 from edgemin.errors import UserError
 from edgemin.measure.cost import static_cost
-from edgemin.measure.operations import operations
 from edgemin.measure.params import count_parameters
 from edgemin.measure.size import size_bytes
 
