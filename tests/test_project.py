@@ -45,7 +45,7 @@ LAYERS = (
     ("study.settings", "study.starts"),
     ("study.ahead", "study.nodes"),
     ("study.runtimes",),
-    ("study.checks", "study.jobs", "study.pipeline", "study.scoring", "study.timing"),
+    ("study.checks", "study.jobs", "study.latency_tables", "study.pipeline", "study.scoring", "study.timing"),
     ("study.plan", "study.predictions", "study.tree"),
     ("study.results",),
     ("study.job",),

@@ -139,6 +139,7 @@ class Pruning(MethodSum):
             # the gradient of the task loss comes through the head
             reads_head=self.criterion.needs == "gradients" and self.importance == "calibration",
             reaches_all=not self._parts,
+            not_keyed=found.not_keyed if self._parts else (*found.not_keyed, "methods"),
         )
 
     def auto_task_weight(self, place: Place) -> float:

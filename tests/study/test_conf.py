@@ -132,10 +132,20 @@ def test_what_follows_another_stage_can_be_set_by_itself() -> None:
 def test_all_distillations_of_an_order_have_one_budget_and_corpus(order: str, teacher: str | None) -> None:
     changed = ("distill.teacher=assistant", "distill.teacher_cache=true", "distill.corpus_length=99", "distill.steps=7")
     settings = studies.settings(f"order={order}", *changed, tiny=False)
-    beside = [node for name, node in nodes(settings).items() if name != "distill" and "corpus" in node]
+    specs = row_specs(settings["order"], settings["stages"], own_stages(settings))
+    of_order = {stage for spec in specs for stage in spec.stages} - {"distill"}
+    beside = [node for name, node in nodes(settings).items() if name in of_order and "corpus" in node]
     assert len(beside) == (10 if order == "methods" else 2)
     for node in beside:
         assert (node["teacher"], node["teacher_cache"], node["corpus_length"], node["steps"]) == (teacher, True, 99, 7)
+
+
+def test_the_teacher_of_an_orders_distillation_is_not_that_of_a_pruning() -> None:
+    changed = ("distill.teacher=assistant", "distill.teacher_cache=true")
+    alone = studies.settings("order=assistant", *changed, tiny=False)["prune"]
+    assert (alone["teacher"], alone["teacher_cache"]) == (None, False), "it learns from labels unless told otherwise"
+    drawn = studies.settings("order=distill_prune_quantize", "prune.teacher=parent", tiny=False)["random_prune"]
+    assert drawn["teacher"] == "parent", "a control recovers as what it controls"
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -197,6 +207,15 @@ def test_shrinking_asks_for_a_checkpoint_in_one_line_and_trains_nothing() -> Non
     assert settings["evaluate"]["max_drop"] == 0.01 and "openvino" in settings["measure"]["runtimes"]
     specs = row_specs(settings["order"], settings["stages"], own_stages(settings))
     assert [spec.stages for spec in specs] == [(), ("int8",), ("int4",), ("dynamic_int8",)]
+
+
+@pytest.mark.parametrize("choice", ["vocab", "unstructured"])
+def test_a_control_of_what_the_chosen_pruning_lacks_says_so(choice: str) -> None:
+    with pytest.raises(OmegaConfBaseException) as asked:
+        studies.settings("order=prune_distill_quantize", f"prune={choice}", tiny=False)
+    assert one_line(asked.value) == (
+        "prune: expected a choice with the setting structure, which random_prune takes from it, given one without"
+    )
 
 
 def test_every_launcher_has_a_plugin() -> None:

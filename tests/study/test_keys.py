@@ -28,10 +28,9 @@ DATA = {"data.batches", "data.encoding", "data.module"}
 TRAINING = {f"training.{name}" for name in ("callbacks", "fit", "fitting", "rounding", "stage")}
 # What every training stage depends on.
 STAGE = {"artifact", "evaluate", "processes.launch", "processes.ranks"} | ENCODER | TASK | DATA | TRAINING
-DISTILLATION = {
-    f"training.{name}"
-    for name in ("distillation", "teacher_outputs", "teaching", "averages", "layer_maps", "projections")
-}
+# What all distillations share, whatever the method.
+TAUGHT = {f"training.{name}" for name in ("distillation", "teacher_outputs", "teaching", "projections")}
+DISTILLATION = TAUGHT | {"training.averages", "training.layer_maps"}
 DISTILLATION |= {f"distillation.{name}" for name in ("relation", "relation_blocks")}
 LAYERS = {f"quantization.{name}" for name in ("affine", "base", "layers", "model", "packing", "ranges", "weights")}
 # What runs beside a computation and tells of it (a log, curves), and examples, whose content is in the key.
@@ -67,6 +66,7 @@ RESULTS: dict[str, Callable[[], tuple[str, ...]]] = {
     "distillation": lambda: of_stage("finetune/distill"),
     "pruning": lambda: of_stage("finetune/distill/prune"),
     "pruning by weights": lambda: of_stage("finetune/distill/prune", "prune.criterion=magnitude"),
+    "pruning with a teacher": lambda: of_stage("finetune/distill/prune", "prune.teacher=teacher"),
     "quantization": lambda: of_stage("finetune/quantize", "stages=[finetune,quantize]", "quantize=static"),
     "fine-tuning of a quantized model": lambda: of_stage(
         "finetune/quantize/finetune", "stages=[finetune,quantize,finetune]", "quantize=static"
@@ -86,10 +86,12 @@ def test_the_modules_in_a_key_are_these() -> None:
     assert found["fine-tuning"] == STAGE | {"finetune"} and len(found["fine-tuning"]) <= 23
     assert found["distillation"] == STAGE | DISTILLATION | {"distillation.minilmv2"}
     own = ("stage", "shares", "several", "selection", "structures", "unit_weights", "findings", "criteria.base")
-    pruning = {f"pruning.{name}" for name in own} | STAGE | DISTILLATION | {"training.method_sum"}
+    pruning = {f"pruning.{name}" for name in own} | STAGE | TAUGHT | {"training.method_sum"}
     pruning |= {f"encoder.{name}" for name in ("slicing", "truncation", "rotation", "stream", "magnitude")}
     assert found["pruning"] == pruning | {"pruning.criteria.gradients"}
     assert found["pruning by weights"] == pruning | {"pruning.criteria.weights"}
+    methods = DISTILLATION | {"distillation.logits", "distillation.minilmv2", "training.soft_targets"}
+    assert found["pruning with a teacher"] == found["pruning"] | methods, "methods are in the key where one teaches"
     assert found["evaluation"] == ENCODER | TASK | (DATA - {"data.module"}) | {"artifact", "evaluate"}
     roots = {f"encoder.{name}" for name in ("magnitude", "rotation", "shapes", "slicing", "stream")}
     roots |= {"encoder.truncation", "encoder.weights_file"}
@@ -99,6 +101,17 @@ def test_the_modules_in_a_key_are_these() -> None:
     assert found["fine-tuning of a quantized model"] == found["fine-tuning"] | LAYERS | sliced
     assert "quantization.torch_layers" in found["dynamic quantization"]
     assert not any(name.startswith("quantization.") for name in found["measurement"] | found["cost"])
+
+
+def test_the_methods_of_a_pruning_are_in_its_key_where_one_teaches() -> None:
+    for teacher, decides in (("null", False), ("teacher", True)):
+        keys = [
+            studies.plan(f"prune.teacher={teacher}", *more).nodes for more in ((), ("prune.methods.answers.weight=2",))
+        ]
+        assert keys[0][-1].path.endswith("/prune/dynamic_int8")
+        before, after = ({node.path: node.key for node in nodes} for nodes in keys)
+        changed = {path for path in before if before[path] != after[path]}
+        assert changed == ({path for path in before if "/prune" in path} if decides else set())
 
 
 def test_a_corpus_is_in_the_key_of_what_reads_it(tmp_path: Path) -> None:
@@ -178,8 +191,9 @@ def test_a_change_of_any_module_changes_the_keys_that_have_it_and_no_other(packa
     trained = {"fine-tuning", "distillation", "pruning", "root", "evaluation", "teacher outputs"}
     for module in ("quantization.qat", "quantization.layers", "measure.runtime", "report.tables", "data.corpus"):
         assert not changed_by[module] & trained, module
-    assert changed_by["pruning.selection"] == {"pruning", "pruning by weights"}
-    assert changed_by["pruning.criteria.gradients"] == {"pruning"}
+    assert changed_by["pruning.selection"] == {"pruning", "pruning by weights", "pruning with a teacher"}
+    assert changed_by["pruning.criteria.gradients"] == {"pruning", "pruning with a teacher"}
+    assert "pruning" not in changed_by["distillation.minilmv2"] | changed_by["distillation.logits"]
     assert changed_by["pruning.criteria.weights"] == {"pruning by weights"}
     assert not changed_by["pruning.criteria.table"], "a new criterion prunes no model again"
     assert not changed_by["tasks.table"] | changed_by["tasks.regression"], "another kind of task trains no model again"
