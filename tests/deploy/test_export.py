@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from bundles import SENTENCES, bare, exported, mistake, saved, to_integers, tokens, uneven
+from bundles import SENTENCES, bare, exported, mistake, saved, to_integers, uneven
 
 import edgemin
 from edgemin import artifact
 from edgemin.deploy.runtime import open_model
 from edgemin.encoder import taps
 from edgemin.errors import UserError
-from edgemin.pruning.structures import FFN, HEADS, HIDDEN, LAYERS
 from edgemin.quantization import torch_layers
 
 pytest.importorskip("onnxruntime")
@@ -90,19 +89,6 @@ def test_a_truncated_model_file_is_one_line(bundle: tuple[Path, str], tmp_path: 
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match=f"{file.name}: .* cannot open it"):
         open_model(name, damaged, 1)
-
-
-def test_a_model_cut_in_every_way_answers_in_onnx_runtime_as_in_torch(tmp_path: Path) -> None:
-    model = tiny.model()
-    HEADS.cut(model, [[0, 2], [1], [0, 1, 2, 3]])
-    FFN.cut(model, [range(16), range(40), range(48)])
-    LAYERS.cut(model, [[0, 2]])
-    HIDDEN.cut(model, [range(0, 32, 2)])
-    out = tmp_path / "out"
-    assert exported(f"artifact={saved(model, tmp_path / 'artifact')}", "deploy=onnxruntime", f"out={out}") == 0
-    inputs = {name: tensor.numpy() for name, tensor in tokens(SENTENCES).items()}
-    found = torch.tensor(open_model("onnxruntime", out, 1).answers(inputs))
-    torch.testing.assert_close(found, tiny.logits(model, tokens(SENTENCES)), atol=1e-5, rtol=0)
 
 
 def damaged(folder: Path) -> Path:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-import edgemin
-from edgemin import artifact, config
+from edgemin import config
 from edgemin.data.batches import TrainBatches
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, parts
@@ -28,14 +26,6 @@ from edgemin.pruning.selection import others
 from edgemin.pruning.stage import Pruning
 from edgemin.pruning.structures import HEADS
 from edgemin.tasks.classification import Classification
-
-OUTPUTS = {
-    "bert": "bert.encoder.layer.{}.attention.output.dense",
-    "roberta": "roberta.encoder.layer.{}.attention.output.dense",
-    "distilbert": "distilbert.transformer.layer.{}.attention.out_lin",
-    "modernbert": "model.layers.{}.attn.Wo",
-    "mobilebert": "mobilebert.encoder.layer.{}.attention.output.dense",
-}
 
 
 @pytest.fixture
@@ -291,52 +281,7 @@ def test_ranking_during_training_trains(data: DataModule, tmp_path: Path) -> Non
     assert not any(module._forward_pre_hooks for module in start.modules()), "the taps are gone"
 
 
-# That they are gone
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_slicing_equals_masking_and_a_reloaded_model_has_equal_logits(
-    family: str, scope: Any, data: DataModule, tmp_path: Path
-) -> None:
-    start = tiny.model(family, heads=8)
-    whole = copy.deepcopy(start)
-    stage, fitted = cut(start, data, tmp_path / "work", scope=scope)
-    batch = data.evaluation["validation"].batch(range(8))
-    assert 0 in batch["attention_mask"], "padding belongs to the test"
-    size = building.outline(whole).layers[0].head_size
-    with ExitStack() as stack:
-        for layer, removed in enumerate(gone(stage)):
-            mask = torch.ones(8)
-            mask[removed] = 0
-            output = whole.get_submodule(OUTPUTS[family].format(layer))
-            stack.enter_context(output.register_forward_pre_hook(masked(mask.repeat_interleave(size))))
-        expected = tiny.logits(whole, batch)
-    assert not torch.allclose(expected, tiny.logits(whole, batch), atol=1e-4)
-    torch.testing.assert_close(tiny.logits(fitted.model, batch), expected, atol=1e-5, rtol=0)
-
-    (tmp_path / "artifact").mkdir()
-    artifact.save(tmp_path / "artifact", fitted.model, data.tokenizer, {})
-    loaded, _ = edgemin.load(tmp_path / "artifact")
-    assert torch.equal(tiny.logits(loaded, batch), tiny.logits(fitted.model, batch))
-    assert parts.heads(loaded) == parts.heads(fitted.model)
-
-
-def masked(mask: Tensor) -> Any:
-    def multiply(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * mask, *inputs[1:])
-
-    return multiply
-
-
-def test_a_pruned_model_can_be_pruned_and_trained_again_from_its_artifact(data: DataModule, tmp_path: Path) -> None:
-    _, first = cut(tiny.model(heads=8), data, tmp_path / "1", scope="global", ratio=0.3)
-    (tmp_path / "artifact").mkdir()
-    artifact.save(tmp_path / "artifact", first.model, data.tokenizer, {})
-    loaded, _ = edgemin.load(tmp_path / "artifact")
-    _, direct = cut(first.model, data, tmp_path / "2", scope="global", ratio=0.5, steps=2)
-    _, reloaded = cut(loaded, data, tmp_path / "3", scope="global", ratio=0.5, steps=2)
-    assert tiny.same_weights(direct.model, reloaded.model)
+# Recovery
 
 
 def test_recovery_changes_weights_and_no_shape(data: DataModule, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import edgemin
 from edgemin import artifact, config
 from edgemin.data.module import DataModule
-from edgemin.encoder import building, parts, slicing, taps, truncation
+from edgemin.encoder import building, parts, taps, truncation
 from edgemin.errors import UserError
 from edgemin.pruning.criteria.base import Given
 from edgemin.pruning.criteria.table import CRITERIA, find
@@ -238,42 +238,6 @@ def test_a_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
     stage = pruning("heads_ffn", ratio=0.2, ffn_ratio=0.99, scope="global", multiple=1)
     with pytest.raises(UserError, match=r"^ffn_ratio: expected [^\n]* FFN units in all 3 layers, given 0\.99 of 144$"):
         tiny.plan(stage, tiny.model())
-
-
-# That they are gone
-
-
-CUT = [(structure, family) for structure in ("ffn", "layers", "hidden") for family in ("bert", "modernbert")]
-
-
-@pytest.mark.parametrize(("structure", "family"), [*CUT, ("layers", "mobilebert"), ("ffn", "distilbert")])
-def test_slicing_equals_masking_and_a_reloaded_model_has_equal_logits(
-    structure: str, family: str, data: DataModule, tmp_path: Path
-) -> None:
-    start = tiny.model(family)
-    whole = copy.deepcopy(start)
-    stage = pruning(structure)
-    done = tiny.fit(stage, start, data, work=tmp_path / "work").model
-    batch = data.evaluation["validation"].batch(range(8))
-    (removed,) = stage.removed
-    if structure == "hidden":  # its masking, norms over the kept units, is the encoder's own test
-        kept = [unit for unit in range(32) if unit not in removed[0]]
-        truncation.sort_head_units(whole, kept)
-        slicing.slice_hidden(whole, kept)
-        expected = tiny.logits(whole, batch)
-    else:
-        gates = [torch.ones(count) for count in BY_NAME[structure].units(whole)]
-        for gate, gone in zip(gates, removed, strict=True):
-            gate[gone] = 0
-        with gated(whole, structure, gates):
-            expected = tiny.logits(whole, batch)
-        assert not torch.allclose(expected, tiny.logits(whole, batch), atol=1e-4)
-    torch.testing.assert_close(tiny.logits(done, batch), expected, atol=1e-5, rtol=0)
-    again = reloaded(done, data, tmp_path / "artifact")
-    assert torch.equal(tiny.logits(again, batch), tiny.logits(done, batch))
-    if structure != "layers":
-        tiny.fit(pruning("layers"), again, data, work=tmp_path / "again")
-        assert parts.num_layers(again) == 2
 
 
 def test_scores_are_kept_beside_the_model_and_in_the_findings(data: DataModule, tmp_path: Path) -> None:
