@@ -538,9 +538,85 @@ LAUNCHES = [
         flags=("-m",),
     ),
     setting("prune=heads_taylor", "prune: expected one of ffn, heads, ...given heads_taylor"),
-    setting("prune=vocab", "prune: expected a choice with the setting ...random_prune", "order=distill_prune_quantize"),
     own("semicolons", {"d/train.csv": "text;label\none;x\ntwo;y\n"}, "task."),
     own("numbers with a fraction for classes", {"d/train.csv": "text,label\na,0.5\nb,1.7\n"}, "task.label_column: "),
 ]
 
-CASES = [*CONFIGS, *CHECKPOINTS, *TOKENIZERS, *ARTIFACTS, *FILES, *NUMBERS, *SETTINGS, *LAUNCHES, *STORES]
+
+def pruning(what: str, line: str, *more: str) -> Case:
+    """A pruning that cannot be: what it removes, and its settings."""
+    return Case(" ".join(("pruning:", what, *more)), (*([f"prune={what}"] if what else []), *more), line)
+
+
+VOCAB, ALL_LAYERS = "+prune@vocab=vocab", "prune.scope=global"
+PRUNINGS = [
+    pruning("heads", "prune.ratio: expected a share in [0, 1), given 1", "prune.ratio=1"),
+    *(
+        pruning(what, f"prune.ratio: expected one that leaves 1 of the {units} in all 2 layers, given 0.99 of ", *more)
+        for what, units, *more in (
+            ("heads", "heads", "prune.ratio=0.99", ALL_LAYERS),
+            ("ffn", "FFN units", "prune.ratio=0.99", ALL_LAYERS, "prune.multiple=1"),
+        )
+    ),
+    pruning(
+        "heads_ffn",
+        "prune.ffn_ratio: expected one that leaves 1 of the FFN units in all 2 layers, given 0.99 of 48",
+        *("prune.ffn_ratio=0.99", ALL_LAYERS),
+    ),
+    pruning(
+        "layers", "prune.scope: expected global for layers, which are ranked together, given layer", "prune.scope=layer"
+    ),
+    pruning("heads", "prune.ffn_ratio: expected null but for heads_ffn, given 0.3 for heads", "prune.ffn_ratio=0.3"),
+    pruning("heads", "prune.multiple: expected null for heads, ", "prune.multiple=4"),
+    *(
+        pruning(what, f"prune.criterion: expected one of ...for {of}, given '{name}'", f"prune.criterion={name}")
+        for what, of, name in (
+            ("layers", "layers", "ziplm"),
+            ("layers", "layers", "kwon"),
+            ("layers", "layers", "magnitude"),
+            ("hidden", "hidden", "ziplm"),
+            ("hidden", "hidden", "gradient_norm"),
+        )
+    ),
+    pruning(
+        "heads",
+        "prune.importance: expected calibration for the criterion ziplm, which solves for weights on fixed examples",
+        *("prune.criterion=ziplm", "prune.importance=training"),
+    ),
+    *(
+        pruning(what, f"prune.{key}: cannot be cut for mobilebert, whose {why}", "student.family=mobilebert")
+        for what, key, why in (
+            ("ffn", "ffn", "layers stack 4 feed-forward networks"),
+            ("heads_ffn", "ffn", "layers stack 4 feed-forward networks"),
+            ("hidden", "hidden", "feature maps of 16 units are tied by bottlenecks to another width"),
+        )
+    ),
+    *(
+        pruning(what, line, "stages=[finetune,quantize,prune]", "quantize=static", *more)
+        for what, line, *more in (
+            ("hidden", "prune.hidden: expected a model in full precision, "),
+            ("ffn", "prune.criterion: expected one that leaves a quantized ...", "prune.criterion=kwon"),
+        )
+    ),
+    pruning("ffn", "prune.corpus: expected null without a teacher, given text", "prune.corpus=text"),
+    pruning("ffn", "prune.teacher: expected one of teacher, ...given 'nobody'", "prune.teacher=nobody"),
+    pruning(
+        "ffn",
+        "stages: expected only stages that need no data with task=none, given prune",
+        *("task=none", "teacher.stages=[]", "stages=[prune]"),
+    ),
+    Case(
+        "pruning: no split to rank units on",
+        (*OWN, "prune=ffn", "stages=[finetune,prune]"),
+        "task.train_split: expected ",
+        {"d/validation.csv": DATA["d/validation.csv"]},
+    ),
+    pruning(
+        "",
+        "distill.teacher: expected one that reads the student's tokens, as it is compared token by token, given ",
+        *(VOCAB, "stages=[finetune,vocab,distill]"),
+    ),
+    pruning("", "vocab.min_count: expected ", VOCAB, "vocab.min_count=0", "stages=[finetune,vocab]"),
+]
+
+CASES = [*CONFIGS, *CHECKPOINTS, *TOKENIZERS, *ARTIFACTS, *FILES, *NUMBERS, *SETTINGS, *LAUNCHES, *PRUNINGS, *STORES]

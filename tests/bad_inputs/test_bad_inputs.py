@@ -70,6 +70,11 @@ def test_whole_files_are_accepted(command: Command, tmp_path: Path) -> None:
     assert command(*given, "plan=true").code == 0
 
 
+def test_a_pruning_of_nothing_is_no_mistake_and_says_so(command: Command) -> None:
+    done = command("stages=[finetune,prune]", "prune=heads_ffn", "prune.ratio=0")
+    assert done.code == 0 and "removed 0 of 8 heads" in done.out and "removed 0 of 48 FFN units" in done.out, done
+
+
 def test_a_tokenizer_that_knows_few_words_is_warned_of(command: Command, tmp_path: Path) -> None:
     known = itertools.cycle((True, False))
     make({"m": checkpoint, "m/tokenizer.json": words(lambda word: word if next(known) else f"x{word}")}, tmp_path)

@@ -25,7 +25,9 @@ from edgemin.finetune import Finetune
 from edgemin.pruning.vocabulary import VocabularyPruning
 from edgemin.quantization.post_training import PostTraining
 from edgemin.store.cache import Cache
+from edgemin.study.job import read_study
 from edgemin.study.nodes import Plan
+from edgemin.study.plan import build
 
 FEW = {"max_train_examples": 6, "max_evaluation_examples": 40}
 OF_FAMILY = {
@@ -232,6 +234,15 @@ def test_what_compares_tokens_with_the_teachers_is_refused_after_it() -> None:
     plan("stages=[finetune,distill,vocab]")
     for method in ("logits", "rkd"):
         plan(f"+distill@sentences={method}", "stages=[finetune,vocab,sentences]")
+
+
+def test_an_order_that_distills_after_it_is_refused() -> None:
+    others = [word for word in studies.TINY if not word.startswith("prune.")]
+    settings = studies.settings(*others, "prune=vocab", "order=permutations", tiny=False)
+    with pytest.raises(
+        UserError, match=r"^distill\.teacher: expected one that reads [^\n]+/prune has pruned the vocab"
+    ):
+        build(read_study(settings))
 
 
 def test_a_teacher_that_was_pruned_alike_or_is_the_model_itself_may_be_compared_with() -> None:
