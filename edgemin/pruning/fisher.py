@@ -7,8 +7,8 @@ $$
 L(S) \approx L + \tfrac12 \sum_{i, j \in S} F_{ij}, \qquad F = \operatorname{mean}_x g(x) g(x)^\top
 $$
 
-Three steps: a search keeps the units with the most of F's diagonal within a number of operations; a rearrangement
-within each layer takes in the rest of F; and units that stay are scaled so that the layer gives what it gave before.
+F's diagonal alone ranks units. Then a rearrangement within each layer takes in the rest of F, and units that stay are
+scaled so that the layer gives what it gave before.
 
 Shapes: n examples or tokens, U units of a layer, S size of a unit, M outputs of the Linear that reads them.
 """
@@ -20,74 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgemin.errors import UserError
-
 DAMPING = 0.01  # of scales, as a share of the mean of what a unit writes, squared
 LARGEST_SCALE = 10.0  # a layer whose least squares solution scales any unit more than that is left as it is
-
-
-def search(
-    heads: Sequence[Tensor], neurons: Sequence[Tensor], *, head_macs: float, neuron_macs: float, budget: float
-) -> tuple[list[list[int]], list[list[int]]]:
-    """The units of most importance that a number of operations pays for; of every layer one head and one neuron stay.
-
-    For each number of heads, the best so many, and what is left is spent on the best neurons; the number of heads that
-    keeps most importance wins, the lower one among equals. What every layer keeps is paid for like all others.
-
-    Args:
-        heads: importance of the heads, `[A_l]` per layer, not negative.
-        neurons: importance of the neurons, `[F_l]` per layer, in the same unit.
-        head_macs: what a head costs, as in [`unit_macs`][edgemin.pruning.fisher.unit_macs].
-        neuron_macs: what a neuron costs.
-        budget: what all heads and neurons that stay may cost together.
-
-    Returns:
-        Heads and neurons to keep, ascending, per layer.
-
-    Raises:
-        UserError: the budget does not pay for one head and one neuron in every layer.
-    """
-    least = len(heads) * head_macs + len(neurons) * neuron_macs
-    if budget < least:
-        raise UserError(
-            f"value: expected at least {least:.0f}, one head and one neuron in every layer, given {budget:.0f}"
-        )
-    first, second = _ranked(heads), _ranked(neurons)
-    kept_by = [
-        torch.tensor([0.0, *(score for score, _, _ in ranked)], dtype=torch.float64).cumsum(0)
-        for ranked in (first, second)
-    ]
-    best = (-1.0, 0, 0)
-    for count in range(len(heads), len(first) + 1):
-        paid = int((budget - count * head_macs) / neuron_macs + 1e-9)
-        others = min(paid, len(second))
-        if others >= len(neurons):
-            found = float(kept_by[0][count] + kept_by[1][others])
-            best = max(best, (found, count, others), key=lambda one: one[0])
-    return _chosen(first[: best[1]], len(heads)), _chosen(second[: best[2]], len(neurons))
-
-
-def unit_macs(tokens: float, hidden: int, head_size: int) -> tuple[float, float]:
-    """Multiply-accumulates of one head (its queries, keys, values and output, and attention itself) and of one neuron.
-
-    Args:
-        tokens: n, what a sentence of the task has on average.
-        hidden: H, the width of the residual stream.
-        head_size: D.
-    """
-    return 4 * tokens * hidden * head_size + 2 * tokens**2 * head_size, 2 * tokens * hidden
-
-
-def _ranked(layers: Sequence[Tensor]) -> list[tuple[float, int, int]]:
-    """All units as importance, layer, unit: first the best of every layer, which stays, then the others, best first."""
-    units = [(float(score), layer, unit) for layer, row in enumerate(layers) for unit, score in enumerate(row)]
-    units.sort(key=lambda one: (-one[0], one[1], one[2]))
-    best = {layer: int(row.argmax()) for layer, row in enumerate(layers)}
-    return sorted(units, key=lambda one: best[one[1]] != one[2])  # stable: by importance inside both groups
-
-
-def _chosen(units: Sequence[tuple[float, int, int]], layers: int) -> list[list[int]]:
-    return [sorted(unit for _, place, unit in units if place == layer) for layer in range(layers)]
 
 
 def rearrange(fisher: Tensor, removed: Sequence[int]) -> list[int]:

@@ -1,18 +1,12 @@
-"""Retraining-free pruning: search, rearrangement and scales against brute force, plain loops and least squares."""
+"""Retraining-free pruning: rearrangement and scales against brute force, plain loops and least squares."""
 
 from __future__ import annotations
-
-from itertools import combinations, product
 
 import pytest
 import torch
 from torch import Tensor
 
-from edgemin.errors import UserError
 from edgemin.pruning import fisher
-
-HEADS = [torch.tensor([5.0, 1.0, 3.0]), torch.tensor([0.1, 0.2, 0.15])]
-NEURONS = [torch.tensor([1.0, 0.6, 0.3, 2.0]), torch.tensor([0.01, 0.02, 0.7, 0.03])]
 
 
 def gates(examples: int = 40, units: int = 6) -> Tensor:
@@ -25,48 +19,6 @@ def gates(examples: int = 40, units: int = 6) -> Tensor:
 
 def loss_without(gone: list[int], gradients: Tensor) -> float:
     return float(gradients[:, gone].sum(1).square().mean() / 2)
-
-
-def kept_importance(heads: list[list[int]], neurons: list[list[int]]) -> float:
-    return sum(
-        float(row[kept].sum())
-        for rows, keep in ((HEADS, heads), (NEURONS, neurons))
-        for row, kept in zip(rows, keep, strict=True)
-    )
-
-
-@pytest.mark.parametrize("budget", [14, 17, 20, 23, 29, 40])
-def test_the_search_keeps_the_most_importance_that_the_budget_pays_for(budget: int) -> None:
-    """Against every set of units that leaves one of each kind in each layer."""
-    head_macs, neuron_macs = 5.0, 2.0
-    heads, neurons = fisher.search(HEADS, NEURONS, head_macs=head_macs, neuron_macs=neuron_macs, budget=budget)
-    assert head_macs * sum(map(len, heads)) + neuron_macs * sum(map(len, neurons)) <= budget
-    assert all(heads) and all(neurons)
-
-    def sets(units: int) -> list[list[int]]:
-        return [list(found) for count in range(1, units + 1) for found in combinations(range(units), count)]
-
-    best = max(
-        kept_importance([a, b], [c, d])
-        for a, b, c, d in product(sets(3), sets(3), sets(4), sets(4))
-        if head_macs * (len(a) + len(b)) + neuron_macs * (len(c) + len(d)) <= budget
-    )
-    assert kept_importance(heads, neurons) == pytest.approx(best)
-
-
-def test_a_budget_for_all_keeps_all_and_one_below_the_least_is_refused_with_it() -> None:
-    heads, neurons = fisher.search(HEADS, NEURONS, head_macs=5, neuron_macs=2, budget=5 * 6 + 2 * 8)
-    assert heads == [[0, 1, 2]] * 2 and neurons == [[0, 1, 2, 3]] * 2
-    with pytest.raises(
-        UserError, match=r"^value: expected at least 14, one head and one neuron in every layer, given 13$"
-    ):
-        fisher.search(HEADS, NEURONS, head_macs=5, neuron_macs=2, budget=13)
-
-
-def test_macs_of_all_units_are_those_of_a_layer() -> None:
-    tokens, hidden = 25.0, 384
-    head, neuron = fisher.unit_macs(tokens, hidden, 32)
-    assert 12 * head + 1536 * neuron == 4 * tokens * hidden**2 + 2 * tokens**2 * hidden + 2 * tokens * hidden * 1536
 
 
 def rearranged_by_loop(gradients: Tensor, removed: list[int]) -> list[int]:
