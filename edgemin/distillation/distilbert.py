@@ -207,11 +207,10 @@ class DistilbertDistillation(Distillation):
         if self.soft_weight > 0:
             check_outputs(student, teachers)
         self._last = len(student.layers), len(teacher.layers)
-        # Either side must know what a word is replaced by; a table may be longer than the tokenizer.
-        rows = [
-            side.vocabulary for side in (student, teacher) if side.vocabulary is not None
-        ]  # all, when they are here
-        self._vocabulary = min(rows, default=0)
+        # Either side must know what a word is replaced by; a table may be longer than the tokenizer. How many rows a
+        # stage leaves may not be known in planning.
+        known = [side.vocabulary for side in (student, teacher) if side.vocabulary is not None]
+        self._vocabulary = min(known, default=0)
 
     def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """On a corpus, make the head for masked words."""

@@ -171,12 +171,12 @@ class Outline(_Form):
         return replace(self, layers=tuple(replace(layer, ffn=count) for layer, count in pairs))
 
     def with_layers(self, count: int) -> Outline:
-        """This model with so many of its layers, which of them is not known; what differs among them isn't either."""
+        """This model with so many of its layers: which is not known, nor widths that differ among them."""
+        if count == len(self.layers):
+            return self
         first = self.layers[0]
         heads = first.heads if len({layer.heads for layer in self.layers}) == 1 else None
         ffn = first.ffn if len({layer.ffn for layer in self.layers}) == 1 else None
-        if count == len(self.layers):
-            return self
         left = tuple(replace(layer, heads=heads, ffn=ffn) for layer in self.layers[:count])
         held = self.quantized and replace(self.quantized, layers=None)
         return replace(self, layers=left, quantized=held)

@@ -16,6 +16,7 @@ from edgemin.config import Part
 from edgemin.data.module import DataModule
 from edgemin.encoder import parts, quantized, taps
 from edgemin.encoder.outline import Outline
+from edgemin.pruning.selection import removal_count
 from edgemin.training.fit import Fit
 from edgemin.training.stage import Effect, Place, Stage
 
@@ -90,7 +91,7 @@ class UnstructuredPruning(Stage):
 
 def smallest(weights: Tensor, ratio: float) -> Tensor:
     """Positions of the int(ratio x n) smallest of n weights by magnitude; of equal ones the first."""
-    return weights.abs().argsort(stable=True)[: int(ratio * len(weights))]
+    return weights.abs().argsort(stable=True)[: removal_count(len(weights), ratio)]
 
 
 def _weights(model: PreTrainedModel) -> list[Tensor]:

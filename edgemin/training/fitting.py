@@ -219,8 +219,8 @@ def run(
     with live_line(f"{stage.name}  finishing"):
         finished = ranks.together(lambda: rounding.finish(stage, state)).cpu().eval()
     seconds = time.monotonic() - spent.began
-    told = list(stage.notes), stage.findings, points
-    return Fitted(finished, spent.steps, seconds, *told, state, stage.scores, stage.tokenizer)
+    notes, findings = list(stage.notes), stage.findings
+    return Fitted(finished, spent.steps, seconds, notes, findings, points, state, stage.scores, stage.tokenizer)
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:

@@ -147,8 +147,8 @@ def test_a_control_stands_beside_the_row_that_it_controls(tmp_path: Path) -> Non
     config = {
         "distill": {"_target_": "edgemin.distillation.minilmv2.MiniLMv2"},
         "no_teacher": {"_target_": "edgemin.finetune.Finetune"},
-        "prune": {"_target_": "edgemin.pruning.stage.HeadPruning"},
-        "random_prune": {"_target_": "edgemin.pruning.stage.HeadPruning"},
+        "prune": {"_target_": "edgemin.pruning.stage.Pruning"},
+        "random_prune": {"_target_": "edgemin.pruning.stage.Pruning"},
     }
     controls = {4: ["finetune", "no_teacher"], 5: ["finetune", "distill", "random_prune"]}
     rows = [
