@@ -9,11 +9,13 @@ import pytest
 import tiny
 import torch
 from bundles import SENTENCES, exported, mistake, saved, tokens
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import edgemin
+from edgemin import artifact
 from edgemin.deploy.runtime import open_model
 from edgemin.pruning.stage import Pruning
+from edgemin.pruning.vocabulary import VocabularyPruning
 
 FAMILIES = (*tiny.CUTTABLE, "electra")
 STRUCTURES = ("heads", "ffn", "layers", "hidden")
@@ -68,3 +70,26 @@ def test_a_model_that_lost_units_of_every_structure_answers_in_a_runtime_as_in_t
         found = torch.tensor(opened.answers({name: tensor.numpy() for name, tensor in tokens(texts).items()}))
         expected = tiny.logits(model, tokens(texts))
         torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_pruned_vocabulary_goes_with_its_tokenizer(tmp_path: Path) -> None:
+    data, source = tiny.data(tmp_path / "work", max_train_examples=6), tmp_path / "artifact"
+    stage = tiny.stage(VocabularyPruning, epochs=0, learning_rate=1e-3, batch_size=8)
+    fitted = tiny.fit(stage, tiny.model(), data, work=tmp_path / "work")
+    source.mkdir()
+    artifact.save(source, fitted.model, fitted.tokenizer, {"seed": 7, "task": {"name": "toy"}})
+    model, tokenizer = edgemin.load(source)
+    assert tokenizer is not None and len(tokenizer) < len(data.tokenizer)
+    given = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    expected = tiny.logits(model, given)
+    for form in ("transformers", "onnxruntime", "openvino"):
+        out = tmp_path / form
+        assert exported(f"artifact={source}", f"deploy={form}", f"out={out}") == 0
+        if form == "transformers":
+            stock = AutoModelForSequenceClassification.from_pretrained(out)
+            found = tiny.logits(
+                stock, AutoTokenizer.from_pretrained(out)(list(SENTENCES), padding=True, return_tensors="pt")
+            )
+        else:
+            found = torch.tensor(open_model(form, out, 1).answers({name: given[name].numpy() for name in given}))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -220,7 +220,7 @@ def test_what_cannot_be_cut_is_refused_with_the_reason_and_changes_nothing(surge
 def test_heads_can_be_pruned_down_to_one_of_each_layer() -> None:
     shape = tiny.outline("mobilebert", 3, 512, 4)
     tiny.effect(tiny.stage(Pruning, ratio=0.5, scope="global", epochs=1), shape)
-    with pytest.raises(UserError, match=r"^ratio: expected one that leaves a head in all 3 layers"):
+    with pytest.raises(UserError, match=r"^ratio: expected one that leaves 1 of the heads in all 3 layers"):
         tiny.effect(tiny.stage(Pruning, ratio=0.9, scope="global", epochs=1), shape)
 
 

@@ -32,6 +32,7 @@ from edgemin.study.plan import build
 FEW = {"max_train_examples": 6, "max_evaluation_examples": 40}
 OF_FAMILY = {
     "bert": "wordpiece",
+    "electra": "wordpiece",
     "distilbert": "words",
     "roberta": "bpe",
     "modernbert": "bpe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -213,9 +214,8 @@ def test_shrinking_asks_for_a_checkpoint_in_one_line_and_trains_nothing() -> Non
 def test_a_control_of_what_the_chosen_pruning_lacks_says_so(choice: str) -> None:
     with pytest.raises(OmegaConfBaseException) as asked:
         studies.settings("order=prune_distill_quantize", f"prune={choice}", tiny=False)
-    assert one_line(asked.value) == (
-        "prune: expected a choice with the setting structure, which random_prune takes from it, given one without"
-    )
+    line = r"prune: expected a choice with the setting \w+, which random_prune takes from it, given one without"
+    assert re.fullmatch(line, one_line(asked.value))
 
 
 def test_every_launcher_has_a_plugin() -> None:
