@@ -81,12 +81,12 @@ def test_torch_alone_has_no_such_table() -> None:
 
 
 def test_it_is_written_in_every_form_and_printed(tmp_path: Path) -> None:
-    written = write.write_job(run_json.save(tmp_path, run()))
+    written = write.of_job(run_json.save(tmp_path, run())).write()
     assert {f"tables/runtimes.{suffix}" for suffix in render.FORMATS} <= set(written)
     page = (tmp_path / "report.md").read_text()
     assert "Every row in every runtime" in page and "89.70" in page and "99.77" in page
     shown = io.StringIO()
-    write.print_job(tmp_path, shown)
+    write.of_job(tmp_path).show(shown)
     assert "Every row in every runtime" in shown.getvalue() and "onnxruntime" in shown.getvalue()
 
 
@@ -172,9 +172,9 @@ def test_the_costliest_operators_stand_by_row_with_the_file_that_has_all() -> No
 
 
 def test_all_of_it_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = write.write_job(run_json.save(tmp_path, everything()))
+    written = write.of_job(run_json.save(tmp_path, everything())).write()
     assert {"tables/grid.csv", "tables/profile.md", "figures/latency_runtimes.png"} <= set(written)
-    write.print_job(tmp_path)
+    write.of_job(tmp_path).show()
     printed = capsys.readouterr().out
     assert "Batches: latency" in printed and "The costliest operators in torch" in printed
 
