@@ -16,6 +16,7 @@ from scipy import stats
 from edgemin.errors import UserError
 from edgemin.report import comparisons_table, paired, render, schema, tables, write
 from edgemin.report import statistics as st
+from edgemin.report.__main__ import main
 from edgemin.report.comparisons import Comparison, comparisons
 from edgemin.report.fold import Line, Statistic, Study, fold
 from edgemin.report.paired import Score
@@ -225,6 +226,29 @@ def test_a_row_that_jobs_share_is_compared_with_nothing_that_they_do_not_share(t
     assert len(paired.distinct([shared, own])) == 1, "the same artifact in both jobs is one model"
     changed = other.rows[1].model_copy(update={"artifact": "another"})
     assert paired.distinct([shared, Line(own.runs, (own.rows[0], changed))]) == []
+
+
+def test_one_seed_has_intervals_for_other_examples_alone_and_the_foot_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can ask for two levels of it: what an interval is for follows from how many seeds there are."""
+    wrong = [range(10), range(60), range(40, 60)]
+    job(tmp_path / "study/0", wrong, seed=1)
+    assert main([f"study={tmp_path}/study"]) == 0
+    alone = capsys.readouterr().out
+    assert "one pair of models: McNemar's mid-p, and Bonett and Price's interval, for other examples (400 ex" in alone
+    assert "of metrics for other examples like these 400\n" in alone and "other seeds" not in alone
+    job(tmp_path / "study/1", [range(10), range(50), range(30, 60)], seed=2)
+    assert main([f"study={tmp_path}/study"]) == 0
+    both = capsys.readouterr().out
+    assert "for other seeds and other examples (400 examples, 2 seeds)" in both
+
+
+def test_rows_that_have_one_seed_in_common_are_one_pair_of_models(tmp_path: Path) -> None:
+    one = job(tmp_path / "0", [range(10), range(60)], seed=1)
+    other = job(tmp_path / "1", [range(10), range(50), range(30, 60)], seed=2)
+    found = of(comparisons(fold([one, other])), "+ Distillation", "parent")
+    assert (found.test, len(found.differences)) == (paired.MCNEMAR, 1)
 
 
 def test_the_margin_is_that_of_the_job_or_of_the_command(tmp_path: Path) -> None:
