@@ -100,7 +100,9 @@ def stage_table(study: Study, compared: Sequence[Comparison] = ()) -> Table | No
         measures += [m.ratio("flops", reference, FULL)]
     title = "What each stage cost and bought"
     doubts = comparisons_table.noise_notes(compared)
-    built = _table("stages", title, study, study.keys, entries(study), [*measures, *GATE], doubts=doubts)
+    built = _table(
+        "stages", title, study, study.keys, entries(study), [*m.served(measures, study), *GATE], doubts=doubts
+    )
     below = tuple(("", sentence) for sentence in interaction.sentences(study))
     return replace(built, footnotes=built.footnotes + below) if built is not None else None
 

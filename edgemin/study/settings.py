@@ -89,7 +89,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """
     found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(found, dict)
-
     plain = {str(key): node for key, node in found.items()}
     if isinstance(plain.get("measure"), dict) and plain["measure"].get("_target_", "") is None:
         plain["measure"] = None

@@ -80,6 +80,24 @@ def test_torch_alone_has_no_such_table() -> None:
     assert "runtimes" not in [table.name for table in tables.tables(study(run_json.run()))]
 
 
+def test_the_stage_table_has_the_times_of_the_one_runtime_that_serves_every_row() -> None:
+    served = run_json.with_runtimes(run_json.run(), {"openvino": 0.25})
+    stages = tables.stage_table(study(served))
+    assert stages is not None
+    assert mean(stages, ROW, "openvino_latency_padded_p50_ms") == 25.1 / 4
+    assert mean(stages, ROW, "openvino_speed_up_padded_to_teacher") == pytest.approx(62.7 / 25.1)
+    shown = column_keys(stages.for_people())
+    assert "openvino_latency_padded_p50_ms" in shown and "latency_padded_p50_ms" not in shown
+    assert mean(stages, ROW, "latency_padded_p50_ms") == 25.1, "torch's is in the CSV"
+    for other in (
+        run(),
+        run_json.with_runtimes(run_json.run(), {"openvino": 0.25, "onnxruntime": 0.5}),
+        run_json.run(),
+    ):
+        table = tables.stage_table(study(other))
+        assert table is not None and "latency_padded_p50_ms" in column_keys(table.for_people())
+
+
 def test_it_is_written_in_every_form_and_printed(tmp_path: Path) -> None:
     written = write.of_job(run_json.save(tmp_path, run())).write()
     assert {f"tables/runtimes.{suffix}" for suffix in render.FORMATS} <= set(written)
