@@ -24,7 +24,7 @@ from edgemin.study.job import read_study, run_job
 from edgemin.study.nodes import Plan
 from edgemin.study.plan import build
 from edgemin.study.results import FILE
-from edgemin.study.settings import conf_directory
+from edgemin.study.settings import conf_directory, resolved
 
 Settings = dict[str, Any]
 
@@ -91,9 +91,7 @@ def settings(*overrides: str, tiny: bool = True) -> Settings:
     for entry in parsed:
         if entry not in files:
             OmegaConf.update(cfg, entry.key_or_group, entry.value(), merge=True, force_add=entry.is_add())
-    found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    return resolved(cfg)
 
 
 def plan(*overrides: str) -> Plan:

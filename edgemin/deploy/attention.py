@@ -1,7 +1,7 @@
 """Attention as runtimes fuse it: two products, one scale, one mask.
 
-What torch's own fused attention becomes in ONNX turns the keys over by way of three dimensions, scales both factors and
-asks behind every product whether a token may look at none. OpenVINO and ONNX Runtime keep these operators as they are.
+What torch's own fused attention becomes in ONNX transposes the keys by way of a tensor of three dimensions, scales both
+factors, and checks after every softmax whether a token may look at none. OpenVINO and ONNX Runtime do not fuse that.
 
 Shapes: B sentences, A heads, T tokens, D width of a head.
 """

@@ -24,8 +24,6 @@ divides both widths; the contrast is that of Khosla et al. (arXiv 2004.11362), o
 student's [CLS] put through W_h; τ is 1.
 
 A relation of samples depends on who else is in the batch, by nature: its size and composition are settings of L_2.
-
-Shapes: B batch, T tokens, Ht and Hs widths of teacher and student.
 """
 
 from __future__ import annotations
@@ -38,12 +36,13 @@ import torch
 from torch import Tensor, nn
 
 from edgemin.config import Count, NonNegative, Part, Positive
-from edgemin.distillation.relation import check_relation_heads, common_relation_heads, relation_kl
+from edgemin.distillation.relation import check_relation_heads, common_relation_heads
 from edgemin.distillation.sample_relations import contrastive_relation, sample_relation
+from edgemin.distillation.token_relations import attention_relation, token_relation
 from edgemin.encoder.outline import LayerOutline, Outline
 from edgemin.encoder.taps import Reading
 from edgemin.errors import UserError
-from edgemin.training.attention import attention_outputs, check_rebuildable
+from edgemin.training.attention import check_rebuildable
 from edgemin.training.distillation import Asks
 from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
@@ -53,48 +52,6 @@ from edgemin.training.soft_targets import check_outputs, output_loss
 from edgemin.training.stage import Effect, Place
 from edgemin.training.teaching import Teaching
 from edgemin.training.two_fits import TwoFits
-
-
-def token_relation(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """L_EMB: KL of the teacher's relation of tokens from the student's, averaged over sequences.
-
-    Args:
-        teacher: embeddings `[B, T, Ht]`; get no gradient.
-        student: embeddings `[B, T, Hs]` of the same tokens.
-        mask: `[B, T]`, non-zero where there is a token.
-
-    Returns:
-        A scalar in nats; 0 for equal relations.
-    """
-    return relation_kl(teacher, student, mask, relation_heads=1)
-
-
-def attention_relation(
-    teacher: tuple[Tensor, Tensor, Tensor],
-    student: tuple[Tensor, Tensor, Tensor],
-    mask: Tensor,
-    *,
-    teacher_heads: int,
-    student_heads: int,
-    relation_heads: int,
-) -> Tensor:
-    """L_MHA of one pair of layers: KL of the relations of attention's outputs, averaged over sequences.
-
-    Args:
-        teacher: raw queries, keys and values `[B, T, Ht]` of the teacher's layer; get no gradient.
-        student: those of the student's layer, `[B, T, Hs]`.
-        mask: `[B, T]`, non-zero where there is a token.
-        teacher_heads: attention heads of the teacher's layer.
-        student_heads: attention heads of the student's layer.
-        relation_heads: A, the parts that the outputs of all heads are re-split into; a divisor of both widths.
-
-    Returns:
-        A scalar in nats; 0 for equal relations.
-    """
-    with torch.no_grad():
-        target = attention_outputs(*teacher, mask, teacher_heads)
-    return relation_kl(target, attention_outputs(*student, mask, student_heads), mask, relation_heads)
-
 
 _INSIDE, _PREDICTION = ("embedding", "attention", "hidden"), ("sample", "contrastive", "soft")
 

@@ -19,13 +19,14 @@ MOMENTUM = 0.99
 
 
 class QuantizedLinear(Quantized, nn.Linear):
-    """`y = q(x) q(W)ᵀ + b`.
+    """A linear layer that rounds its weights and, where asked, its inputs: `y = q(x) q(W)ᵀ + b`.
+
+    With static activations one `input_scale` and one `input_zero_point` serve all inputs. Both are NaN until
+    [`fit_inputs`][edgemin.quantization.layers.QuantizedLinear.fit_inputs] has seen calibration data.
 
     Args:
-        linear: gives its weights and bias.
-        spec: how it is quantized. With static activations there are `input_scale` and `input_zero_point`, one number
-            each; they are not-a-number until
-            [`QuantizedLinear.fit_inputs`][edgemin.quantization.layers.QuantizedLinear.fit_inputs].
+        linear: the layer whose weights and bias it takes.
+        spec: how it is quantized.
     """
 
     input_scale: Tensor

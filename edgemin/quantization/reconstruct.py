@@ -51,10 +51,10 @@ class Reconstruction(Stage):
     \tilde x_{n-1} = \lambda_t x_{n-1} + (1 - \lambda_t) \hat x_{n-1}, \quad \lambda_t = max(1 - t / T_0, 0)
     $$
 
-    averaged over sequences, in each over tokens and hidden units, x what the full-precision model's layers give and x̂
-    what the quantized ones do (MREM with annealed teacher forcing, arXiv 2109.15082; the first phase of EfficientQAT,
-    arXiv 2407.11062). Last comes what follows the layers, by the squared error of the logits, on the quantized model's
-    own hidden states. Embeddings are only rounded. There is no dropout.
+    Here $x$ are the hidden states of the full-precision model, $\hat x$ those of the quantized one; squared errors are
+    averaged over hidden units and tokens, then over sequences (MREM with annealed teacher forcing, arXiv 2109.15082;
+    the first phase of EfficientQAT, arXiv 2407.11062). Last comes what follows the layers, by the squared error of the
+    logits, on the quantized model's own hidden states. Embeddings are only rounded. There is no dropout.
 
     Some calibration sentences are kept aside: nothing learns from them. A block keeps, of its states at its start, at
     its end and four times in between, the one with the least error on them. `findings["reconstruction"]` has each

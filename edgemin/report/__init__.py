@@ -1,4 +1,4 @@
 """Tables, figures and pages built from run.json alone; nothing here loads torch.
 
-`edgemin.report.write` is the way in: `write_job`, `write_study`, `rebuild`, `print_job`, `print_study`.
+`edgemin.report.write` is the way in: `of_job`, `of_study`, `rebuild`.
 """

@@ -39,11 +39,11 @@ def report(
     the tables of runtimes, as rows named <row> on <device>.
     """
     from edgemin.report.devices import find, read
-    from edgemin.report.write import print_study, rebuild
+    from edgemin.report.write import rebuild
 
     measured = [read(file) for file in find(devices)] if devices else []
-    written = rebuild(study, measured, margin)
-    print_study(study, devices=measured, margin=margin)
+    written, shown = rebuild(study, measured, margin)
+    shown.show()
     pages = [str(path) for name, path in written.items() if name.endswith("report.md")]
     print(f"{len(written)} files written; start with {pages[-1]}")
 

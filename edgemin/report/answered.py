@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemin.errors import UserError
-from edgemin.report import scores, stored
+from edgemin.report import paired, scores, stored
 from edgemin.report.fields import Row
 from edgemin.report.fold import Line
 from edgemin.report.schema import Run
@@ -88,37 +88,30 @@ def read(run: Run, row: Row) -> Answered | None:
 def of_seeds(line: Line, *references: str) -> list[tuple[Answered, ...]]:
     """The answers of a row in every seed, each with those of the rows that it is compared with.
 
-    What several seeds share, as a teacher that is not trained anew, counts once. A row that several jobs share has no
-    pair with a row that they do not share.
-
     Args:
         line: the row.
         references: what it is compared with: `parent`, `teacher` or `student`.
 
     Returns:
-        One tuple per seed that has them all: the row's, then the references' in their order.
+        A tuple for each of the [`distinct`][edgemin.report.paired.distinct] models whose predictions were kept: the
+        row's answers, then the references' in their order. Nothing where the row has no such reference, or is it.
 
     Raises:
         UserError: a file of predictions cannot be used, or seeds have not the same examples.
     """
-    found: dict[object, tuple[Answered, ...]] = {}
-    for jobs in line.seeds.values():
-        models = [
-            [row, *(run.reference(name, row) for name in references)]
-            for run, row in zip(jobs.runs, jobs.rows, strict=True)
-        ]
-        artifacts = {tuple(one.artifact if one is not None else None for one in several) for several in models}
-        rows = [one for one in models[0] if one is not None]
-        if len(artifacts) > 1 or len(rows) <= len(references) or any(one is rows[0] for one in rows[1:]):
+    others = [other for name in references if (other := paired.reference(line, name)) is not None]
+    if len(others) < len(references) or any(other.rows == line.rows for other in others):
+        return []
+    found: list[tuple[Answered, ...]] = []
+    for models in paired.distinct([line, *others]):
+        answers = [answered for run, row in models if (answered := read(run, row)) is not None]
+        if len(answers) < len(models):
             continue
-        answers = [answered for one in rows if (answered := read(jobs.runs[0], one)) is not None]
-        if len(answers) == len(rows):
-            known = artifacts.pop()
-            found.setdefault(known if None not in known else id(rows[0]), tuple(answers))
-            first = next(iter(found.values()))[0].examples.rows
-            if not np.array_equal(first, answers[0].examples.rows):
-                raise UserError(
-                    f"{jobs.runs[0].file}: expected predictions on the same examples as those of the other seeds of "
-                    f"{rows[0].name!r}, given others"
-                )
-    return list(found.values())
+        found.append(tuple(answers))
+        if not np.array_equal(found[0][0].examples.rows, answers[0].examples.rows):
+            run, row = models[0]
+            raise UserError(
+                f"{run.file}: expected predictions on the same examples as those of the other seeds of {row.name!r}, "
+                "given others"
+            )
+    return found

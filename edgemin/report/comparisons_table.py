@@ -32,7 +32,7 @@ def table(study: Study, found: Sequence[Comparison]) -> Table | None:
         Column("name", "Model", level=CORE, text=True),
         Column("against", "Against", level=CORE, text=True),
         _POINTS,
-        Column("interval", "95 %", level=CORE, text=True),
+        Column("interval", "95 %", level=CORE, text=True, in_csv=False),
         replace(_POINTS, key="low_fraction", title="95 % from", level=FULL),
         replace(_POINTS, key="high_fraction", title="95 % to", level=FULL),
         Column("p", "p", digits=3, level=FULL),

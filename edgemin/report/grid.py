@@ -30,6 +30,7 @@ class Column:
         text: holds text, not numbers.
         marks: its footnotes.
         group: columns that follow one another and have the same are not torn apart.
+        in_csv: False where other columns hold its numbers one by one.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Column:
     text: bool = False
     marks: tuple[str, ...] = ()
     group: str = ""
+    in_csv: bool = True
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,25 @@ def in_runtime(measure: Measure, runtime: str) -> Measure:
     return replace(measure, runtime=None if measure.is_metric and runtime == TORCH else runtime)
 
 
+def served(measures: Sequence[Measure], study: Study) -> list[Measure]:
+    """Times in the runtime that serves the rows, where that is one beside torch; then torch's are in the CSV alone.
+
+    It is where every row was timed in torch and in one other runtime.
+    """
+    rows = [row for run in study.runs for row in run.rows]
+    (first, *others) = [[name for name in row.cost.runtimes if name != TORCH] for row in rows]
+    if len(first) != 1 or any(other != first for other in others):
+        return list(measures)
+    found = []
+    for measure in measures:
+        if measure.form is not None and measure.runtime == TORCH and measure.column.level < FULL:
+            key, title = f"{first[0]}_{measure.column.key}", f"{measure.column.title}, {first[0]}"
+            found.append(replace(in_runtime(measure, first[0]), column=replace(measure.column, key=key, title=title)))
+            measure = replace(measure, column=replace(measure.column, level=FULL))
+        found.append(measure)
+    return found
+
+
 def for_task(measure: Measure, task: str, several: bool) -> Measure:
     """A measure of one task's job; its heading names the task where there are several."""
     if not several:

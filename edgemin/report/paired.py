@@ -20,8 +20,8 @@ from edgemin.report.scores import Answers, Numbers
 from edgemin.report.statistics import Spread
 
 MCNEMAR, BOOTSTRAP, OVER_SEEDS = "McNemar's mid-p", "paired bootstrap", "t over seeds and examples"
-_Models = tuple[tuple[Run, Row], ...]
-"""One job and row for each term."""
+Models = tuple[tuple[Run, Row], ...]
+"""A job and its row for each of several rows that are compared."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def estimate(terms: Sequence[tuple[float, Line]], score: Score) -> Estimate | No
             of, or the seeds answered different ones.
     """
     weights = [weight for weight, _ in terms]
-    answered = [_answered(models, score) for models in _distinct(terms)]
+    answered = [_answered(models, score) for models in distinct([line for _, line in terms])]
     known = [one for one in answered if one is not None]
     if not known or len(known) < len(answered):
         return None
@@ -112,18 +112,23 @@ def missing(run: Run) -> list[str]:
     return [row.name for row in named if stored.answers(run, row, task, split) is None]
 
 
-def _distinct(terms: Sequence[tuple[float, Line]]) -> list[_Models]:
-    """The models of each seed, those that are the same in several seeds once."""
-    by_seed = [line.first_of_each_seed.seeds for _, line in terms]
-    found: dict[tuple[object, ...], _Models] = {}
+def distinct(lines: Sequence[Line]) -> list[Models]:
+    """The models that several rows have in each seed, those that are the same in several seeds once.
+
+    Left out are seeds that not all rows have, and those in which one of the rows is several models: a row that several
+    jobs share cannot be compared with one that they do not share.
+    """
+    by_seed = [line.seeds for line in lines]
+    found: dict[tuple[object, ...], Models] = {}
     for seed in by_seed[0]:
-        if all(seed in seeds for seeds in by_seed):
-            models = tuple((seeds[seed].runs[0], seeds[seed].rows[0]) for seeds in by_seed)
+        here = [seeds[seed] for seeds in by_seed if seed in seeds]
+        if len(here) == len(lines) and all(len(line.models.rows) == 1 for line in here):
+            models = tuple((line.runs[0], line.rows[0]) for line in here)
             found.setdefault(tuple(row.artifact or id(row) for _, row in models), models)
     return list(found.values())
 
 
-def _answered(models: _Models, score: Score) -> tuple[NDArray[Any], list[Answers]] | None:
+def _answered(models: Models, score: Score) -> tuple[NDArray[Any], list[Answers]] | None:
     """The labels, and what each model answers."""
     tasks = {run.task.name: row.name for run, row in models}
     if len(tasks) > 1:

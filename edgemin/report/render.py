@@ -77,11 +77,12 @@ def escape_markdown(text: str) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """The table as CSV: every column, raw numbers in the unit that the column's name says.
+    """The table as CSV: every column but those for people alone, raw numbers in the unit that the column's name says.
 
     Where seeds are folded, a column holds the mean, and `<column>_sd` and `<column>_n` follow it; then the ends of its
     95 % interval, `<column>_low` and `<column>_high`, where any of its numbers has one.
     """
+    table = table.only([place for place, column in enumerate(table.columns) if column.in_csv])
     folded = table.folded
     header: list[str] = []
     bounded = [table.bounded(place) for place in range(len(table.columns))]

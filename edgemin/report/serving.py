@@ -5,18 +5,62 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgemin.errors import UserError
+from edgemin.medians import around_median
+from edgemin.report.entries import entries
 from edgemin.report.fields import Latency, Row, Runtime
+from edgemin.report.fold import fold
+from edgemin.report.grid import CORE
+from edgemin.report.measures import in_runtime, latency
+from edgemin.report.noise import Noise
 from edgemin.report.schema import Run, find, read
 
 EXPORTED = ("onnxruntime", "openvino")  # runtimes that have a bundle
+_TIMED = latency("padded", "p50", CORE)
 _MIB = 2**20
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A row in a runtime that has a bundle, timed there."""
+
+    run: Run
+    row: Row
+    runtime: str
+
+    @property
+    def cost(self) -> Runtime:
+        return self.row.cost.runtimes[self.runtime]
+
+    @property
+    def p50(self) -> float:
+        return _padded(self.cost).p50 or math.inf
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The better row comes first: the more accurate, of equal ones the smaller."""
+        task = self.run.task
+        score = self.row.score(task.name, self.run.first_split, task.metric, self.runtime)
+        return math.inf if score is None else -score, self.cost.size_bytes or math.inf
+
+    def is_no_slower(self, fastest: _Served, noise: Noise) -> bool:
+        """Whether it does the same task, and is slower than the fastest by no more than noise."""
+        if self.run.task.name != fastest.run.task.name:
+            return False
+        floors = [noise.floor(in_runtime(_TIMED, one.runtime)) for one in (self, fastest)]
+        if any(floor is not None and floor.covers(self.p50 / fastest.p50) for floor in floors):
+            return True
+        ratios = _padded(self.cost).over(_padded(fastest.cost)) if self.run is fastest.run else []
+        return bool(ratios) and around_median(ratios)[0] <= 1
 
 
 def commands(directory: Path) -> list[str]:
     """How to export and ask the fastest row that passed the quality gate, over all jobs below a directory.
+
+    Of rows whose latencies differ by no more than noise, it is the most accurate one, then the smallest.
 
     Args:
         directory: of a job or a sweep; its `run.json` files have just been written.
@@ -24,33 +68,39 @@ def commands(directory: Path) -> list[str]:
     Returns:
         Lines to print; none where no row was exported to a runtime that has a bundle.
     """
+    runs = [read(file) for file in find(directory)]
     candidates = [
-        (_rank(cost), run, row, name)
-        for run in map(read, find(directory))
+        _Served(run, row, name)
+        for run in runs
         for row in run.rows
         if not row.control and not row.collapsed and (row.gate is None or row.gate.passed)
         for name, cost in row.cost.runtimes.items()
-        if name in EXPORTED
+        if name in EXPORTED and _padded(cost).p50
     ]
     if not candidates:
         return []
-    _, run, row, name = min(candidates, key=lambda candidate: candidate[0])
-    cost, out = row.cost.runtimes[name], directory / "bundle"
-    facts = [text for text in (_score(run, row, name), _milliseconds(cost), _size(cost)) if text]
-    artifact = Path(str(run.chosen("paths", "store"))) / str(row.artifact)
-    export = {"artifact": artifact, "deploy": name, "study": run.file.parent, "out": out}
+    fastest, noise = min(candidates, key=lambda one: one.p50), Noise(entries(fold(runs)))
+    as_fast = [one for one in candidates if one is fastest or one.is_no_slower(fastest, noise)]
+    best = min(as_fast, key=lambda one: one.rank)
+    row, out = best.row, directory / "bundle"
+    facts = [_score(best.run, row, best.runtime), _milliseconds(best.cost), _size(best.cost)]
+    others = dict.fromkeys(
+        one.row.name if one.runtime == best.runtime else f"{one.row.name} in {one.runtime}"
+        for one in as_fast
+        if (one.row.name, one.runtime) != (row.name, best.runtime)
+    )
+    said = f"; as fast within the noise, and no more accurate: {', '.join(others)}" if others else ""
+    artifact = Path(str(best.run.chosen("paths", "store"))) / str(row.artifact)
+    export = {"artifact": artifact, "deploy": best.runtime, "study": best.run.file.parent, "out": out}
     ask = {"model": out, "text": "a gripping story"}
-    if len(run.chosen("task", "text_columns") or ()) == 2:
+    if len(best.run.chosen("task", "text_columns") or ()) == 2:
         ask["text_pair"] = "a dull one"
     return [
-        f"To serve {row.name}, of the rows that passed the quality gate the fastest ({', '.join(facts)} in {name}):",
+        f"To serve {row.name}, of the rows that passed the quality gate the fastest "
+        f"({', '.join(filter(None, facts))} in {best.runtime}{said}):",
         f"  {_command('edgemin.export', export)}",
         f"  {_command('edgemin.predict', ask)}",
     ]
-
-
-def _rank(cost: Runtime) -> tuple[float, float]:
-    return _padded(cost).p50 or math.inf, cost.size_bytes or math.inf
 
 
 def _padded(cost: Runtime) -> Latency:

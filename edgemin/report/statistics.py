@@ -126,11 +126,10 @@ def proportion_interval(right: int, examples: int) -> tuple[float, float]:
 def seeds_alone(values: Sequence[float]) -> Spread:
     """The t interval over seeds: it holds what more seeds would give on these very examples.
 
-    Raises:
-        UserError: there is one seed, which says nothing about others.
+    Args:
+        values: of each seed, at least two, as one says nothing about others.
     """
-    if len(values) < 2:
-        raise UserError(f"seed: expected at least two seeds for an interval over seeds, given {len(values)}")
+    assert len(values) > 1, "of one seed there is an interval for other examples alone"
     return Spread(float(np.std(values, ddof=1)) / math.sqrt(len(values)), len(values) - 1, 0.0)
 
 
@@ -157,9 +156,6 @@ def over_seeds(values: Sequence[float], shared: Numbers) -> Spread:
     Args:
         values: of each seed, at least two.
         shared: `[S, S]`, the covariance that these have because of their examples.
-
-    Raises:
-        UserError: there is one seed.
     """
     alone = seeds_alone(values)
     seeds = len(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from edgemin.errors import UserError
 from edgemin.report.grid import CORE, Table
 from edgemin.report.render import markdown
 from edgemin.report.schema import FILE
-from edgemin.report.write import rebuild, study_tables
+from edgemin.report.write import of_study, rebuild
 
 PAGE = "README.md"
 _BEGIN, _END = "<!-- result:", "<!-- end of result -->"
@@ -40,14 +40,18 @@ def rebuild_all(folder: Annotated[str, _FOLDER]) -> None:
     if not top.is_dir():
         raise UserError(f"folder: expected a directory of studies, given {folder}, which is none")
     later, files = [], 0
+    built: dict[Path, list[Table]] = {}
     for study in sorted(entry for entry in top.iterdir() if entry.is_dir()):
         found = runs(study)
-        files += sum(len(rebuild(run)) for run in found)
+        for run in found:
+            written, report = rebuild(run)
+            files += len(written)
+            built[run.resolve()] = report.tables
         if not found and (study / PAGE).is_file():
             later.append(study.name)
     pages = [page for page in (top.absolute().parent / PAGE, *sorted(top.glob(f"*/{PAGE}"))) if page.is_file()]
     for page in pages:
-        page.write_text(filled(page), encoding="utf-8")
+        page.write_text(filled(page, built), encoding="utf-8")
     print(f"{top}: {files} files and {len(pages)} pages written")
     if later:
         print(f"no {FILE} yet, to be computed again: {', '.join(later)}")
@@ -60,25 +64,30 @@ def runs(study: Path) -> list[Path]:
     return sorted(entry for entry in study.iterdir() if entry.is_dir() and next(entry.rglob(FILE), None) is not None)
 
 
-def filled(page: Path) -> str:
+def filled(page: Path, built: Mapping[Path, Sequence[Table]]) -> str:
     """A page with the tables that it asks for.
+
+    Args:
+        page: the file.
+        built: the tables of runs that have just been built, by their directories.
 
     Raises:
         UserError: there is no such run, table or column, or a block has no end.
     """
     text = page.read_text(encoding="utf-8")
-    made = _BLOCK.sub(lambda block: _block(page, block["asked"].strip()), text)
+    made = _BLOCK.sub(lambda block: _block(page, block["asked"].strip(), built), text)
     if text.count(_BEGIN) != len(_BLOCK.findall(text)):
         raise UserError(f"{page}: expected {_END} behind every {_BEGIN} ... -->")
     return made
 
 
-def _block(page: Path, asked: str) -> str:
+def _block(page: Path, asked: str, built: Mapping[Path, Sequence[Table]]) -> str:
     where, _, columns = asked.partition("|")
     run, name = where.split() if len(where.split()) == 2 else ("", "")
     if not run:
         raise UserError(f"{page}: result: expected <run> <table>, given {where.strip() or 'nothing'}")
-    tables = {table.name: table for table in study_tables(page.parent / run)}
+    directory = (page.parent / run).resolve()
+    tables = {table.name: table for table in built.get(directory) or of_study(directory).tables}
     if name not in tables:
         raise UserError(f"{page}: result: expected a table of {run} ({', '.join(tables)}), given {name}")
     table = tables[name]

@@ -17,7 +17,7 @@ from edgemin.report import (
     sensitivity,
 )
 from edgemin.report import measures as m
-from edgemin.report.comparisons import Comparison, comparisons
+from edgemin.report.comparisons import Comparison
 from edgemin.report.entries import Entry, entries, side_by_side
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.footnotes import cell_notes, column_notes, interval_notes, study_notes
@@ -29,16 +29,15 @@ from edgemin.report.noise import Noise
 from edgemin.report.titles import metric_column, metric_title, split_title, task_title
 
 
-def tables(study: Study, with_devices: Study | None = None, margin: float | None = None) -> list[Table]:
+def tables(study: Study, compared: Sequence[Comparison] = (), with_devices: Study | None = None) -> list[Table]:
     """All tables that the study has numbers for, the stage table first.
 
     Args:
         study: the jobs.
+        compared: its comparisons.
         with_devices: the same with the rows that were measured on other devices too, for the tables of runtimes.
-        margin: differences below it count as none; None: as the jobs say.
     """
     wider = with_devices or study
-    compared = comparisons(study, margin)
     built = (
         stage_table(study, compared),
         comparisons_table.table(study, compared),
@@ -101,7 +100,9 @@ def stage_table(study: Study, compared: Sequence[Comparison] = ()) -> Table | No
         measures += [m.ratio("flops", reference, FULL)]
     title = "What each stage cost and bought"
     doubts = comparisons_table.noise_notes(compared)
-    built = _table("stages", title, study, study.keys, entries(study), [*measures, *GATE], doubts=doubts)
+    built = _table(
+        "stages", title, study, study.keys, entries(study), [*m.served(measures, study), *GATE], doubts=doubts
+    )
     below = tuple(("", sentence) for sentence in interaction.sentences(study))
     return replace(built, footnotes=built.footnotes + below) if built is not None else None
 

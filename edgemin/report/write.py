@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
@@ -11,7 +13,7 @@ from edgemin.plain_text import printable
 from edgemin.report import published as literature
 from edgemin.report.against_figure import against
 from edgemin.report.bits_figure import bits_figures
-from edgemin.report.comparisons import comparisons
+from edgemin.report.comparisons import Comparison, comparisons
 from edgemin.report.devices import Measured, merged
 from edgemin.report.figures import figures
 from edgemin.report.fold import Study, fold
@@ -27,42 +29,145 @@ from edgemin.report.sensitivity_figure import sensitivities
 from edgemin.report.tables import tables
 
 
-def write_job(run_dir: Path | str, devices: Sequence[Measured] = (), margin: float | None = None) -> dict[str, Path]:
-    """Writes the tables, figures and page of one job beside its run.json.
+@dataclass(frozen=True)
+class Report:
+    """What is written and shown of one job, or over the jobs of a study; what both need is computed once.
+
+    Args:
+        directory: where its files are written.
+        runs: the jobs.
+        links: the directories of a study's jobs, which its page links to.
+        failed: a line for each job that failed or is missing.
+        devices: what was measured on other devices.
+        margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
+    """
+
+    directory: Path
+    runs: Sequence[Run]
+    links: Sequence[Path] = ()
+    failed: Sequence[str] = ()
+    devices: Sequence[Measured] = ()
+    margin: float | None = None
+
+    def write(self) -> dict[str, Path]:
+        """Writes the tables, figures and page.
+
+        Returns:
+            The files written, by their path relative to the directory: `tables/stages.md`, `report.md` ...
+
+        Raises:
+            UserError: a job has no rows, or its predictions or the published figures it names cannot be used.
+        """
+        if not any(run.rows for run in self.runs):
+            raise UserError(f"{self.runs[0].file}: rows: expected at least one row, given none")
+        written = {}
+        for name, data in self._contents().items():
+            path = self.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            written[name] = path
+        return written
+
+    def show(self, file: TextIO | None = None) -> None:
+        """Prints the main tables, and which jobs have no result.
+
+        They are the stage table, or Tables III and IV where no task was run; then, among others, the published figures
+        beside ours.
+
+        Args:
+            file: where to; standard output by default.
+        """
+        main = ("stages",) if self._study.tasks else ("table3_size", "table4_flops")
+        for table in self.tables:
+            if table.name in (*main, "comparisons", "broken", "runtimes", "grid", "profile", "published"):
+                terminal(table, file)
+        said = list(self._remarks)
+        if self.failed:
+            said.append(f"{failed_jobs(len(self.runs), self.failed)}:")
+            said += [f"  {printable(line)}" for line in self.failed]
+        for line in said:
+            print(line, file=file)
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables, the published figures beside ours last."""
+        return self._built[0]
+
+    @property
+    def _remarks(self) -> list[str]:
+        """Why something is missing where it is."""
+        return self._built[1]
+
+    @cached_property
+    def _built(self) -> tuple[list[Table], list[str]]:
+        own = tables(self._study, self._compared, self._with_devices)
+        built, published_remarks = _with_published(self._study, own)
+        return built, [*_without_predictions(self._study), *published_remarks]
+
+    @cached_property
+    def _study(self) -> Study:
+        return fold(self.runs)
+
+    @cached_property
+    def _with_devices(self) -> Study:
+        return fold(merged(self.runs, self.devices))
+
+    @cached_property
+    def _compared(self) -> list[Comparison]:
+        return comparisons(self._study, self.margin)
+
+    def _contents(self) -> dict[str, bytes]:
+        study, with_devices = self._study, self._with_devices
+        drawn, skipped = figures(study)
+        drawn += against(self._compared)
+        drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study) + prunings(study)
+        contents: dict[str, bytes] = {}
+        for table in self.tables:
+            for suffix, form in FORMATS.items():
+                contents[f"tables/{table.name}.{suffix}"] = form(table).encode()
+        orders = {pipeline(run): None for run in study.runs}
+        for number, order in enumerate(orders, 1):
+            stem = "pipeline" if len(orders) == 1 else f"pipeline_{number}"
+            contents[f"figures/{stem}.svg"] = order.encode()
+        for drawing in drawn:
+            for suffix, data in drawing.files.items():
+                contents[f"figures/{drawing.name}.{suffix}"] = data
+        links = [job.relative_to(self.directory).as_posix() for job in self.links]
+        remarks = self._remarks + skipped
+        contents["report.md"] = page(study, self.tables, list(contents), remarks, links, self.failed).encode()
+        return contents
+
+
+def of_job(run_dir: Path | str, devices: Sequence[Measured] = (), margin: float | None = None) -> Report:
+    """The report of one job, whose files stand beside its run.json.
 
     Args:
         run_dir: the job's directory.
         devices: what was measured on other devices; those of artifacts that the job does not have are left to others.
         margin: a difference of the main metric below it counts as none, a fraction; None: as the job says.
 
-    Returns:
-        The files written, by their path relative to the directory: `tables/stages.md`, `report.md` ...
-
     Raises:
-        UserError: its run.json, or the published figures it names, cannot be used.
+        UserError: its run.json cannot be used.
     """
     run = read(Path(run_dir))
     own = {row.artifact for row in run.rows}
     here = [one for one in devices if one.content.artifact in own]
-    return _write(Path(run_dir), [run], [], devices=here, margin=margin)
+    return Report(Path(run_dir), [run], devices=here, margin=margin)
 
 
-def write_study(
+def of_study(
     study_dir: Path | str,
     failed: Sequence[str] = (),
     devices: Sequence[Measured] = (),
     margin: float | None = None,
-) -> dict[str, Path]:
-    """Writes the tables, figures and page over all jobs below a directory.
+) -> Report:
+    """The report over all jobs below a directory.
 
     Args:
         study_dir: the sweep's directory.
-        failed: a line for each job that failed or is missing, for the page.
+        failed: a line for each job that failed or is missing.
         devices: what was measured on other devices.
         margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
-
-    Returns:
-        The files written, by their path relative to the directory.
 
     Raises:
         UserError: there is no run.json below it, or one cannot be used.
@@ -70,10 +175,12 @@ def write_study(
     top = Path(study_dir)
     files = find(top)
     jobs = [file.parent for file in files if file.parent != top]
-    return _write(top, [read(file) for file in files], jobs, failed, devices, margin)
+    return Report(top, [read(file) for file in files], jobs, failed, devices, margin)
 
 
-def rebuild(directory: Path | str, devices: Sequence[Measured] = (), margin: float | None = None) -> dict[str, Path]:
+def rebuild(
+    directory: Path | str, devices: Sequence[Measured] = (), margin: float | None = None
+) -> tuple[dict[str, Path], Report]:
     """Writes everything again: each job's, and the study's where the directory is not itself a job's.
 
     Args:
@@ -82,7 +189,7 @@ def rebuild(directory: Path | str, devices: Sequence[Measured] = (), margin: flo
         margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
 
     Returns:
-        The files written, by their path relative to the directory.
+        The files written, by their path relative to the directory, and the report of the directory itself.
 
     Raises:
         UserError: a run.json cannot be used, a device's artifact is in none, or a margin is none.
@@ -92,76 +199,12 @@ def rebuild(directory: Path | str, devices: Sequence[Measured] = (), margin: flo
     merged([read(file) for file in files], devices)  # refused before anything is written
     written: dict[str, Path] = {}
     for file in files:
-        job = file.parent.relative_to(top)
-        written |= {(job / name).as_posix(): path for name, path in write_job(file.parent, devices, margin).items()}
+        job, report = file.parent.relative_to(top), of_job(file.parent, devices, margin)
+        written |= {(job / name).as_posix(): path for name, path in report.write().items()}
     if files[0].parent != top:
-        written |= write_study(top, devices=devices, margin=margin)
-    return written
-
-
-def study_tables(directory: Path | str) -> list[Table]:
-    """The tables of a job, or over all jobs below a directory, as `rebuild` writes them.
-
-    Raises:
-        UserError: there is no run.json, or one cannot be used.
-    """
-    study = fold([read(file) for file in find(directory)])
-    return _tables(study, study)[0]
-
-
-def print_job(run_dir: Path | str, file: TextIO | None = None) -> None:
-    """Prints a job's main tables.
-
-    They are the stage table, or Tables III and IV where no task was run; then the published figures
-    beside ours.
-
-    Args:
-        run_dir: the job's directory.
-        file: where to; standard output by default.
-    """
-    _print([read(Path(run_dir))], file)
-
-
-def print_study(
-    study_dir: Path | str,
-    file: TextIO | None = None,
-    failed: Sequence[str] = (),
-    devices: Sequence[Measured] = (),
-    margin: float | None = None,
-) -> None:
-    """Prints the main tables over all jobs below a directory.
-
-    Args:
-        study_dir: the sweep's directory.
-        file: where to; standard output by default.
-        failed: a line for each job that failed or is missing, to be printed below the tables.
-        devices: what was measured on other devices.
-        margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
-    """
-    runs = [read(path) for path in find(study_dir)]
-    _print(runs, file, devices, margin)
-    if failed:
-        said = [f"{failed_jobs(len(runs), failed)}:", *(f"  {printable(line)}" for line in failed)]
-        print("\n".join(said), file=file)
-
-
-def _print(
-    runs: Sequence[Run], file: TextIO | None, devices: Sequence[Measured] = (), margin: float | None = None
-) -> None:
-    study = fold(runs)
-    built, remarks = _tables(study, fold(merged(runs, devices)), margin)
-    main = ("stages",) if study.tasks else ("table3_size", "table4_flops")
-    for table in built:
-        if table.name in (*main, "comparisons", "broken", "runtimes", "grid", "profile", "published"):
-            terminal(table, file)
-    for remark in remarks:
-        print(remark, file=file)
-
-
-def _tables(study: Study, with_devices: Study, margin: float | None = None) -> tuple[list[Table], list[str]]:
-    """The tables, the published figures beside ours last; and why something is missing where it is."""
-    built, published_remarks = _with_published(study, tables(study, with_devices, margin))
-    return built, [*_without_predictions(study), *published_remarks]
+        report = of_study(top, devices=devices, margin=margin)
+        written |= report.write()
+    return written, report
 
 
 def _without_predictions(study: Study) -> list[str]:
@@ -199,41 +242,3 @@ def _locate(name: str, runs: Sequence[Run]) -> Path | None:
     """A file that run.json names: as it stands, or seen from a directory above the run, as a clone is."""
     above = [folder / name for run in runs for folder in run.file.resolve().parents]
     return next((path for path in (Path(name), *above) if path.is_file()), None)
-
-
-def _write(
-    top: Path,
-    runs: Sequence[Run],
-    jobs: Sequence[Path],
-    failed: Sequence[str] = (),
-    devices: Sequence[Measured] = (),
-    margin: float | None = None,
-) -> dict[str, Path]:
-    if not any(run.rows for run in runs):
-        raise UserError(f"{runs[0].file}: rows: expected at least one row, given none")
-    study = fold(runs)
-    with_devices = fold(merged(runs, devices))
-    built, remarks = _tables(study, with_devices, margin)
-    drawn, skipped = figures(study)
-    drawn += against(comparisons(study, margin))
-    drawn += latencies(with_devices) + bits_figures(study) + sensitivities(study) + prunings(study)
-    contents: dict[str, bytes] = {}
-    for table in built:
-        for suffix, form in FORMATS.items():
-            contents[f"tables/{table.name}.{suffix}"] = form(table).encode()
-    orders = {pipeline(run): None for run in study.runs}
-    for number, order in enumerate(orders, 1):
-        stem = "pipeline" if len(orders) == 1 else f"pipeline_{number}"
-        contents[f"figures/{stem}.svg"] = order.encode()
-    for drawing in drawn:
-        for suffix, data in drawing.files.items():
-            contents[f"figures/{drawing.name}.{suffix}"] = data
-    links = [job.relative_to(top).as_posix() for job in jobs]
-    contents["report.md"] = page(study, built, list(contents), remarks + skipped, links, failed).encode()
-    written = {}
-    for name, data in contents.items():
-        path = top / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        written[name] = path
-    return written

@@ -20,7 +20,7 @@ from edgemin.processes import ranks
 from edgemin.progress import live_line, node_line
 from edgemin.report import published as literature
 from edgemin.report.published import Published
-from edgemin.report.write import print_job, write_job
+from edgemin.report.write import Report, of_job
 from edgemin.store.artifacts import Store
 from edgemin.store.disk import disk_errors, write_atomically
 from edgemin.store.provenance import git_revision, versions
@@ -118,6 +118,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
         UserError: a mistake of the user's; what was computed before is kept.
     """
     started, run_dir = datetime.now(UTC), Path(job["run_dir"])
+    reports: list[Report] = []  # of several processes, the first has it
     with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
         with live_line("plan  reading models and data", beside_bars=True):
             asked = ranks.together(lambda: _read(settings, job, transfer))
@@ -147,16 +148,18 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
                     write_atomically(run_dir / PUBLISHED_FILE, literature.text(asked.published).encode())
                 results.write(run_dir, {**content, "rows": rows})
                 with live_line("tables and figures  drawing"):
-                    paths = write_job(run_dir)
+                    report = of_job(run_dir)
+                    paths = report.write()
                 tracker.rows(rows, content["task"])
                 tracker.figures([path for path in paths.values() if path.suffix == ".png"])
+                reports.append(report)
 
             ranks.from_main(conclude)
             failed = False
         finally:
             tracker.close(failed)
-    if ranks.is_main():
-        print_job(run_dir)
+    for report in reports:
+        report.show()
 
 
 @dataclass(frozen=True)

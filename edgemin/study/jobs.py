@@ -133,7 +133,7 @@ class Jobs(Callback):
     def _conclude(self, config: DictConfig) -> None:
         # Loaded only now: Hydra asks for this object before it answers --help.
         from edgemin.report.serving import commands
-        from edgemin.report.write import print_study, write_study
+        from edgemin.report.write import of_study
 
         if config.get("plan") or launch.place().rank > 0:
             return
@@ -142,8 +142,9 @@ class Jobs(Callback):
         self.failed += failed  # some are of other processes
         lines = [failure.line for failure in failed]
         try:
-            written = write_study(directory, lines)
-            print_study(directory, failed=lines)
+            report = of_study(directory, lines)
+            written = report.write()
+            report.show()
         except UserError as error:
             print(f"No table over the sweep: {error}", file=sys.stderr)
             return

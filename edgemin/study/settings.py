@@ -44,15 +44,18 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
         UserError: what is wrong in the configuration and can be told before any class is constructed.
     """
     try:
-        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain = resolved(cfg)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    assert isinstance(settings, dict)
-    plain: dict[str, Any] = {str(key): value for key, value in settings.items()}
     check_paths(cfg)
     context, references = HydraConfig.get(), _references(cfg)
     _check_keys(plain, references)
     chosen = {override.partition("=")[0].lstrip("+~") for override in context.overrides.task}
+    given = _given(context.overrides.task, references)
+    for key in given:
+        group = key.partition(".")[0]
+        if group != key and group in plain and plain[group] is None:
+            raise UserError(_turned_off(key))
     if plain.get("stages") is not None and "order" in chosen:
         raise UserError("stages: expected either stages=[...] or order=<name>, given both")
     job = {
@@ -61,7 +64,7 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
         "overrides": [word for word in context.overrides.task if not word.startswith("launcher=")],
         "command": " ".join(["python -m edgemin.train", *words()]),
         "experiment": context.runtime.choices.get("experiment"),
-        "given": _given(context.overrides.task, references),
+        "given": given,
         "set_by": _set_by(context.runtime.choices),
         "run_dir": Path(context.runtime.output_dir),
         "group": _group(plain["study"], context),
@@ -76,6 +79,20 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
     ):
         raise UserError(f"evaluate.transfer: expected a list of tasks such as [mnli, qqp], given {evaluate}")
     return plain, job, {name: _task(name, plain["task"]) for name in evaluate["transfer"]}
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values; None for `measure` where its choice, `none`, has settings but no class.
+
+    Raises:
+        OmegaConfBaseException: a value is missing, or refers to one that there is not.
+    """
+    found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(found, dict)
+    plain = {str(key): node for key, node in found.items()}
+    if isinstance(plain.get("measure"), dict) and plain["measure"].get("_target_", "") is None:
+        plain["measure"] = None
+    return plain
 
 
 def is_launched(context: Any) -> bool:
@@ -220,7 +237,7 @@ def one_line(error: Exception) -> str:
             and key.count(".") == 1
             and Path(conf_directory(), group).is_dir()
         ):
-            return f"{key}: expected no settings of {group}, which is turned off ({group}=none or null), given one"
+            return _turned_off(key)
         return unknown(key, f" (to add one of your own write +{key}=...)")
     if choice := re.search(
         r"Could not find '([^']*)' Available options in '([^']*)': (.*?)(?: Config search path|$)", text
@@ -240,6 +257,12 @@ def one_line(error: Exception) -> str:
         group, key, reader = absent.groups()
         return f"{group}: expected a choice with the setting {key}, which {reader} takes from it, given one without"
     return text.removesuffix(" Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
+
+
+def _turned_off(key: str) -> str:
+    """The line for a setting of a group that is not used."""
+    group = key.partition(".")[0]
+    return f"{key}: expected no settings of {group}, which is turned off ({group}=none or null), given one"
 
 
 def _is_hydras(error: Exception) -> bool:

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from edgemin import config
 from edgemin.data.module import DataModule
-from edgemin.distillation.mlkd import MLKD, attention_relation, token_relation
+from edgemin.distillation.mlkd import MLKD
 from edgemin.distillation.relation import relation_kl
 from edgemin.distillation.sample_relations import contrastive_relation, sample_relation
+from edgemin.distillation.token_relations import attention_relation, token_relation
 from edgemin.encoder import building, slicing, taps
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from edgemin import config
 from edgemin.data.module import DataModule
-from edgemin.distillation.mobilebert import MobileBERT, feature_map_error, mean_error, variance_error
+from edgemin.distillation.feature_maps import feature_map_error, mean_error, variance_error
+from edgemin.distillation.mobilebert import MobileBERT
 from edgemin.distillation.multi import Multi
 from edgemin.distillation.relation import attention_kl
 from edgemin.encoder import parts, slicing, taps

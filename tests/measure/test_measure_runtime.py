@@ -34,6 +34,7 @@ from edgemin.measure.process import WorkerProcess
 from edgemin.measure.rounds import Cell, Schedule, Timing, Turn, evenly_spaced, percentiles, spread
 from edgemin.measure.runtime import LENGTHS, Measure, Variant, measure
 from edgemin.measure.worker import Opened, padded_input, sentence_input
+from edgemin.study.settings import resolved
 
 CONF = Path(__file__).parents[2] / "conf"
 QUICK = Measure(length=16, warmup=1, runs=7, rounds=3, max_rounds=3, sentences=5, threads=1)
@@ -613,4 +614,4 @@ def test_the_configuration_is_the_class_and_none_is_nothing() -> None:
         assert config.construct(node, "measure") == plain
         grid = OmegaConf.to_container(compose(overrides=["+measure=grid"]).measure)
         assert config.construct(grid, "measure") == replace(plain, batch_sizes=[1, 8, 32])
-        assert compose(overrides=["+measure=none"]).measure is None
+        assert resolved(compose(overrides=["+measure=none"]))["measure"] is None

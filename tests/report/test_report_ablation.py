@@ -161,12 +161,12 @@ def test_without_times_or_task_what_is_known_is_shown() -> None:
 
 def test_a_program_can_read_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = run_json.save(tmp_path, crossed())
-    written = write.write_job(job)
+    written = write.of_job(job).write()
     assert {f"tables/interaction.{suffix}" for suffix in render.FORMATS} < set(written)
     rows = list(csv.DictReader(io.StringIO(written["tables/interaction.csv"].read_text())))
     assert float(rows[-1]["accuracy_difference_fraction"]) == pytest.approx(-0.03)
     assert "What stages do by themselves and together" in written["report.md"].read_text()
-    write.print_job(job)
+    write.of_job(job).show()
     assert "interaction of prune and quantize: " in capsys.readouterr().out
 
 

@@ -227,7 +227,7 @@ def test_at_most_ten_are_listed(tmp_path: Path) -> None:
 
 def test_both_are_written_beside_the_others(tmp_path: Path) -> None:
     job(tmp_path, {TEACHER: (), BASELINE: (), DISTILLED: (4,)})
-    written = write.write_job(tmp_path)
+    written = write.of_job(tmp_path).write()
     for name in ("broken", "hardest"):
         assert {f"tables/{name}.{suffix}" for suffix in ("md", "csv", "tex")} < set(written)
     rows = list(csv.DictReader(io.StringIO(written["tables/broken.csv"].read_text())))

@@ -14,12 +14,12 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 from edgemin.errors import UserError
-from edgemin.report import comparisons_table, paired, render, schema, tables
+from edgemin.report import comparisons_table, paired, render, schema, tables, write
 from edgemin.report import statistics as st
+from edgemin.report.__main__ import main
 from edgemin.report.comparisons import Comparison, comparisons
 from edgemin.report.fold import Line, Statistic, Study, fold
 from edgemin.report.paired import Score
-from edgemin.report.write import rebuild
 
 N = 400
 LABELS = np.random.default_rng(9).integers(2, size=N)
@@ -181,6 +181,9 @@ def test_the_table_and_the_marks_that_it_leaves(tmp_path: Path) -> None:
     assert row[2].value == Statistic(pytest.approx(0.1), None, 1)
     for form in render.FORMATS.values():
         assert "equivalent" in form(table)
+    assert "| 95 % |" in render.markdown(table)
+    header = render.comma_separated(table).splitlines()[0].split(",")
+    assert "interval" not in header and {"low_fraction", "high_fraction"} <= set(header)
     stages = tables.stage_table(known, found)
     assert stages is not None
     (mark,) = notes(stages, cell(stages, "+ Head pruning", "accuracy_fraction").marks)
@@ -198,13 +201,63 @@ def test_the_table_and_the_marks_that_it_leaves(tmp_path: Path) -> None:
     assert csv[1:4] == ["accuracy_fraction", "accuracy_fraction_low", "accuracy_fraction_high"]
 
 
+def test_what_is_written_and_shown_is_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(tmp_path)
+    asked: list[float | None] = []
+
+    def counted(known: Study, margin: float | None) -> list[Comparison]:
+        asked.append(margin)
+        return comparisons(known, margin)
+
+    monkeypatch.setattr(write, "comparisons", counted)
+    written, report = write.rebuild(tmp_path, margin=0.02)
+    report.show()
+    assert asked == [0.02]
+    assert {"tables/comparisons.csv", "figures/against.png"} <= set(written)
+    assert "Which differences of accuracy are more than noise" in capsys.readouterr().out
+
+
+def test_a_row_that_jobs_share_is_compared_with_nothing_that_they_do_not_share(tmp_path: Path) -> None:
+    one, other = (job(tmp_path / name, [range(10), range(60)]) for name in ("one", "other"))
+    shared, own = (line(one, other, row=row) for row in (0, 1))
+    assert [[row.name for _, row in models] for models in paired.distinct([shared])] == [["Teacher"]]
+    assert len(paired.distinct([shared, own])) == 1, "the same artifact in both jobs is one model"
+    changed = other.rows[1].model_copy(update={"artifact": "another"})
+    assert paired.distinct([shared, Line(own.runs, (own.rows[0], changed))]) == []
+
+
+def test_one_seed_has_intervals_for_other_examples_alone_and_the_foot_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can ask for two levels of it: what an interval is for follows from how many seeds there are."""
+    wrong = [range(10), range(60), range(40, 60)]
+    job(tmp_path / "study/0", wrong, seed=1)
+    assert main([f"study={tmp_path}/study"]) == 0
+    alone = capsys.readouterr().out
+    assert "one pair of models: McNemar's mid-p, and Bonett and Price's interval, for other examples (400 ex" in alone
+    assert "of metrics for other examples like these 400\n" in alone and "other seeds" not in alone
+    job(tmp_path / "study/1", [range(10), range(50), range(30, 60)], seed=2)
+    assert main([f"study={tmp_path}/study"]) == 0
+    both = capsys.readouterr().out
+    assert "for other seeds and other examples (400 examples, 2 seeds)" in both
+
+
+def test_rows_that_have_one_seed_in_common_are_one_pair_of_models(tmp_path: Path) -> None:
+    one = job(tmp_path / "0", [range(10), range(60)], seed=1)
+    other = job(tmp_path / "1", [range(10), range(50), range(30, 60)], seed=2)
+    found = of(comparisons(fold([one, other])), "+ Distillation", "parent")
+    assert (found.test, len(found.differences)) == (paired.MCNEMAR, 1)
+
+
 def test_the_margin_is_that_of_the_job_or_of_the_command(tmp_path: Path) -> None:
     config = {"evaluate": {"margin": 0.02}}
     assert {one.margin for one in comparisons(study(tmp_path / "0", config=config))} == {0.02}
     assert {one.margin for one in comparisons(study(tmp_path / "1", config=config), 0.03)} == {0.03}
     assert {one.margin for one in comparisons(study(tmp_path / "2"))} == {0.01}
     with pytest.raises(UserError, match="margin: expected a fraction above 0 and below 1"):
-        rebuild(tmp_path / "0", margin=1.0)
+        write.rebuild(tmp_path / "0", margin=1.0)
     assert not (tmp_path / "0/tables").exists()
 
 
@@ -212,7 +265,7 @@ def test_predictions_that_are_missing_are_said_once_and_the_tables_are_built(tmp
     known = study(tmp_path)
     (tmp_path / "predictions/3/sst2.validation.safetensors").unlink()
     assert not [one for one in comparisons(known) if one.row == "+ Head pruning"]
-    rebuild(tmp_path)
+    write.rebuild(tmp_path)
     page = (tmp_path / "report.md").read_text()
     assert f"no predictions in {tmp_path / 'predictions'} of + Head pruning; expected those" in page.replace("\\_", "_")
 

@@ -54,7 +54,10 @@ def test_a_row_that_a_device_measured_stands_behind_its_row_against_the_teacher_
 
 def test_other_tables_know_nothing_of_devices_and_no_teacher_there_means_no_speed_up(tmp_path: Path) -> None:
     study = merged(written(tmp_path, **run_json.device(LAST, 50.0)))
-    built = {table.name: table for table in tables.tables(fold([parse(Path("run.json"), run_json.run())]), study)}
+    built = {
+        table.name: table
+        for table in tables.tables(fold([parse(Path("run.json"), run_json.run())]), with_devices=study)
+    }
     assert [row[0].value for row in built["stages"].rows].count(ROW) == 0
     assert cell(built["runtimes"], ROW, "speed_up_padded_to_teacher").value is None
     assert cell(built["runtimes"], ROW, "accuracy_fraction").value is None

@@ -156,16 +156,16 @@ def test_boxes_of_the_pipeline_do_not_overlap() -> None:
 def test_everything_is_rebuilt_byte_for_byte_from_run_json_alone(tmp_path: Path) -> None:
     for number, data in enumerate(sweep()):
         run_json.save(tmp_path / str(number), data)
-    first = {name: path.read_bytes() for name, path in write.rebuild(tmp_path).items()}
+    first = {name: path.read_bytes() for name, path in write.rebuild(tmp_path)[0].items()}
     for name in first:
         (tmp_path / name).unlink()
-    again = {name: path.read_bytes() for name, path in write.rebuild(tmp_path).items()}
+    again = {name: path.read_bytes() for name, path in write.rebuild(tmp_path)[0].items()}
     assert again == first
     assert {"report.md", "tables/stages.md", "0/tables/table3_size.tex", "2/figures/pipeline.svg"} < set(first)
 
 
 def test_links_of_the_page_lead_to_files(tmp_path: Path) -> None:
-    written = write.write_job(run_json.save(tmp_path, run_json.run()))
+    written = write.of_job(run_json.save(tmp_path, run_json.run())).write()
     page = written["report.md"].read_text(encoding="utf-8")
     for name in written:
         assert name == "report.md" or f"]({name})" in page
@@ -177,15 +177,15 @@ def test_published_figures_are_found_from_the_run_and_their_absence_is_said(
 ) -> None:
     data = {**run_json.run(), "published": "papers/published.yaml"}
     job = run_json.save(tmp_path / "outputs" / "0", data)
-    write.write_job(job)
+    write.of_job(job).write()
     assert "papers/published.yaml was not found" in (job / "report.md").read_text(encoding="utf-8")
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "published.yaml").write_text("rows: {Teacher: {size_mib: 255.41}}")
-    assert "tables/published.md" in write.write_job(job)
-    write.print_job(job)
+    assert "tables/published.md" in write.of_job(job).write()
+    write.of_job(job).show()
     assert "Published figures and ours" in capsys.readouterr().out
     (tmp_path / "papers" / "published.yaml").write_text("rows: 7")
-    assert "tables/stages.md" in write.write_job(job)
+    assert "tables/stages.md" in write.of_job(job).write()
     assert "rows: expected an object" in (job / "report.md").read_text(encoding="utf-8")
 
 
@@ -197,8 +197,8 @@ def test_runs_of_architectures_alone_print_size_and_operations(
     for row in data["rows"]:
         row["metrics"] = {}
     job = run_json.save(tmp_path, data)
-    write.write_job(job)
-    write.print_job(job)
+    write.of_job(job).write()
+    write.of_job(job).show()
     printed = capsys.readouterr().out
     assert "Table III" in printed and "Table IV" in printed and "Table II:" not in printed
 
@@ -219,6 +219,6 @@ def test_a_figure_that_is_missing_says_why_and_what_to_do() -> None:
 def test_no_file_is_written_outside_by_a_name(tmp_path: Path) -> None:
     for number, task in enumerate(("../../a", "/b")):
         run_json.save(tmp_path / "s" / str(number), run_json.run(task=task, number=number, overrides=(f"task={task}",)))
-    for path in write.write_study(tmp_path / "s").values():
+    for path in write.of_study(tmp_path / "s").write().values():
         assert path.resolve().is_relative_to(tmp_path / "s")
     assert not (tmp_path / "a.png").exists()

@@ -275,8 +275,8 @@ def test_the_tables_of_a_sweep_say_which_jobs_have_no_result(tmp_path: Path) -> 
     failed = ["job 2 (prune.ratio=2): prune.ratio: expected less than 1,\ngiven \x1b[31m2"]
     said = r"job 2 (prune.ratio=2): prune.ratio: expected less than 1, given \x1b[31m2"
     shown = io.StringIO()
-    write.print_study(tmp_path, shown, failed)
+    write.of_study(tmp_path, failed).show(shown)
     assert shown.getvalue().endswith(f"\n1 of 3 jobs has no result:\n  {said}\n")
-    page = write.write_study(tmp_path, failed)["report.md"].read_text(encoding="utf-8")
+    page = write.of_study(tmp_path, failed).write()["report.md"].read_text(encoding="utf-8")
     assert f"## 1 of 3 jobs has no result\n\n- {render.escape_markdown(said)}\n" in page
-    assert "no result" not in write.write_study(tmp_path)["report.md"].read_text(encoding="utf-8")
+    assert "no result" not in write.of_study(tmp_path).write()["report.md"].read_text(encoding="utf-8")

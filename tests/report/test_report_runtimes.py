@@ -80,13 +80,31 @@ def test_torch_alone_has_no_such_table() -> None:
     assert "runtimes" not in [table.name for table in tables.tables(study(run_json.run()))]
 
 
+def test_the_stage_table_has_the_times_of_the_one_runtime_that_serves_every_row() -> None:
+    served = run_json.with_runtimes(run_json.run(), {"openvino": 0.25})
+    stages = tables.stage_table(study(served))
+    assert stages is not None
+    assert mean(stages, ROW, "openvino_latency_padded_p50_ms") == 25.1 / 4
+    assert mean(stages, ROW, "openvino_speed_up_padded_to_teacher") == pytest.approx(62.7 / 25.1)
+    shown = column_keys(stages.for_people())
+    assert "openvino_latency_padded_p50_ms" in shown and "latency_padded_p50_ms" not in shown
+    assert mean(stages, ROW, "latency_padded_p50_ms") == 25.1, "torch's is in the CSV"
+    for other in (
+        run(),
+        run_json.with_runtimes(run_json.run(), {"openvino": 0.25, "onnxruntime": 0.5}),
+        run_json.run(),
+    ):
+        table = tables.stage_table(study(other))
+        assert table is not None and "latency_padded_p50_ms" in column_keys(table.for_people())
+
+
 def test_it_is_written_in_every_form_and_printed(tmp_path: Path) -> None:
-    written = write.write_job(run_json.save(tmp_path, run()))
+    written = write.of_job(run_json.save(tmp_path, run())).write()
     assert {f"tables/runtimes.{suffix}" for suffix in render.FORMATS} <= set(written)
     page = (tmp_path / "report.md").read_text()
     assert "Every row in every runtime" in page and "89.70" in page and "99.77" in page
     shown = io.StringIO()
-    write.print_job(tmp_path, shown)
+    write.of_job(tmp_path).show(shown)
     assert "Every row in every runtime" in shown.getvalue() and "onnxruntime" in shown.getvalue()
 
 
@@ -172,9 +190,9 @@ def test_the_costliest_operators_stand_by_row_with_the_file_that_has_all() -> No
 
 
 def test_all_of_it_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = write.write_job(run_json.save(tmp_path, everything()))
+    written = write.of_job(run_json.save(tmp_path, everything())).write()
     assert {"tables/grid.csv", "tables/profile.md", "figures/latency_runtimes.png"} <= set(written)
-    write.print_job(tmp_path)
+    write.of_job(tmp_path).show()
     printed = capsys.readouterr().out
     assert "Batches: latency" in printed and "The costliest operators in torch" in printed
 

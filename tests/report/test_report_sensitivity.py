@@ -152,8 +152,8 @@ def test_bits_beyond_the_candidates_and_layers_left_alone_are_shown() -> None:
 
 def test_files_are_written_equal_twice_and_a_long_table_opens_on_a_click(tmp_path: Path) -> None:
     job = run_json.save(tmp_path, looked(layers=12))
-    written = {name: path.read_bytes() for name, path in write.write_job(job).items()}
-    again = {name: path.read_bytes() for name, path in write.write_job(job).items()}
+    written = {name: path.read_bytes() for name, path in write.of_job(job).write().items()}
+    again = {name: path.read_bytes() for name, path in write.of_job(job).write().items()}
     assert written == again
     assert written["figures/sensitivity.png"].startswith(b"\x89PNG")
     assert ElementTree.fromstring(written["figures/sensitivity.svg"]).tag.endswith("svg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 from pathlib import Path
@@ -22,7 +23,8 @@ def served(directory: Path, **changed: Any) -> Path:
     content["config"] = {"paths": {"store": "out puts/store"}, "task": {"text_columns": ["premise", "hypothesis"]}}
     for row in content["rows"]:
         torch = row["cost"]["runtimes"]["torch"]
-        row["cost"]["runtimes"]["openvino"] = {**torch, "metrics": row["metrics"], "agreement": 0.995}
+        row["cost"]["runtimes"]["openvino"] = copy.deepcopy({**torch, "metrics": row["metrics"], "agreement": 0.995})
+    content["rows"][-2]["cost"]["runtimes"]["openvino"]["latency_ms"]["padded"]["p50"] *= 1.2  # more than noise
     content["rows"][-1] |= changed
     directory.mkdir(parents=True)
     (directory / "run.json").write_text(json.dumps(content))
@@ -37,6 +39,44 @@ def test_the_fastest_row_that_passed_is_named_with_commands_to_copy(tmp_path: Pa
     assert (given["deploy"], given["study"]) == ("openvino", str(tmp_path / "0"))
     asked = dict(word.split("=", 1) for word in shlex.split(predict)[3:])
     assert asked["model"] == given["out"] and set(asked) == {"model", "text", "text_pair"}
+
+
+def timed(directory: Path, noise: float, last: float, accuracy: float) -> str:
+    """What is said where the two rows that are one graph differ by a share, and the last one is so much slower."""
+    content = json.loads((served(directory) / "run.json").read_text())
+    rows = {row["name"]: row["cost"]["runtimes"]["openvino"] for row in content["rows"]}
+    for name, p50 in (("Student baseline", 90.0), ("+ Distillation", 90 * noise), ("Quantized (not pruned)", 30.0)):
+        rows[name]["latency_ms"]["padded"]["p50"] = p50
+    rows[FASTEST]["latency_ms"]["padded"]["p50"] = 30 * last
+    rows[FASTEST]["metrics"]["sst2"]["validation"]["accuracy"] = accuracy
+    (directory / "run.json").write_text(json.dumps(content))
+    return commands(directory)[0]
+
+
+def test_of_rows_that_are_as_fast_within_the_noise_the_most_accurate_is_named(tmp_path: Path) -> None:
+    for number, (noise, last) in enumerate([(1.05, 1.04), (1.05, 0.96)]):
+        said = timed(tmp_path / f"better {number}", noise, last, 0.95)
+        assert said.startswith(f"To serve {FASTEST}, ") and "accuracy 0.9500" in said
+        assert said.endswith("; as fast within the noise, and no more accurate: Quantized (not pruned)):")
+        worse = timed(tmp_path / f"worse {number}", noise, last, 0.5)
+        assert worse.startswith("To serve Quantized (not pruned), ") and f"no more accurate: {FASTEST})" in worse
+    beyond = timed(tmp_path / "beyond", 1.02, 1.04, 0.95)
+    assert beyond.startswith("To serve Quantized (not pruned), ") and "within the noise" not in beyond
+    equal = timed(tmp_path / "equal", 1.05, 1.04, 0.91)
+    assert equal.startswith(f"To serve {FASTEST}, "), "of equally accurate rows the smaller one"
+
+
+def test_rows_whose_rounds_leave_open_which_is_faster_are_as_fast(tmp_path: Path) -> None:
+    content = json.loads((served(tmp_path / "0") / "run.json").read_text())
+    last, before = (row["cost"]["runtimes"]["openvino"] for row in content["rows"][:-3:-1])
+    last["latency_ms"]["padded"] |= {"p50": 10.0, "rounds": [10.0, 10.1, 9.9, 10.0, 10.2]}
+    before["latency_ms"]["padded"] |= {"p50": 11.0, "rounds": [11.0, 11.2, 9.8, 11.0, 11.1]}
+    before["metrics"]["sst2"]["validation"]["accuracy"] = 0.99
+    (tmp_path / "0" / "run.json").write_text(json.dumps(content))
+    assert commands(tmp_path / "0")[0].startswith("To serve Quantized (not pruned), ")
+    before["latency_ms"]["padded"]["rounds"] = [11.0, 11.2, 10.8, 11.0, 11.1]
+    (tmp_path / "0" / "run.json").write_text(json.dumps(content))
+    assert commands(tmp_path / "0")[0].startswith(f"To serve {FASTEST}, ")
 
 
 @pytest.mark.parametrize(

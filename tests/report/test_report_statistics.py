@@ -96,11 +96,6 @@ def test_seeds_that_agree_by_chance_are_not_taken_at_their_word() -> None:
     assert st.over_seeds([0.0] * 3, st.shared_by_seeds(same)).error > 0
 
 
-def test_one_seed_says_nothing_about_others() -> None:
-    with pytest.raises(UserError, match="seed: expected at least two seeds for an interval over seeds, given 1"):
-        st.over_seeds([0.01], np.zeros((1, 1)))
-
-
 def weighted(count: int, rng: np.random.Generator) -> tuple[Numbers, list[list[int]]]:
     """Three resamples: as weights, and as the places that were drawn."""
     drawn = [list(range(count)), *rng.integers(count, size=(2, count)).tolist()]

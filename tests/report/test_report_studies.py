@@ -84,7 +84,7 @@ def test_a_page_gets_the_columns_that_it_asks_for_and_keeps_the_rest(
 
 def test_a_page_without_columns_gets_those_of_the_runs_own_page(page: Path) -> None:
     ask(page, "run table3_size")
-    block = filled(page).partition("-->\n")[2].partition("<!-- end")[0]
+    block = filled(page, {}).partition("-->\n")[2].partition("<!-- end")[0]
     rebuild_all(str(page.parents[1]))
     assert block == (page.parent / "run" / "tables" / "table3_size.md").read_text()
 
@@ -101,12 +101,12 @@ def test_a_page_without_columns_gets_those_of_the_runs_own_page(page: Path) -> N
 def test_a_page_that_asks_for_what_is_not_there_is_refused_in_a_line(page: Path, asked: str, said: str) -> None:
     ask(page, asked)
     with pytest.raises(UserError, match=re.escape(said)):
-        filled(page)
+        filled(page, {})
 
 
 def test_a_block_without_an_end_is_refused(page: Path) -> None:
     ask(page, "run stages", end="")
     with pytest.raises(UserError, match=r"expected <!-- end of result --> behind every <!-- result: \.\.\. -->"):
-        filled(page)
+        filled(page, {})
     with pytest.raises(UserError, match=r"^folder: expected a directory of studies"):
         rebuild_all(str(page.parent / "nowhere"))

@@ -337,7 +337,7 @@ def test_jobs_of_other_processes_are_heard_of_by_their_files(tmp_path: Path) -> 
         ("published=nosuch.yaml", "published: expected a file of published numbers, given 'nosuch.yaml'"),
         ("published=[1]", "published: expected a string, given [1]"),
         ("~evaluate", "evaluate.transfer: expected a list of tasks"),
-        ("~order", "order: expected a mapping"),
+        ("~order", "order.name: expected a string, given None"),
         ("order.stages=finetune", "order.stages: expected a list"),
     ],
 )
@@ -407,6 +407,30 @@ def test_a_file_that_holds_no_published_numbers_is_refused_before_anything_is_tr
 )
 def test_a_group_that_is_off_or_no_choice_is_said(given: list[str], line: str, command: Command) -> None:
     assert command(*given).line.startswith(line)
+
+
+@pytest.mark.parametrize("asked", ["demo", "deployment int4.group_size=8", "sst2_offline"])
+def test_measuring_is_skipped_in_an_experiment_that_says_how_to_measure(asked: str, command: Command) -> None:
+    done = command(*f"experiment={asked}".split(), "measure=none", "teacher.stages=[finetune]", "plan=true")
+    assert done.code == 0, done.err
+
+
+def test_measuring_is_skipped_where_an_experiment_sets_keys_of_it(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "files" / "experiment").mkdir(parents=True)
+    content = "# @package _global_\ndefaults: [override /measure: runtimes]\nmeasure: {runs: 20, threads: 1}\n"
+    (tmp_path / "files" / "experiment" / "mine.yaml").write_text(content)
+    flags = ("--config-dir", str(tmp_path / "files"))
+    assert command("experiment=mine", "plan=true", flags=flags).code == 0
+    assert command("experiment=mine", "measure.runs=30", "plan=true", flags=flags).line == (
+        "measure.runs: expected no settings of measure, which is turned off (measure=none or null), given one"
+    )
+
+
+def test_an_order_is_told_its_comparisons_on_the_command_line(command: Command) -> None:
+    asked = ["order=distill", "plan=true"]
+    assert command(*asked, "order.comparisons=[[+ Distillation,'Control: no teacher']]").code == 0
+    line = command(*asked, "order.comparisons=[[Pruned,Teacher]]").line
+    assert line.startswith("order.comparisons[0]: expected rows of the order (Teacher, Student baseline, + Dist")
 
 
 def test_the_directory_above_the_group_is_asked_for(command: Command, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_when_the_table_is_written_is_told(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "stages.md")
 
-    monkeypatch.setattr(write, "write_study", full)
+    monkeypatch.setattr(write, "of_study", full)
     with pytest.raises(Ended) as ended:  # Hydra would make a warning of an Exception and go on
         Jobs().on_multirun_end(sweep(tmp_path))
     assert isinstance(ended.value.__cause__, OSError)
