@@ -8,30 +8,21 @@ s = \sigma((\log u - \log(1 - u) + \log\alpha) / \beta), \qquad
 z = \min(1, \max(0, s (\zeta - \gamma) + \gamma)), \qquad \beta = 2/3, \gamma = -0.1, \zeta = 1.1
 $$
 
-Shapes: L layers, A heads of a layer, F FFN units of a layer, H hidden units.
+Gates are told by log α, or by what was made of it, in the form of [`Gates`][edgemin.encoder.gates.Gates].
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from edgemin.encoder.gates import Gates
+
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1  # β, γ, ζ
 SHARPNESS = 0.8  # of gates that stay, at test time
-_LARGEST = math.log(100)  # of log α, either way
-
-
-class Gates(NamedTuple):
-    """log α of all gates, or what was made of it: what decides of a weight is the product of the gates it passes."""
-
-    attention: Tensor  # [L]
-    heads: Tensor  # [L, A]
-    ffn: Tensor  # [L]
-    units: Tensor  # [L, F]
-    hidden: Tensor  # [H], the same in all layers
+LARGEST = math.log(100)  # of log α, either way
 
 
 def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
@@ -43,7 +34,7 @@ def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
 @torch.no_grad()
 def limit(log_alpha: Tensor) -> None:
     """Keep log α, in place, where a gate can still change its mind: 0.01 <= α <= 100."""
-    log_alpha.clamp_(-_LARGEST, _LARGEST)
+    log_alpha.clamp_(-LARGEST, LARGEST)
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:
@@ -51,25 +42,30 @@ def open_probability(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
 
 
-def settled(log_alpha: Tensor) -> Tensor:
-    """The gates at test time, in one dimension: as many are 0 as are expected to be, the lowest.
+def expected_open(log_alpha: Tensor, shift: float = 0.0) -> int:
+    """How many gates are open on average, rounded; with a shift, if every log α were so much larger."""
+    return round(float(open_probability(log_alpha.double() + shift).sum()))
 
-    The others are no noise's and not stretched, but sharper: σ(0.8 log α / β).
+
+def settled(log_alpha: Tensor, open_gates: int | None = None) -> Tensor:
+    """The gates at test time, in one dimension: so many are open, the highest; unless given, as many as expected.
+
+    These are no noise's and not stretched, but sharper: σ(0.8 log α / β). The others are 0.
     """
+    count = expected_open(log_alpha) if open_gates is None else open_gates
     gates = torch.sigmoid(log_alpha / TEMPERATURE * SHARPNESS)
-    closed = round(len(log_alpha) - float(open_probability(log_alpha).sum()))
-    return gates.index_fill(0, log_alpha.argsort(stable=True)[:closed], 0.0)
+    return gates.index_fill(0, log_alpha.argsort(stable=True)[: len(log_alpha) - count], 0.0)
 
 
-def expected_weights(open: Gates, head_size: int) -> Tensor:
+def expected_weights(open: Gates, head_size: int, ffn_matrices: int = 2) -> Tensor:
     """Weights of all layers' matrices on average, biases apart, from each gate's probability to be open.
 
-    A head has 4 H D weights, an FFN unit 2 H; the gates of a weight are independent of each other.
+    A head has 4 H D weights, an FFN unit 2 H, with a gate of its own (ModernBERT) 3 H; the gates that a weight passes
+    are independent of each other.
     """
-    hidden = open.hidden.sum()
-    heads = (open.attention[:, None] * open.heads).sum()
-    units = (open.ffn[:, None] * open.units).sum()
-    return hidden * (4 * head_size * heads + 2 * units)
+    heads = open.attention @ torch.stack([own.sum() for own in open.heads])
+    units = open.ffn @ torch.stack([own.sum() for own in open.units])
+    return open.hidden.sum() * (4 * head_size * heads + ffn_matrices * units)
 
 
 def target_sparsity(target: float, step: int, warmup_steps: int) -> float:

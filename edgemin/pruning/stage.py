@@ -24,6 +24,7 @@ from edgemin.pruning.selection import Schedule, others, select_units
 from edgemin.pruning.several import Several
 from edgemin.pruning.shares import Removable, shares
 from edgemin.pruning.structures import Outputs, Watch
+from edgemin.pruning.taught import taught
 from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
@@ -84,13 +85,9 @@ class Pruning(MethodSum):
         fit: Fit,
         teaching: Teaching,
     ) -> None:
-        if teaching.teacher is None:
-            _check_untaught(teaching, task_weight)
-        if teaching.teacher is not None and not methods:
-            raise UserError(f"methods: expected at least one with a teacher, given none with {teaching.teacher}")
-        taught = teaching.teacher is not None and fit.trains
-        super().__init__(methods=(methods or {}) if taught else {}, task_weight=task_weight, fit=fit, teaching=teaching)
-        self.teachers = self.teachers if taught else ()
+        learnt = taught(methods, task_weight, teaching, fit.trains)
+        super().__init__(methods=learnt, task_weight=task_weight, fit=fit, teaching=teaching)
+        self.teachers = self.teachers if learnt else ()
         self.shares = shares(structure, ratio, ffn_ratio, multiple, scope)
         self.units = Several([share.structure for share in self.shares])
         names = [share.structure.name for share in self.shares]
@@ -296,15 +293,3 @@ class Pruning(MethodSum):
         if saved["ranking"] is not None:
             self._accumulator = self._new_accumulator()
             self._accumulator.load_state_dict(saved["ranking"])
-
-
-def _check_untaught(teaching: Teaching, task_weight: TaskWeight) -> None:
-    """Refuse what only a fine-tuning with a teacher has."""
-    alone = {
-        "corpus": (teaching.corpus, None, "null"),
-        "teacher_cache": (teaching.teacher_cache, False, "false"),
-        "task_weight": (task_weight, "auto", "auto"),
-    }
-    for key, (given, expected, said) in alone.items():
-        if given != expected:
-            raise UserError(f"{key}: expected {said} without a teacher, given {given}")

@@ -616,6 +616,16 @@ PRUNINGS = [
         "distill.teacher: expected one that reads the student's tokens, as it is compared token by token, given ",
         *(VOCAB, "stages=[finetune,vocab,distill]"),
     ),
+    *(
+        pruning("", f"{what}.{line}", f"+prune@{what}={what}", f"stages=[finetune,{what}]", setting.format(what))
+        for what in ("joint", "movement")
+        for line, setting in (
+            ("sparsity: expected a share in [0, 1), given 1", "{}.sparsity=1"),
+            ("sparsity: expected ...given 0.99", "{}.sparsity=0.99"),
+            ("mask_epochs: expected either mask_epochs or mask_steps, given mask_epochs=6", "{}.mask_steps=3"),
+            ("hidden: cannot be cut for mobilebert, whose", "student.family=mobilebert"),
+        )
+    ),
     pruning("", "vocab.min_count: expected ", VOCAB, "vocab.min_count=0", "stages=[finetune,vocab]"),
 ]
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from edgemin.encoder.gates import Gates
 from edgemin.pruning import hard_concrete
-from edgemin.pruning.hard_concrete import Gates
 
 ALPHAS = [-4.0, -1.0, 0.0, 0.7, 3.0]
 

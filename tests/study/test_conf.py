@@ -210,7 +210,7 @@ def test_shrinking_asks_for_a_checkpoint_in_one_line_and_trains_nothing() -> Non
     assert [spec.stages for spec in specs] == [(), ("int8",), ("int4",), ("dynamic_int8",)]
 
 
-@pytest.mark.parametrize("choice", ["vocab", "unstructured"])
+@pytest.mark.parametrize("choice", ["joint", "movement", "vocab", "unstructured"])
 def test_a_control_of_what_the_chosen_pruning_lacks_says_so(choice: str) -> None:
     with pytest.raises(OmegaConfBaseException) as asked:
         studies.settings("order=prune_distill_quantize", f"prune={choice}", tiny=False)

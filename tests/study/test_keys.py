@@ -85,8 +85,8 @@ def test_the_modules_in_a_key_are_these() -> None:
     found = {name: modules(*named()) for name, named in RESULTS.items()}
     assert found["fine-tuning"] == STAGE | {"finetune"} and len(found["fine-tuning"]) <= 23
     assert found["distillation"] == STAGE | DISTILLATION | {"distillation.minilmv2"}
-    own = ("stage", "shares", "several", "selection", "structures", "unit_weights", "findings", "criteria.base")
-    pruning = {f"pruning.{name}" for name in own} | STAGE | TAUGHT | {"training.method_sum"}
+    own = ("stage", "shares", "several", "selection", "structures", "taught", "unit_weights", "findings")
+    pruning = {f"pruning.{name}" for name in (*own, "criteria.base")} | STAGE | TAUGHT | {"training.method_sum"}
     pruning |= {f"encoder.{name}" for name in ("slicing", "truncation", "rotation", "stream", "magnitude")}
     assert found["pruning"] == pruning | {"pruning.criteria.gradients"}
     assert found["pruning by weights"] == pruning | {"pruning.criteria.weights"}

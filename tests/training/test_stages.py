@@ -35,6 +35,7 @@ def small(group: str, name: str) -> dict[str, Any]:
     """A node with its budget cut to two steps."""
     node = tiny.node(group, name)
     cuts = {"epochs": None, "steps": 2, "batch_size": 4, "calibration_examples": 8, "training_steps": 2}
+    cuts |= {"mask_epochs": None, "mask_steps": 2}
     if "prediction_share" in node:  # two fits, each of which must go beyond its first step, whose rate is 0
         cuts |= {"steps": 4, "prediction_share": 0.5}
     return node | {key: value for key, value in cuts.items() if key in node}
@@ -85,7 +86,7 @@ def test_a_stage_of_no_steps_changes_no_kept_weight(pair: tuple[str, str], tmp_p
     settings = small(*pair)
     if "steps" not in settings:
         pytest.skip("trains nothing at all")
-    nothing = {"steps": 0, "ratio": 0.0}
+    nothing = {"steps": 0, "ratio": 0.0, "mask_steps": 0, "sparsity": 0.0}
     settings |= {key: value for key, value in nothing.items() if key in settings}
     stage, start = config.construct(settings, "s", Stage), tiny.model()
     if tiny.plan(stage, start, [start] * len(stage.teachers), head_trained=True).quantizes:
