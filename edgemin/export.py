@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +32,13 @@ def export(
             description="sentences to compare with torch on, as .csv, .jsonl or .parquet; else the task's",
         ),
     ] = None,
+    grid: Annotated[
+        Literal["fp32", "int8", "int4"] | None,
+        Field(
+            title="precision (fp32, int8 or int4)",
+            description="not the model but a layer of it at each width, to time on a device for prune.target.table",
+        ),
+    ] = None,
     study: Annotated[
         Path | None, Field(title="directory", description="the run whose measurements of this artifact the card shows")
     ] = None,
@@ -41,16 +49,11 @@ def export(
     compared with torch before the command ends: on the sentences of texts=<file>, on up to 1000 of the data that the
     artifact was made with where that can still be read, else on random tokens.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out: expected a new or empty directory, given {out}, which is a file")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"out: expected a new or empty directory, given {out}, which is not empty")
-    if deploy == "transformers" and length is not None:
-        raise UserError(f"length: expected none with deploy=transformers, which takes any length, given {length}")
-    if deploy == "transformers" and study is not None:
-        raise UserError(f"study: expected none with deploy=transformers, whose floats no run measures, given {study}")
+    _check_place(out)
+    _check_settings(deploy, grid, length, texts, study)
     from edgemin.artifact import read_provenance
     from edgemin.deploy import bundle, interchange
+    from edgemin.measure import layer_grid
     from edgemin.report.serving import measured
 
     table = None if study is None else measured(study, str(read_provenance(artifact).get("key", artifact.name)))
@@ -59,13 +62,43 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
         written = Path(beside) / "bundle"
         written.mkdir()
-        if deploy == "transformers":
-            found = interchange.write(artifact, written, texts=texts)
+        if grid is not None:
+            models = layer_grid.write_grid(artifact, deploy, grid, written, length)
+            said = f"{models} models of the grid; on the device: python bench.py threads=2"
+        elif deploy == "transformers":
+            said = _compared(written, interchange.write(artifact, written, texts=texts))
         else:
             found = bundle.write(artifact, deploy, written, length=length, texts=texts, measured=table)
+            said = _compared(written, found)
         written.replace(out)
-    size = sum(file.stat().st_size for file in out.glob("model.*")) / 2**20
-    print(f"{out}: {size:.1f} MiB, compared with torch {bundle.in_words(found)}")
+    print(f"{out}: {said}")
+
+
+def _compared(written: Path, found: Mapping[str, Any]) -> str:
+    from edgemin.deploy import bundle
+
+    size = sum(file.stat().st_size for file in written.glob("model.*")) / 2**20
+    return f"{size:.1f} MiB, compared with torch {bundle.in_words(found)}"
+
+
+def _check_place(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: expected a new or empty directory, given {out}, which is a file")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"out: expected a new or empty directory, given {out}, which is not empty")
+
+
+def _check_settings(deploy: str, grid: str | None, length: int | None, texts: Path | None, study: Path | None) -> None:
+    """Refuse settings that contradict each other."""
+    if deploy == "transformers" and length is not None:
+        raise UserError(f"length: expected none with deploy=transformers, which takes any length, given {length}")
+    if deploy == "transformers" and study is not None:
+        raise UserError(f"study: expected none with deploy=transformers, whose floats no run measures, given {study}")
+    for name, value in {"texts": texts, "study": study}.items():
+        if grid is not None and value is not None:
+            raise UserError(f"{name}: expected none with grid={grid}, whose weights are random, given {value}")
+    if grid is not None and deploy == "transformers":
+        raise UserError(f"deploy: expected onnxruntime or openvino with grid={grid}, given transformers")
 
 
 if __name__ == "__main__":

@@ -10,29 +10,28 @@ from __future__ import annotations
 import copy
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin import artifact
 from edgemin.deploy import model_files
 from edgemin.deploy.runtime import ARTIFACT, RUNTIMES
-from edgemin.encoder import building, slicing
+from edgemin.encoder import building
 from edgemin.encoder.operations import operations
 from edgemin.encoder.outline import Outline
-from edgemin.measure.machine import available_cores
-from edgemin.measure.runtime import Measure, Variant, measure
+from edgemin.measure.machine import available_cores, host
+from edgemin.measure.runtime import BESIDE, Measure, Variant, measure
 from edgemin.quantization import model as quantization
 from edgemin.quantization.settings import Quantization
-from edgemin.training.latency import LatencyTable
+from edgemin.training.latency import LatencyTable, Precision
 
-Precision = Literal["fp32", "int8", "int4"]
 SETTINGS: dict[Precision, Quantization | None] = {
     "fp32": None,
     "int8": Quantization(weight_range="minmax"),
@@ -40,67 +39,106 @@ SETTINGS: dict[Precision, Quantization | None] = {
 }
 """How a model is quantized for timing. Its numbers are random: how long integers take does not depend on them."""
 FULL, SINGLE = "full", "single layer"
-_SHARES = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+_SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 _MULTIPLE = 8
-_MOST_HEADS = 12  # head counts that are timed one by one; of more, as many, evenly spaced
+_MOST_HEADS = 6  # head counts that are timed; of more, as many, evenly spaced
+_ROWS = 1024  # of word embeddings: how many there are costs a look-up nothing, and an export much
 _CALIBRATION = 4
 
 
-def head_counts(heads: int) -> list[int]:
-    """The head counts that are timed, ascending: all of up to twelve."""
+def head_counts(outline: Outline) -> list[int]:
+    """The head counts that are timed, ascending: all of up to six."""
+    heads = outline.layers[0].heads
+    assert heads is not None, "the shape is known"
     return sorted({round(count) for count in np.linspace(1, heads, min(heads, _MOST_HEADS))})
 
 
-def ffn_widths(units: int) -> list[int]:
-    """The widths that are timed, ascending: eighths of the whole, in multiples of 8 where that leaves any."""
+def ffn_widths(outline: Outline) -> list[int]:
+    """The widths that are timed, ascending: shares of the whole, and next to nothing, in multiples of 8."""
+    units, stacked = outline.layers[0].ffn, outline.layers[0].networks > 1
+    assert units is not None, "the shape is known"
+    if stacked:  # no unit of it can go
+        return [units]
     step = _MULTIPLE if units >= _MULTIPLE * len(_SHARES) else 1
-    return sorted({max(step, int(units * share) // step * step) for share in _SHARES} | {units})
+    return sorted({max(step, int(units * share) // step * step) for share in _SHARES} | {step, units})
+
+
+def widest(outline: Outline) -> Outline:
+    """The shape that a model's layers are timed in: all as wide as the widest, in full precision, with few words.
+
+    The position embeddings are as they are, since they say how long an input may be.
+    """
+    assert outline.vocabulary is not None, "a model that starts is known"
+    heads, ffn = (max(getattr(layer, key) for layer in outline.layers) for key in ("heads", "ffn"))
+    layers = tuple(replace(layer, heads=heads, ffn=ffn) for layer in outline.layers)
+    words = min(outline.vocabulary, _ROWS)
+    return replace(outline.with_labels(2), layers=layers, vocabulary=words, quantized=None, tokenizer=None)
+
+
+def shapes(outline: Outline) -> dict[str, Outline]:
+    """The models that are timed, by name: the whole, a single layer of it, and each width in all of its layers."""
+    layers = len(outline.layers)
+    found = {FULL: outline}
+    if layers > 1:
+        found[SINGLE] = outline.with_layers(1)
+    found |= {_heads(count): outline.with_heads([count] * layers) for count in head_counts(outline)[:-1]}
+    return found | {_ffn(units): outline.with_ffn([units] * layers) for units in ffn_widths(outline)[:-1]}
 
 
 def latency_table(
-    model: PreTrainedModel,
+    config: PretrainedConfig,
+    outline: Outline,
     runtime: str,
     precision: Precision,
     settings: Measure,
     *,
     progress: Callable[[int, int, str], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
     lock_directory: Path | None = None,
-) -> LatencyTable:
-    """Time a model's layers at each width.
+) -> tuple[LatencyTable, bool]:
+    """Time a model's layers at each width; what its weights are does not matter.
 
     Args:
-        model: of the shape that is to be pruned, all layers alike, on the CPU; its weights do not matter.
+        config: of the model that is to be pruned.
+        outline: of it, all layers alike.
         runtime: in which it will be served.
         precision: in which it will be served.
         settings: how to measure: length, threads, rounds.
         progress: called after each step with (steps done, steps in all, what was done).
+        waiting: called once with a line if something else uses the machine.
         lock_directory: of the machine's lock, if not the usual one.
 
     Returns:
-        Costs that never fall as a layer keeps more, from single timings that may.
+        Costs that never fall as a layer keeps more, from single timings that may; and whether nothing else ran beside.
 
     Raises:
         UserError: the runtime is not installed, or the model cannot be exported.
     """
-    outline = building.outline(model)
+    asked = shapes(outline)
     with tempfile.TemporaryDirectory() as directory:
         variants = {}
-        for name, shape in _shapes(model, outline):
-            path = Path(directory) / name.replace(" ", "_")
+        for number, (name, shape) in enumerate(asked.items(), start=1):
+            path = Path(directory) / str(number)
             path.mkdir()
-            _write(shape, runtime, precision, path, outline.vocabulary)
-            variants[name] = Variant(runtime, path, outline.vocabulary, None, outline.max_tokens)
+            write(config, shape, runtime, precision, path)
+            assert shape.vocabulary is not None
+            variants[name] = Variant(runtime, path, shape.vocabulary, None, shape.max_tokens)
             if progress is not None:
-                progress(len(variants), 0, f"exporting {name}")
-        found = measure(variants, [], settings, progress=progress, lock_directory=lock_directory)
-    rounds = {name: found[name]["latency_ms"]["padded"]["rounds"] for name in variants}
-    return assembled(
-        outline, rounds, runtime=runtime, precision=precision, threads=settings.threads or available_cores()
+                progress(number, len(asked), f"exporting {name}")
+        found = measure(variants, [], settings, progress=progress, waiting=waiting, lock_directory=lock_directory)
+    table = assembled(
+        outline,
+        {name: found[name]["latency_ms"]["padded"]["rounds"] for name in variants},
+        runtime=runtime,
+        precision=precision,
+        threads=settings.threads or available_cores(),
+        device=host()["cpu"],
     )
+    return table, not any(BESIDE in one for one in found.values())
 
 
 def assembled(
-    outline: Outline, rounds: Mapping[str, list[float]], *, runtime: str, precision: str, threads: int
+    outline: Outline, rounds: Mapping[str, list[float]], *, runtime: str, precision: str, threads: int, device: str
 ) -> LatencyTable:
     r"""The costs of parts, from the medians of rounds of whole models.
 
@@ -119,20 +157,22 @@ def assembled(
         return whole * statistics.median(ratios)
 
     each = (whole - ms(SINGLE)) / (layers - 1) if layers > 1 else whole
-    first = outline.layers[0]
-    assert first.heads is not None
     without = outline.with_heads([0] * layers)
-    share = 1 - operations(without)["macs"] / operations(outline)["macs"]
-    attention = each * share
-    heads = {count: attention + (ms(_heads(count)) - whole) / layers for count in head_counts(first.heads)[:-1]}
-    ffn = {units: each - attention + (ms(_ffn(units)) - whole) / layers for units in ffn_widths(first.ffn)[:-1]}
+    attention = each * (1 - operations(without)["macs"] / operations(outline)["macs"])
+    *fewer, most = head_counts(outline)
+    *narrower, widest = ffn_widths(outline)
+    heads = {count: attention + (ms(_heads(count)) - whole) / layers for count in fewer}
+    ffn = {units: each - attention + (ms(_ffn(units)) - whole) / layers for units in narrower}
     return LatencyTable(
-        heads_ms=_rising({**heads, first.heads: attention}),
-        ffn_ms=_rising({**ffn, first.ffn: each - attention}),
+        heads_ms=_rising({**heads, most: attention}),
+        ffn_ms=_rising({**ffn, widest: each - attention}),
         rest_ms=whole - layers * each,
         runtime=runtime,
         precision=precision,
         threads=threads,
+        device=device,
+        family=outline.family,
+        hidden=outline.hidden,
     )
 
 
@@ -148,43 +188,35 @@ def _heads(count: int) -> str:
 
 
 def _ffn(units: int) -> str:
-    return f"{units} neurons"
+    return f"{units} FFN units"
 
 
-def _shapes(model: PreTrainedModel, outline: Outline) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The models that are timed, by name, each made when it is asked for."""
-    first, layers = outline.layers[0], range(len(outline.layers))
-    assert first.heads is not None
-    yield FULL, copy.deepcopy(model)
-    if len(layers) > 1:
-        single = copy.deepcopy(model)
-        slicing.slice_layers(single, [0])
-        yield SINGLE, single
-    for count in head_counts(first.heads)[:-1]:
-        narrow = copy.deepcopy(model)
-        for index in layers:
-            slicing.slice_heads(narrow, index, range(count))
-        yield _heads(count), narrow
-    for units in ffn_widths(first.ffn)[:-1]:
-        narrow = copy.deepcopy(model)
-        for index in layers:
-            slicing.slice_ffn(narrow, index, range(units))
-        yield _ffn(units), narrow
-
-
-def _write(model: PreTrainedModel, runtime: str, precision: Precision, path: Path, vocabulary: int) -> None:
+def write(
+    config: PretrainedConfig,
+    outline: Outline,
+    runtime: str,
+    precision: Precision,
+    path: Path,
+    length: int | None = None,
+) -> None:
+    """Write a model of random weights as a runtime opens it, quantized as it will be served; of a length, or of any."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    config.pad_token_id = 0  # its own may be none of the few words
+    model: PreTrainedModel = building.build(config, outline).eval()
     how = SETTINGS[precision]
     if how is not None:
         quantization.quantize(model, how.specs(building.outline(model).matrices), how.weight_range, how.calibration)
         if quantization.needs_ranges(model):
-            quantization.fit_inputs(model, _sentences(vocabulary))
+            quantization.fit_inputs(model, _sentences(outline))
     if RUNTIMES[runtime].form == ARTIFACT:
         artifact.save(path, model, None, {})
     else:
-        model_files.write(model, runtime, path)
+        model_files.write(model, runtime, path, length=length)
 
 
-def _sentences(vocabulary: int) -> list[dict[str, Tensor]]:
+def _sentences(outline: Outline) -> list[dict[str, Tensor]]:
+    assert outline.vocabulary is not None
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (_CALIBRATION, 32), generator=draw)
+    ids = torch.randint(outline.vocabulary, (_CALIBRATION, 32), generator=draw)
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}]

@@ -125,6 +125,26 @@ def select_units(
     return removed
 
 
+def gone_after(done: int, rounds: int, schedule: Schedule) -> float:
+    """The share of all that is to go that is gone after so many rounds, as `round_targets` has it."""
+    left = 1 - done / rounds
+    return 1 - (left if schedule == "linear" else left**3)
+
+
+def least_important(importance: Sequence[Tensor], keep: Sequence[int]) -> list[list[int]]:
+    """The units of each group that go so that this many stay: ascending; among equals the lower one goes.
+
+    Raises:
+        UserError: an importance that is not a finite number.
+    """
+    scores = [group.tolist() for group in importance]
+    _check_finite(scores)
+    return [
+        sorted(sorted(range(len(row)), key=row.__getitem__)[: len(row) - kept])
+        for row, kept in zip(scores, keep, strict=True)
+    ]
+
+
 def rounded(present: int, gone: int, multiple: int) -> int:
     """How many of `gone` go where the number that is left, if any goes, has to be a multiple: rounded up to one."""
     return max(0, present - -(-(present - gone) // multiple) * multiple)

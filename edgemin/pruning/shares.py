@@ -1,16 +1,21 @@
-"""A structure with the share of it that goes: what is left by planning's arithmetic, and how it is told."""
+"""A ratio of the units of each structure: what is left by planning's arithmetic, which go, and how it is told."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
-from edgemin.pruning.selection import removal_count, rounded
+from edgemin.pruning.amount import Amount, Scores, went
+from edgemin.pruning.criteria.base import Criterion
+from edgemin.pruning.selection import Schedule, removal_count, rounded, select_units
 from edgemin.pruning.structures import MULTIPLE, Ffn, Heads, Hidden, Layers, Structure
+
+if TYPE_CHECKING:
+    from edgemin.training.latency import LatencyTable
 
 Removable = Literal["heads", "ffn", "heads_ffn", "layers", "hidden"]
 
@@ -78,29 +83,72 @@ class Share(NamedTuple):
 
     def says(self, rounds_gone: Sequence[Tensor]) -> str:
         """How much is gone, of groups whose units have the round in which they went, or 0."""
-        structure, counts = self.structure, [len(group) for group in rounds_gone]
-        left = [int((group == 0).sum()) for group in rounds_gone]
-        gone, total = sum(counts) - sum(left), sum(counts)
-        each = counts if self._apart else [total]
-        asked = sum(removal_count(count, self.ratio) for count in each)
-        fewer = f" (not {asked}: {structure.multiple} are kept at a time)" if gone < asked else ""
-        if structure.name == "layers":
-            kept = ", ".join(str(number) for number, when in enumerate(rounds_gone[0].tolist(), start=1) if not when)
-            return f"removed {gone} of {total} layers; left: {kept}"
-        where = f"; left: {left[0]}" if structure.one_group else f"; left per layer: {left}"
-        return f"removed {gone} of {total} {structure.what}{fewer}{where}"
+        counts = [len(group) for group in rounds_gone]
+        each = counts if self._apart else [sum(counts)]
+        return went(self.structure, rounds_gone, sum(removal_count(count, self.ratio) for count in each))
 
 
-def shares(
-    structure: Removable, ratio: float, ffn_ratio: float | None, multiple: int | None, scope: str
-) -> list[Share]:
-    """What `prune=` names, each structure with its ratio.
+class ByRatio(Amount):
+    """A share of each structure's units at the start.
+
+    Args:
+        shares: of the structures.
+        rounds: in which it goes.
+        schedule: how it is reached in them.
+    """
+
+    idle = ("target",)
+
+    def __init__(self, shares: Sequence[Share], rounds: int, schedule: Schedule) -> None:
+        self.shares, self.rounds, self.schedule = list(shares), rounds, schedule
+        self.structures = [share.structure for share in self.shares]
+        self._initial: list[list[int]] = []
+
+    def after(self, model: Outline, latency: LatencyTable | None) -> Outline:
+        """The arithmetic of the ratio; of groups that are ranked together it tells nothing."""
+        for share in self.shares:
+            model = share.structure.shaped(model, share.left(model))
+        return model
+
+    def start(self, model: Outline) -> list[str]:
+        """Remember how many units there are: the ratio is a share of them."""
+        self._initial = [[count or 0 for count in structure.counts(model)] for structure in self.structures]
+        pairs = zip(self.shares, self._initial, strict=True)
+        return [note for share, counts in pairs for note in share.check_removes(counts)]
+
+    def weighed(self, criterion: Criterion, scores: Scores) -> list[list[Tensor]]:
+        """What the criterion ranks by."""
+        return [criterion.ranked(list(groups)) for groups in scores]
+
+    def removed(self, model: Outline, weighed: Scores, completed_rounds: int) -> list[list[int]]:
+        """The least important of each group, or of all."""
+        gone: list[list[int]] = []
+        for share, scores, initial in zip(self.shares, weighed, self._initial, strict=True):
+            gone += select_units(
+                scores,
+                share.ratio,
+                share.scope,
+                what=share.structure.what,
+                minimum=share.structure.least,
+                multiple=share.structure.multiple,
+                initial=initial,
+                completed_rounds=completed_rounds,
+                rounds=self.rounds,
+                schedule=self.schedule,
+            )
+        return gone
+
+    def says(self, model: Outline, rounds_gone: Scores) -> list[str]:
+        """A note for each structure."""
+        return [share.says(gone) for share, gone in zip(self.shares, rounds_gone, strict=True)]
+
+
+def structures(structure: Removable, multiple: int | None) -> list[Structure]:
+    """What `prune=` names.
 
     Raises:
-        UserError: a setting that this structure does not have.
+        UserError: a multiple of units that are as good in any number.
     """
-    if ffn_ratio is not None and structure != "heads_ffn":
-        raise UserError(f"ffn_ratio: expected null but for heads_ffn, given {ffn_ratio} for {structure}; set ratio")
     if multiple is not None and structure in ("heads", "layers"):
         raise UserError(f"multiple: expected null for {structure}, of which any number is as good, given {multiple}")
     of_units = multiple or MULTIPLE
@@ -110,10 +158,19 @@ def shares(
         "layers": Layers(),
         "hidden": Hidden(of_units),
     }
-    if structure != "heads_ffn":
-        found = made[structure]
-        if found.one_group and scope == "layer":
-            raise UserError(f"scope: expected global for {found.what}, which are ranked together, given layer")
-        return [Share(found, ratio, "ratio", scope)]
+    return [made[structure]] if structure in made else [made["heads"], made["ffn"]]
+
+
+def shares(found: Sequence[Structure], ratio: float, ffn_ratio: float | None, scope: str) -> list[Share]:
+    """Each structure with its ratio.
+
+    Raises:
+        UserError: a setting that these structures do not have.
+    """
+    first, *others = found
+    if ffn_ratio is not None and not others:
+        raise UserError(f"ffn_ratio: expected null but for heads_ffn, given {ffn_ratio} for {first.name}; set ratio")
+    if first.one_group and scope == "layer":
+        raise UserError(f"scope: expected global for {first.what}, which are ranked together, given layer")
     of_ffn = (ratio, "ratio") if ffn_ratio is None else (ffn_ratio, "ffn_ratio")
-    return [Share(made["heads"], ratio, "ratio", scope), Share(made["ffn"], *of_ffn, scope)]
+    return [Share(first, ratio, "ratio", scope), *(Share(other, *of_ffn, scope) for other in others)]

@@ -7,23 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from edgemin.config import Count, Part
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
-from edgemin.encoder import taps
+from edgemin.encoder import quantized, taps
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
-from edgemin.processes import ranks
 from edgemin.pruning import findings
-from edgemin.pruning.criteria.base import Accumulator, ByExample, Criterion, Given
-from edgemin.pruning.selection import Schedule, others, select_units
+from edgemin.pruning.amount import Amount
+from edgemin.pruning.criteria.base import ByExample, Criterion, Given
+from edgemin.pruning.importance import importance_of
+from edgemin.pruning.ranking import Ranking
+from edgemin.pruning.selection import Schedule, others
 from edgemin.pruning.several import Several
-from edgemin.pruning.shares import Removable, shares
-from edgemin.pruning.structures import Outputs, Watch
+from edgemin.pruning.shares import ByRatio, Removable, shares, structures
 from edgemin.pruning.taught import taught
 from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
@@ -33,6 +33,8 @@ from edgemin.training.teaching import Teaching
 
 # Imported by name, so that a new criterion in the table changes no key; the chosen criterion's module is in its key.
 TABLE = "edgemin.pruning.criteria.table"
+# Likewise: a change of the search within a budget changes no key of a stage with a ratio.
+BY_TARGET = "edgemin.pruning.by_target"
 
 
 class Pruning(MethodSum):
@@ -49,6 +51,8 @@ class Pruning(MethodSum):
             the control.
         ratio: share of the units at the start to remove, in [0, 1); the count is int(ratio x units). 0 removes nothing.
         ffn_ratio: with `heads_ffn` the share of the FFN units; `None` is that of the heads.
+        target: instead of a ratio what the model may cost, the fields of [`Target`][edgemin.pruning.target.Target]: the
+            units of each group are then as many as lose least in all within the budget.
         multiple: FFN and hidden units that are left are rounded up to a multiple of this, as kernels take several at a
             time; `None` is 8.
         scope: `layer` removes that share of every layer, `global` ranks all layers together and keeps at least one unit
@@ -73,6 +77,7 @@ class Pruning(MethodSum):
         criterion: str = "gradient_norm",
         ratio: Part,
         ffn_ratio: Part | None = None,
+        target: Mapping[str, Any] | None = None,
         multiple: Count | None = None,
         scope: Literal["layer", "global"] = "layer",
         importance: Literal["calibration", "training"] = "calibration",
@@ -88,11 +93,14 @@ class Pruning(MethodSum):
         learnt = taught(methods, task_weight, teaching, fit.trains)
         super().__init__(methods=learnt, task_weight=task_weight, fit=fit, teaching=teaching)
         self.teachers = self.teachers if learnt else ()
-        self.shares = shares(structure, ratio, ffn_ratio, multiple, scope)
-        self.units = Several([share.structure for share in self.shares])
-        names = [share.structure.name for share in self.shares]
+        self.units = Several(structures(structure, multiple))
+        names = [of.name for of in self.units.structures]
         self.criterion = cast(Criterion, importlib.import_module(TABLE).find(criterion, *names))
         self.criterion_name = criterion
+        made = importlib.import_module(BY_TARGET).by_target(target or {}, self.units.structures, rounds, schedule)
+        self.amount = cast(Amount | None, made) or ByRatio(
+            shares(self.units.structures, ratio, ffn_ratio, scope), rounds, schedule
+        )
         if importance == "training" and (self.criterion.needs != "gradients" or self.criterion.changes_weights):
             what = "solves for weights on fixed examples" if self.criterion.changes_weights else "takes no gradients"
             raise UserError(
@@ -100,19 +108,15 @@ class Pruning(MethodSum):
             )
         if importance == "training" and structure in ("layers", "hidden"):
             raise UserError(f"importance: expected calibration for {self.units.what}, given training")
-        self.scope, self.importance = scope, importance
-        self.rounds, self.schedule = rounds, schedule
+        self.importance, self.rounds = importance, rounds
         self.calibration_examples = calibration_examples
         self.recovery = fit
         # Ranking during training uses the recovery's batch size and learning rate, but for so many steps.
         self.ranking = replace(self.recovery, epochs=None, steps=training_steps, patience=None)
         self.initial: list[int] = []
         self.removed: list[list[list[int]]] = []  # by round and group
-        self.first_scores: list[Tensor] = []  # of the first round, by group
-        self._accumulator: Accumulator | None = None
-        self._capture: Watch | None = None
-        self._outputs_seen: Outputs | None = None
-        self._batch: Mapping[str, Tensor] = {}
+        self.first_scores: list[Tensor] = []  # of the first round, by group, as they were compared
+        self._collected: Ranking | None = None  # while it ranks during training
 
     # -- planning ----------------------------------------------------------------------------------
 
@@ -123,20 +127,22 @@ class Pruning(MethodSum):
                 f"criterion: expected one that leaves a quantized model's weights alone, given {self.criterion_name}, "
                 "which solves for them; prune first"
             )
-        after = model
-        for share in self.shares:
-            share.structure.check(model)
-            after = share.structure.shaped(after, share.left(model))
+        for structure in self.units.structures:
+            structure.check(model)
+        after = self.amount.after(model, place.latency)
         found = super().effect(after, teachers, place)
         return replace(
             found,
-            code=(*found.code, type(self.criterion).__module__),
+            code=(*found.code, type(self.criterion).__module__, type(self.amount).__module__),
             trains_head=found.trains_head or self.importance == "training",
             reads_task=self.criterion.needs != "nothing" or (self.recovery.trains and self.corpus is None),
             # the gradient of the task loss comes through the head
             reads_head=self.criterion.needs == "gradients" and self.importance == "calibration",
             reaches_all=not self._parts,
             not_keyed=found.not_keyed if self._parts else (*found.not_keyed, "methods"),
+            reads_latency=self.amount.reads_latency,
+            decided={**found.decided, **self.amount.decided},
+            idle=self.amount.idle,
         )
 
     def auto_task_weight(self, place: Place) -> float:
@@ -148,11 +154,10 @@ class Pruning(MethodSum):
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Remember how many units there are at the start: the ratio is a share of them."""
+        """Remember how many units there are at the start: a ratio is a share of them."""
         super().prepare(model, data, teachers)
         self.initial = self.units.units(model)
-        for share, counts in zip(self.shares, self.units.split(model, self.initial), strict=True):
-            self.notes += share.check_removes(counts)
+        self.notes += self.amount.start(quantized.outline(model))
 
     def prepare_teaching(self) -> None:
         """Match layers with the teachers' once the student has its shape: after every cut."""
@@ -168,7 +173,7 @@ class Pruning(MethodSum):
         """Before a ranking fit, start collecting importance; before a fine-tuning, remove units."""
         ranking_phases = self.importance == "training"
         if ranking_phases and phase % 2 == 0:
-            self._accumulator = self._new_accumulator()
+            self._collected = self._new_ranking()
         else:
             self._cut(phase // 2 if ranking_phases else phase)
 
@@ -176,48 +181,34 @@ class Pruning(MethodSum):
         """All batches of a fit; a ranking one reads the task, whatever the fine-tuning learns on."""
         return self.task_batches(fit) if fit is self.ranking else super().batches(fit)
 
-    def _new_accumulator(self) -> Accumulator:
+    def _new_ranking(self) -> Ranking:
         assert isinstance(self.criterion, ByExample)
-        return Accumulator(self.criterion)
+        return Ranking(self.criterion, self.units)
 
     def _cut(self, completed_rounds: int) -> None:
         given = self._given(completed_rounds)
-        importance = self._importance(given)
+        scores = self.units.split(self.model, self._importance(given))
+        weighed = self.amount.weighed(self.criterion, scores)
+        importance = [group for groups in weighed for group in groups]
         if not completed_rounds:
             self.first_scores = importance
-        by_structure = [self.units.split(self.model, of_all) for of_all in (importance, self.initial)]
-        removed: list[list[int]] = []
-        for share, scores, initial in zip(self.shares, *by_structure, strict=True):
-            structure = share.structure
-            gone = select_units(
-                scores,
-                share.ratio,
-                self.scope,
-                what=structure.what,
-                minimum=structure.least,
-                multiple=structure.multiple,
-                initial=initial,
-                completed_rounds=completed_rounds,
-                rounds=self.rounds,
-                schedule=self.schedule,
-            )
-            removed += gone
+        removed = self.amount.removed(quantized.outline(self.model), weighed, completed_rounds)
         counts = [len(scores) for scores in importance]
         keep = self.criterion.compensate(given, others(removed, counts))
-        for share, kept in zip(self.shares, self.units.split(self.model, keep), strict=True):
-            share.structure.cut(self.model, kept)
+        for structure, kept in zip(self.units.structures, self.units.split(self.model, keep), strict=True):
+            structure.cut(self.model, kept)
         self.removed.append(others(keep, counts))
         self.prepare_teaching()
 
     def _importance(self, given: Given) -> list[Tensor]:
-        if self._accumulator is None:
-            return self.criterion.scores(given)
-        importance = self._accumulator.scores()
-        self._accumulator = None
-        return importance
+        if self._collected is None:
+            return importance_of(self.criterion, given, self._data)
+        scores = self._collected.accumulator.scores()
+        self._collected = None
+        return scores
 
     def _given(self, completed_rounds: int) -> Given:
-        looks = self._accumulator is None and self.criterion.needs != "nothing"
+        looks = self._collected is None and self.criterion.needs != "nothing"
         batches = self.data.calibration(self.calibration_examples, self.recovery.batch_size, self.seed) if looks else []
         return Given(self.model, self.units, batches, self._example_losses, self.seed + completed_rounds)
 
@@ -226,49 +217,31 @@ class Pruning(MethodSum):
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The task loss or the distillation; in a ranking fit the task loss, and what units hand on is captured."""
-        if self._accumulator is None and self._parts:
+        if self._collected is None and self._parts:
             return super().loss(batch)
-        if self._accumulator is not None:
-            self._batch = batch
-            self._capture = self.units.outputs(self.model)
-            self._outputs_seen = self._capture.__enter__()
+        if self._collected is not None:
+            self._collected.watch(self.model, batch)
         return self.data.kind.loss(taps.logits(self.model, batch), batch["labels"])
 
     def on_after_backward(self) -> None:
-        """Add this batch's examples to the ranking, those of all processes to the ranking of each."""
-        if self._accumulator is None or self._capture is None or self._outputs_seen is None:
-            return
-        mask, units = self._batch["attention_mask"], self.units.units(self.model)
-        share = 1.0 if self._share is None else float(self._share)
-        # The loss is a mean over the batch, divided by the accumulation, under fp16 multiplied by the scaler's factor.
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        weight = share * scale / (len(mask) * self.ranking.accumulate)
-        found = [point.grad for point in self._outputs_seen.points()]
-        gradients = [gradient for gradient in found if gradient is not None]
-        finite = len(gradients) == len(found) and all(bool(gradient.isfinite().all()) for gradient in gradients)
-        own = self._new_accumulator()
-        own.add([torch.zeros(count, dtype=torch.float64) for count in units], 0)
-        if finite and share > 0:  # else no example of this batch was left for this process
-            handed = self._outputs_seen
-            own.update(handed.values(), handed.gradients(gradients), mask, units, loss_weight=weight)
-        seen = own.state_dict()
-        counts = torch.tensor([seen["examples"], float(finite)], dtype=torch.float64)
-        total = ranks.total(torch.cat([*seen["sums"], counts]))
-        if total[-1] == ranks.world():  # else fp16 overflowed: the scaler skips this step too
-            self._accumulator.add(total[:-2].split(units), int(total[-2]))
-        self._capture.__exit__(None, None, None)
-        self._capture, self._outputs_seen, self._batch = None, None, {}
+        """Add this batch's examples to the ranking."""
+        if self._collected is not None:
+            share = 1.0 if self._share is None else float(self._share)
+            # The loss is a mean over the batch, divided by the accumulation, under fp16 times the scaler's factor.
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            self._collected.collect(self.model, share, share * scale / self.ranking.accumulate)
 
     def finish(self) -> PreTrainedModel:
         """Note how much is gone, keep the scores, and return the smaller encoder."""
         went = findings.rounds_gone(self.initial, self.removed)
-        by_structure = (self.units.split(self.model, of_all) for of_all in (self.first_scores, went))
-        for share, scores, gone in zip(self.shares, *by_structure, strict=True):
-            self.notes.append(share.says(gone))
-            name = share.structure.name
+        by_structure = [self.units.split(self.model, of_all) for of_all in (self.first_scores, went)]
+        self.notes += self.amount.says(quantized.outline(self.model), by_structure[1])
+        for structure, scores, gone in zip(self.units.structures, *by_structure, strict=True):
+            name = structure.name
             self.findings.setdefault("pruning", {})[name] = findings.summary(self.criterion_name, scores, gone)
             self.scores |= {f"{name}.{number}": group for number, group in enumerate(scores, start=1)}
+        self.findings |= self.amount.found()
         return super().finish()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -277,7 +250,7 @@ class Pruning(MethodSum):
         checkpoint["edgemin"] |= {
             "removed": self.removed,
             "scores": self.first_scores,
-            "ranking": self._accumulator.state_dict() if self._accumulator is not None else None,
+            "ranking": self._collected.accumulator.state_dict() if self._collected is not None else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -289,7 +262,7 @@ class Pruning(MethodSum):
             self.take_model(self.model)
             self.pair_models()  # what learns beside the student, whose weights are read next
             self.notes = list(saved["notes"])
-        self._accumulator = None
+        self._collected = None
         if saved["ranking"] is not None:
-            self._accumulator = self._new_accumulator()
-            self._accumulator.load_state_dict(saved["ranking"])
+            self._collected = self._new_ranking()
+            self._collected.accumulator.load_state_dict(saved["ranking"])

@@ -8,6 +8,7 @@ from edgemin.report.fields import Row
 from edgemin.report.schema import Run
 
 _FURTHER_TRAINING = "finetune"
+_FACTOR = "@"  # in front of a stage's factor, as in `prune@0.5`
 
 
 def controlled(run: Run, control: Row) -> list[Row]:
@@ -27,6 +28,8 @@ def _replaces(run: Run, control: Sequence[str], stages: Sequence[str]) -> bool:
     different = [pair for pair in zip(control, stages, strict=True) if pair[0] != pair[1]]
     if len(different) != 1:
         return False
+    if len({stage.partition(_FACTOR)[2] for stage in different[0] if _FACTOR in stage}) > 1:
+        return False  # pruned to other budgets
     own, theirs = (_kind(run, stage) for stage in different[0])
     return theirs == ("distillation" if own == _FURTHER_TRAINING else own)
 

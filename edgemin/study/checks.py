@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgemin.errors import UserError
+from edgemin.study.family import FAMILY
 from edgemin.study.nodes import Node, Study
 from edgemin.study.starts import check_same_tokens
 from edgemin.training.stage import Effect, Place, Stage
@@ -35,7 +36,7 @@ def plan_stage(
     Raises:
         UserError: the first thing that cannot work, its key first.
     """
-    name = path.rpartition("/")[2]
+    name = path.rpartition("/")[2].partition(FAMILY)[0]
     try:
         effect = stage.planned = stage.effect(parent.outline, [teacher.outline for teacher in teachers], place)
     except UserError as error:

@@ -25,6 +25,8 @@ from edgemin.store.artifacts import Store
 from edgemin.store.disk import disk_errors, write_atomically
 from edgemin.store.provenance import git_revision, versions
 from edgemin.study import predictions, results, tree
+from edgemin.study.family import expanded
+from edgemin.study.latency_tables import with_latency
 from edgemin.study.nodes import Plan, Study
 from edgemin.study.order import ablation, compared, order_name, row_specs, student_stages
 from edgemin.study.pipeline import Done, Pipeline
@@ -37,9 +39,10 @@ from edgemin.training.fitting import Trainer, use_threads
 from edgemin.training.stage import Stage
 
 PUBLISHED_FILE = "published.yaml"
+Settings = Mapping[str, Any]
 
 
-def read_study(settings: Mapping[str, Any]) -> Study:
+def read_study(settings: Settings) -> Study:
     """Check every part of a configuration and read the data.
 
     Raises:
@@ -60,12 +63,13 @@ def read_study(settings: Mapping[str, Any]) -> Study:
     roots = {name: config.construct(settings.get(name), name, Root) for name in _models(settings)}
     use_threads(trainer.threads)
     rows = row_specs(settings["order"], settings["stages"], {name: root.stages for name, root in roots.items()})
-    compared(settings["order"], settings["stages"], rows)
+    pairs = compared(settings["order"], settings["stages"], rows)
+    settings, rows, pairs = expanded(settings, rows, pairs)
     splits = None if task.name == "none" else load(task)
-    return Study(settings, task, splits, roots, rows, trainer, settings["seed"], max_drop)
+    return Study(settings, task, splits, roots, rows, trainer, settings["seed"], max_drop, pairs)
 
 
-def _models(settings: Mapping[str, Any]) -> list[str]:
+def _models(settings: Settings) -> list[str]:
     """The models of a study by name: teacher, student and every further node that describes one.
 
     Raises:
@@ -86,9 +90,7 @@ def _models(settings: Mapping[str, Any]) -> list[str]:
     return ["teacher", "student", *(name for name, kind in kinds.items() if issubclass(kind, Root))]
 
 
-def plan_job(
-    settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]], *, timed: bool
-) -> tree.Planned:
+def plan_job(settings: Settings, job: Settings, transfer: Mapping[str, Settings], *, timed: bool) -> tree.Planned:
     """Check all that can be checked before a job trains. Nothing is written.
 
     Args:
@@ -100,11 +102,11 @@ def plan_job(
     Raises:
         UserError: the first thing that cannot work.
     """
-    asked = _read(settings, job, transfer)
+    asked = _read(settings, job, transfer, measured=False)
     return tree.Planned(tree.states(asked.plan, asked.store, timed), asked.plan.notes)
 
 
-def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> None:
+def run_job(settings: Settings, job: Settings, transfer: Mapping[str, Settings]) -> None:
     """Run a job to its tables; of several processes the first alone scores, measures and writes.
 
     Args:
@@ -121,7 +123,7 @@ def run_job(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mappi
     reports: list[Report] = []  # of several processes, the first has it
     with disk_errors(run_dir, "paths.outputs"), _collected_warnings() as warned:
         with live_line("plan  reading models and data", beside_bars=True):
-            asked = ranks.together(lambda: _read(settings, job, transfer))
+            asked = ranks.together(lambda: _read(settings, job, transfer, measured=True))
         plan, store, tracker = asked.plan, asked.store, asked.tracker
         for note in plan.notes:
             if note not in tree.told:
@@ -175,9 +177,10 @@ class _Asked:
     published: Published | None
 
 
-def _read(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> _Asked:
+def _read(settings: Settings, job: Settings, transfer: Mapping[str, Settings], *, measured: bool) -> _Asked:
+    """Read and check; where a stage has a latency to reach, its table too, or `measured` makes it if it is missing."""
     try:
-        return _asked(settings, job, transfer)
+        return _asked(settings, job, transfer, measured)
     except config.UnknownKeyError as error:
         choice = job["set_by"].get(error.key)
         if choice is None or error.key in job["given"]:
@@ -189,20 +192,22 @@ def _read(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping
         ) from error
 
 
-def _asked(settings: Mapping[str, Any], job: Mapping[str, Any], transfer: Mapping[str, Mapping[str, Any]]) -> _Asked:
+def _asked(settings: Settings, job: Settings, transfer: Mapping[str, Settings], measured: bool) -> _Asked:
     study = read_study(settings)
-    measured = (
-        config.construct(settings["measure"], "measure", Measure) if settings.get("measure") is not None else None
-    )
+    measure = config.construct(settings["measure"], "measure", Measure) if settings.get("measure") is not None else None
     tracker = config.construct(settings.get("logger"), "logger", Tracker)
     others = _other_tasks(study, transfer)
     published = _published(settings.get("published"))
     store, plan = Store(settings["paths"]["store"], settings["paths"]["outputs"]), build(study)
+    timed, notes = with_latency(study, store, measure, measured=measured)  # minutes: after all else was checked
+    if timed is not study:
+        study, plan = timed, build(timed)
+    plan.notes += notes
     store.check_writable({node.key: node.path for node in plan.nodes})
-    if measured is not None:
-        check_lengths(measured, [row.node for row in plan.rows])
+    if measure is not None:
+        check_lengths(measure, [row.node for row in plan.rows])
     plan.notes += unused(plan, settings, job["given"])
-    return _Asked(study, plan, store, tracker, measured, others, published)
+    return _Asked(study, plan, store, tracker, measure, others, published)
 
 
 def _published(path: Any) -> Published | None:
@@ -220,7 +225,7 @@ def _published(path: Any) -> Published | None:
     raise UserError(f"published: expected a file of published numbers, given {path!r}, which does not exist")
 
 
-def _name(job: Mapping[str, Any]) -> str:
+def _name(job: Settings) -> str:
     """A job's name for trackers: its overrides, as far as they change the result; else its number."""
     kept = [entry for entry in job["overrides"] if not entry.startswith(("experiment=", "hydra.", "paths."))]
     return ",".join(kept) or str(job["number"])
@@ -244,7 +249,7 @@ def _collected_warnings() -> Iterator[list[str]]:
         logging.getLogger("edgemin").removeHandler(handler)
 
 
-def _other_tasks(study: Study, transfer: Mapping[str, Mapping[str, Any]]) -> dict[str, Splits]:
+def _other_tasks(study: Study, transfer: Mapping[str, Settings]) -> dict[str, Splits]:
     """The tasks that rows are scored on without being trained for them."""
     tasks = {name: config.construct(task, f"evaluate.transfer.{name}", Task) for name, task in transfer.items()}
     if "none" in tasks:
@@ -267,8 +272,8 @@ def _primary(study: Study) -> tuple[str, str, str] | None:
 
 
 def _content(
-    settings: Mapping[str, Any],
-    job: Mapping[str, Any],
+    settings: Settings,
+    job: Settings,
     study: Study,
     started: datetime,
     done: list[Done],
@@ -302,10 +307,10 @@ def _content(
         "order": {
             "name": order_name(order, by_hand),
             "stages": student_stages(order, by_hand),
-            "comparisons": compared(order, by_hand, study.rows),
+            "comparisons": study.comparisons,
             "ablation": ablated.described(student_stages(order, by_hand)) if ablated is not None else None,
         },
-        "config": settings,
+        "config": study.settings,
         "host": host(),
         "versions": versions(),
         "git": git_revision(),

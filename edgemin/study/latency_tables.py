@@ -7,30 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
-
-import torch
+from pathlib import Path
+from typing import NamedTuple
 
 from edgemin.deploy.runtime import check_installed, check_names, versions
-from edgemin.encoder import building
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
-from edgemin.measure.layer_latency import SETTINGS, latency_table
+from edgemin.measure import layer_grid
+from edgemin.measure.layer_latency import latency_table, widest
 from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
+from edgemin.processes import ranks
 from edgemin.progress import live_line, node_line
+from edgemin.pruning.target import Target
 from edgemin.store.artifacts import Store
 from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
-from edgemin.study import roots
+from edgemin.study.family import FAMILY
 from edgemin.study.nodes import Study
 from edgemin.study.starts import Start, read_starts
-from edgemin.training.latency import LatencyTable
+from edgemin.training.latency import LatencyTable, Precision
 
 CODE = ("edgemin.measure.layer_latency",)
 _KIND = "latency_table"
 
 
-def with_latency(study: Study, store: Store, settings: Measure | None, *, measured: bool) -> Study:
+class Wanted(NamedTuple):
+    """The latency that a study's stages are to reach.
+
+    Attributes:
+        key: of the settings that say so.
+        runtime: in which it is meant.
+        precision: in which it is meant.
+        table: a file of another device's latencies; `None` measures here.
+    """
+
+    key: str
+    runtime: str
+    precision: Precision
+    table: str | None
+
+
+def with_latency(study: Study, store: Store, settings: Measure | None, *, measured: bool) -> tuple[Study, list[str]]:
     """The study with its table, if any of its stages has a latency to reach.
 
     Args:
@@ -39,72 +57,88 @@ def with_latency(study: Study, store: Store, settings: Measure | None, *, measur
         settings: how the job measures; `None`: by the defaults.
         measured: whether a missing table may be measured now; else the study stays without one.
 
+    Returns:
+        The study, and notes: where it stays without, or where the machine did other work meanwhile.
+
     Raises:
-        UserError: stages that ask for different runtimes or precisions, or a runtime that is not installed.
+        UserError: stages that ask for different runtimes or precisions, a runtime that is not installed, or a file that
+            is no table of such models.
     """
     wanted = _wanted(study)
     if wanted is None:
-        return study
-    runtime, precision, key = wanted
-    check_names([runtime], f"{key}.runtime")
-    check_installed([runtime], f"{key}.runtime")
-    own = settings or Measure()
-    how = Measure(runtimes=(runtime,), length=own.length, threads=own.threads)
+        return study, []
     start = read_starts(study.roots, study.splits)["student"]
+    outline = widest(start.outline)
+    check_names([wanted.runtime], f"{wanted.key}.runtime")
+    own = settings or Measure()
+    how = Measure(runtimes=(wanted.runtime,), length=own.length, threads=own.threads)
+    if wanted.table is not None:
+        try:
+            table = layer_grid.read(Path(wanted.table), outline, wanted.runtime, wanted.precision, own.length)
+        except UserError as error:
+            raise UserError(f"{wanted.key}.table: {error}") from error
+        return replace(study, latency=table), []
+    check_installed([wanted.runtime], f"{wanted.key}.runtime")
     content = {
-        "outline": asdict(replace(start.outline, tokenizer=None, quantized=None)),
-        "precision": precision,
+        "outline": asdict(outline),
+        "precision": wanted.precision,
         "settings": how.content,
         "host": host()["id"],
         "code": code_digest(*CODE),
-        "versions": versions(runtime),
+        "versions": versions(wanted.runtime),
     }
     name = content_key(content)
     kept = store.result(_KIND, name)
     if kept is not None:
-        return replace(study, latency=_read(kept["table"]))
+        return replace(study, latency=LatencyTable.read(kept["table"])), []
     if not measured:
-        return study
-    node_line("latency table", "measuring", f"layers at each width, {precision} in {runtime}")
+        return study, [
+            f"{wanted.key}: the latency table ({wanted.precision} in {wanted.runtime}) is not measured yet, so whether "
+            "the target can be reached is not known, and the keys of what depends on it will be others"
+        ]
+    with store.lock(name, lambda: node_line("latency table", "waiting", "another run measures it")):
+        kept = store.result(_KIND, name)
+        if kept is not None:  # another run was faster
+            return replace(study, latency=LatencyTable.read(kept["table"])), []
+        table, alone = _measured(start, outline, wanted, how)
+        if alone or ranks.world() > 1:  # several processes must have the same
+            store.keep_result(_KIND, name, {"table": table.written(), "content": content})
+    beside = f"{wanted.key}: the latency table was measured beside other work, and is measured again next time"
+    return replace(study, latency=table), [] if alone else [beside]
+
+
+def _measured(start: Start, outline: Outline, wanted: Wanted, settings: Measure) -> tuple[LatencyTable, bool]:
+    node_line("latency table", "measuring", f"layers at each width, {wanted.precision} in {wanted.runtime}")
     with live_line("latency table") as line:
 
         def progress(done: int, total: int, what: str) -> None:
             line.text, line.done, line.total = f"latency table  {what}  step", done, total
 
-        table = latency_table(_model(start), runtime, precision, how, progress=progress)
-    store.keep_result(_KIND, name, {"table": asdict(table), "content": content})
-    return replace(study, latency=table)
+        return latency_table(
+            start.config,
+            outline,
+            wanted.runtime,
+            wanted.precision,
+            settings,
+            progress=progress,
+            waiting=lambda why: node_line("latency table", "waiting", why),
+        )
 
 
-def _wanted(study: Study) -> tuple[str, Any, str] | None:
-    """The runtime and the precision that its stages are to reach a latency in, and the key that says so."""
-    found: dict[tuple[str, Any], str] = {}
+def _wanted(study: Study) -> Wanted | None:
+    """What its stages ask for, which is one for all of them."""
+    found: dict[tuple[str, str, str | None], Wanted] = {}
     for name in dict.fromkeys(stage for row in study.rows for stage in row.stages):
         node = study.settings.get(name)
         target = node.get("target") if isinstance(node, Mapping) else None
         if isinstance(target, Mapping) and target.get("measure") == "latency_ms":
-            precision = target.get("precision")
-            if precision not in SETTINGS:
-                raise UserError(f"{name}.target.precision: expected {', '.join(SETTINGS)}, given {precision!r}")
-            found[str(target.get("runtime")), precision] = f"{name}.target"
+            asked = Target(**target)
+            of = asked.runtime, asked.precision, asked.table
+            found.setdefault(of, Wanted(f"{name.partition(FAMILY)[0]}.target", *of))
     if len(found) > 1:
+        told = (f"{of.precision} in {of.runtime}{f' by {of.table}' if of.table else ''}" for of in found.values())
         raise UserError(
-            f"{list(found.values())[1]}: expected one runtime and precision for all targets of a job, given "
-            f"{' and '.join(f'{precision} in {runtime}' for runtime, precision in found)}"
+            f"{list(found.values())[1].key}: expected one runtime, precision and table for all targets of a job, given "
+            f"{' and '.join(told)}"
         )
-    return next(((runtime, precision, key) for (runtime, precision), key in found.items()), None)
-
-
-def _model(start: Start) -> Any:
-    """Random weights in the shape that the student starts with, all layers alike."""
-    torch.manual_seed(0)
-    model = roots.reshape(building.build(start.config), start.root)
-    if building.outline(model).labels is None:
-        building.attach_head(model, ["0", "1"])
-    return model.eval()
-
-
-def _read(kept: Mapping[str, Any]) -> LatencyTable:
-    """A table as JSON has it, whose keys are text."""
-    widths = {name: {int(width): ms for width, ms in kept[name].items()} for name in ("heads_ms", "ffn_ms")}
-    return LatencyTable(**{**kept, **widths})
+    return next(iter(found.values()), None)

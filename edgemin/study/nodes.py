@@ -38,6 +38,7 @@ class Study:
         trainer: device and precision.
         seed: what the run's random choices follow from.
         max_drop: how much of the main metric a row may lose against the row it was made from; `None`: any.
+        comparisons: pairs of rows that the order declares; none where the report's default is meant.
         latency: how long models take, for stages that are to reach a latency; `None` where nobody measured.
     """
 
@@ -49,6 +50,7 @@ class Study:
     trainer: Trainer
     seed: int
     max_drop: float | None = None
+    comparisons: Sequence[Sequence[str]] = ()
     latency: LatencyTable | None = None
 
 

@@ -18,6 +18,7 @@ from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases
 from edgemin.study import roots
 from edgemin.study.checks import plan_stage, stages_key
+from edgemin.study.family import FAMILY
 from edgemin.study.nodes import STALE, Node, Plan, Row, Study
 from edgemin.study.order import RowSpec
 from edgemin.study.starts import SOURCE, Start, read_starts
@@ -57,20 +58,32 @@ def build(study: Study) -> Plan:
 def unused(plan: Plan, settings: Mapping[str, Any], given: Mapping[str, Sequence[str]]) -> list[str]:
     """A note for each stage that the user made settings for, though no row and no teacher has it.
 
+    And for each setting of a stage that decides nothing beside its others.
+
     Args:
         plan: what will run.
         settings: the whole resolved configuration.
         given: the keys that the user set, each with the nodes of the configuration that take their values from it.
     """
-    used = list(dict.fromkeys(node.stage for node in plan.nodes if "/" in node.path))
+    used = list(dict.fromkeys(node.stage.partition(FAMILY)[0] for node in plan.nodes if "/" in node.path))
     idle = {name for name, node in settings.items() if _is_stage(name, node)} - set(used)
     found: dict[str, list[str]] = {}
     for key, readers in given.items():
         if (name := key.partition(".")[0]) in idle and set(readers) <= idle:
             found.setdefault(name, []).append(key)
+    idle_keys = {
+        f"{node.stage.partition(FAMILY)[0]}.{key}": None
+        for node in plan.nodes
+        if node.step is not None
+        for key in node.step.planned.idle
+    }
     return [
         f"{', '.join(keys)}: set, but there is no stage {name} in this job, which has {', '.join(used) or 'none'}"
         for name, keys in found.items()
+    ] + [
+        f"{key}: set, but decides nothing with the stage's other settings"
+        for key in given
+        if any(key == idle_key or key.startswith(f"{idle_key}.") for idle_key in idle_keys)
     ]
 
 
@@ -178,7 +191,7 @@ class _Planner:
         name = path.rpartition("/")[2]
         model = parent.path.partition("/")[0]
         settings = self._settings(name, stages_key(model))
-        stage = config.construct(settings, name, Stage)
+        stage = config.construct(settings, name.partition(FAMILY)[0], Stage)
         if parent.final:
             raise UserError(
                 f"{stages_key(model)}: expected nothing after "
@@ -193,7 +206,7 @@ class _Planner:
         settings = {**settings, **effect.decided}
         seed = _seed(study.seed if model == "student" else study.roots[model].seed, path)
         content = {
-            "stage": {key: value for key, value in settings.items() if key not in effect.not_keyed},
+            "stage": {key: value for key, value in settings.items() if key not in (*effect.not_keyed, *effect.idle)},
             "parent": parent.key,
             "teachers": [teacher.key for teacher in teachers],
             "data": self._data(effect.reads_holdout) if effect.reads_task else None,
@@ -275,5 +288,6 @@ def _is_stage(name: str, node: Any) -> bool:
 
 
 def _seed(seed: int, path: str) -> int:
-    """A seed per (seed, path), so that a reused prefix changes nothing downstream."""
-    return int(digest(f"{seed}/{path}")[:8], 16)
+    """A seed per (seed, path), so that a reused prefix changes nothing downstream; the same for all of a family."""
+    plain = "/".join(stage.partition(FAMILY)[0] for stage in path.split("/"))
+    return int(digest(f"{seed}/{plain}")[:8], 16)

@@ -27,7 +27,7 @@ from edgemin.store.artifacts import Store
 from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases
-from edgemin.study import collapse, gate
+from edgemin.study import achieved, collapse, gate
 from edgemin.study.nodes import STALE, Node, Plan, Study, StudyData
 from edgemin.study.runtimes import Lazy, Runtimes, machine, providers
 from edgemin.tasks.base import Kind
@@ -124,7 +124,19 @@ class Scoring:
                 scored[key].trace = measured.traces.get(key)
                 for name, cost in costs.items():
                     scored[key].cost["runtimes"][name] |= cost
+        for key, node in nodes.items():
+            self._set_beside(node, scored[key])
         return scored
+
+    def _set_beside(self, node: Node, scored: Scored) -> None:
+        """Set what was measured beside the latency that was asked for, where both are of the same precision."""
+        target = achieved.asked(node, self.store)
+        found = None if target is None else achieved.beside(target, scored.cost["runtimes"])
+        if target is None or found is None:
+            return
+        if achieved.precision(Lazy(self.store.path(node.key)).model) == target["precision"]:
+            scored.notes.append(found[0])
+            scored.findings = {**scored.findings, "achieved": found[1]}
 
     def _first(self, predictions: Mapping[str, Path]) -> Path | None:
         """The file of answers on the task's first split."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from edgemin.encoder.outline import Outline
+from edgemin.errors import UserError
+
+Precision = Literal["fp32", "int8", "int4"]  # of a deployed model
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class LatencyTable:
         runtime: in which they were measured.
         precision: of weights and activations there.
         threads: that it ran on.
+        device: the processor that they were measured on.
+        family: of the model.
+        hidden: its H.
     """
 
     heads_ms: Mapping[int, float]
@@ -29,15 +36,53 @@ class LatencyTable:
     runtime: str
     precision: str
     threads: int
+    device: str
+    family: str
+    hidden: int
 
     def ms(self, outline: Outline) -> float:
-        """What a model takes, the sum of its parts; between two measured widths on the line that connects them."""
+        """What a model takes, the sum of its parts.
+
+        Between two measured widths it lies on the line that connects them; fewer units than were measured take as long
+        as the fewest that were.
+        """
         layers = outline.layers
         attention = sum(_between(self.heads_ms, layer.heads) for layer in layers)
         return self.rest_ms + attention + sum(_between(self.ffn_ms, layer.ffn) for layer in layers)
 
+    def check_fits(self, outline: Outline) -> None:
+        """Refuse a model of other layers, or with more units in one than were measured.
+
+        Raises:
+            UserError: it is; the message says what was measured.
+        """
+        own, given = (self.family, self.hidden), (outline.family, outline.hidden)
+        if own != given:
+            raise UserError(
+                f"target.measure: expected a model of family {own[0]} and hidden size {own[1]}, as the student starts "
+                f"with and the latency table was measured for, given {given[0]} and {given[1]}"
+            )
+        for measured, name in ((self.heads_ms, "heads"), (self.ffn_ms, "ffn")):
+            widest = max((getattr(layer, name) or 0 for layer in outline.layers), default=0)
+            if widest > max(measured):
+                what = "heads" if name == "heads" else "FFN units"
+                raise UserError(
+                    f"target.measure: expected at most {max(measured)} {what} in a layer, as many as the latency table "
+                    f"goes up to, given a model with {widest}"
+                )
+
+    def written(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> LatencyTable:
+        """From JSON, whose keys are text."""
+        widths = {name: {int(width): ms for width, ms in kept[name].items()} for name in ("heads_ms", "ffn_ms")}
+        return cls(**{**kept, **widths})
+
 
 def _between(measured: Mapping[int, float], kept: int | None) -> float:
     widths = sorted(measured)
-    assert kept is not None and widths[0] <= kept <= widths[-1], f"{kept} is outside of what was measured, {widths}"
+    assert kept is not None and kept <= widths[-1], f"{kept} is outside of what was measured, {widths}"
     return float(np.interp(kept, widths, [measured[width] for width in widths]))

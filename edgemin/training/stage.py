@@ -67,6 +67,7 @@ class Effect:
         steps: optimizer steps of all its fits; stopping early makes them fewer.
         decided: settings that depended on the place (`auto`), as they were decided.
         not_keyed: settings that decide nothing beside what is in the key already.
+        idle: settings that decide nothing beside the others; who sets them is told so.
     """
 
     outline: Outline
@@ -85,6 +86,7 @@ class Effect:
     steps: int = 0
     decided: Mapping[str, Any] = field(default_factory=dict)
     not_keyed: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     @property
     def leaves_head_stale(self) -> bool:

@@ -93,7 +93,7 @@ def teacher_outputs(
         UserError: the outputs would take more than 8 GiB.
     """
     content = {
-        "teacher": _fingerprint(teacher),
+        "teacher": fingerprint(teacher),
         "asked": {"projections": sorted(projections), "hidden": sorted(hidden), "logits": logits},
         "device": teacher.device.type,
         "code": code_digest(CODE, *quantized.modules(quantized.kind_of(teacher))),
@@ -145,14 +145,14 @@ def _check_size(examples: int, tokens: int, logits: Tensor | None, parts: dict[s
         )
 
 
-def _fingerprint(teacher: PreTrainedModel) -> str:
-    """A hash of all weights and the configuration: two teachers with one fingerprint give the same outputs."""
-    return digest(_contents(teacher))
+def fingerprint(model: PreTrainedModel) -> str:
+    """A hash of all weights and the configuration: two models with one fingerprint give the same outputs."""
+    return digest(_contents(model))
 
 
-def _contents(teacher: PreTrainedModel) -> Iterator[bytes | str]:
-    yield teacher.config.to_json_string()
-    for name, value in sorted(teacher.state_dict().items()):
+def _contents(model: PreTrainedModel) -> Iterator[bytes | str]:
+    yield model.config.to_json_string()
+    for name, value in sorted(model.state_dict().items()):
         yield name
         for tensor in value if isinstance(value, tuple) else (value,):  # torch's packed Linears: weight and bias
             if isinstance(tensor, Tensor):

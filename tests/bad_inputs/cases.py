@@ -599,6 +599,25 @@ PRUNINGS = [
         )
     ),
     pruning("ffn", "prune.corpus: expected null without a teacher, given text", "prune.corpus=text"),
+    *(
+        pruning(what, f"prune.target.{line}", *(f"prune.target.{word}" for word in words))
+        for what, line, *words in (
+            ("ffn", "measure: expected one of value, factor and factors beside it, given none", "measure=macs"),
+            ("ffn", "measure: expected latency_ms, size_mib or macs beside factor, given null", "factor=0.5"),
+            ("ffn", "factor: expected at least ...FFN units can reach, given 0.01", "measure=macs", "factor=0.01"),
+            ("layers", "value: expected at least ...can reach, given 1", "measure=macs", "value=1.0"),
+            ("hidden", "measure: expected size_mib or macs for hidden units", "measure=latency_ms", "factor=0.5"),
+            (
+                "ffn",
+                "runtime: expected torch, ...given 'fast'",
+                "measure=latency_ms",
+                "factor=0.5",
+                "runtime=fast",
+            ),
+            ("ffn", "table: expected a file latencies.json ", "measure=latency_ms", "factor=0.5", "table=none.json"),
+            ("ffn", "factors: expected each number once", "measure=macs", "factors=[0.9,0.9]"),
+        )
+    ),
     pruning("ffn", "prune.teacher: expected one of teacher, ...given 'nobody'", "prune.teacher=nobody"),
     pruning(
         "ffn",

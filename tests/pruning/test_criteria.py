@@ -136,8 +136,6 @@ def reference(model: PreTrainedModel, family: str, data: Sequence[Example], crit
                         slope = gradient[0, token, unit].item()
                         total += slope * (slope if criterion == "gradient_norm" else context[0, token, unit].item())
                 result[layer][head] += (total**0.5 if criterion == "gradient_norm" else abs(total)) / len(data)
-    if criterion == "taylor":
-        result = [[value / sum(v * v for v in row) ** 0.5 for value in row] for row in result]
     return result
 
 
@@ -176,12 +174,9 @@ def test_absolute_value_by_token_or_batch_would_give_other_numbers() -> None:
     pairs = [contexts_and_gradients(model, "bert", example)[0] for example in data]
     products = [(context * gradient).unflatten(-1, (HEADS, SIZE)).sum(-1)[0] for context, gradient in pairs]  # [T, A]
     by_token, by_example, by_batch = (
-        F.normalize(total, dim=0)
-        for total in (
-            torch.stack([product.abs().sum(0) for product in products]).mean(0),
-            torch.stack([product.sum(0).abs() for product in products]).mean(0),
-            torch.stack([product.sum(0) for product in products]).mean(0).abs(),
-        )
+        torch.stack([product.abs().sum(0) for product in products]).mean(0),
+        torch.stack([product.sum(0).abs() for product in products]).mean(0),
+        torch.stack([product.sum(0) for product in products]).mean(0).abs(),
     )
     close(scores(model, batched(data, 5), "taylor")[:1], [by_example])
     assert not torch.allclose(by_example, by_token, rtol=0.01) and not torch.allclose(by_example, by_batch, rtol=0.01)
@@ -292,10 +287,11 @@ def test_a_broken_accumulation_goes_on_where_it_stood(criterion: str) -> None:
     close(broken.scores(), whole.scores(), rtol=0)
 
 
-def test_a_layer_without_any_gradient_is_normalized_to_zeros() -> None:
-    accumulator = accumulator_of("taylor")
-    accumulator.update([torch.ones(2, 3, 8)], [torch.zeros(2, 3, 8)], torch.ones(2, 3), [4])
-    assert accumulator.scores()[0].tolist() == [0.0] * 4
+def test_taylor_ranks_by_each_layer_over_its_norm_and_one_without_any_gradient_by_zeros() -> None:
+    scores = [torch.tensor([3.0, 4.0]), torch.zeros(2)]
+    ranked = find("taylor").ranked(scores)
+    assert [group.tolist() for group in ranked] == [pytest.approx([0.6, 0.8]), [0.0, 0.0]]
+    assert find("fisher").ranked(scores) is scores, "others as they are"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -19,7 +19,7 @@ from edgemin.data.module import DataModule
 from edgemin.encoder import building, parts
 from edgemin.encoder.outline import QuantizedLayers
 from edgemin.errors import UserError
-from edgemin.pruning import stage as prune
+from edgemin.pruning import shares
 from edgemin.pruning.criteria.base import Given
 from edgemin.pruning.criteria.table import CRITERIA, find
 from edgemin.pruning.selection import others
@@ -246,13 +246,13 @@ def test_ranking_during_training_sums_what_calibration_would_on_the_same_batches
 ) -> None:
     """At a learning rate of next to nothing and without dropout, training is calibration on its own batches."""
     ranked: list[list[Tensor]] = []
-    select = prune.select_units
+    select = shares.select_units
 
     def remember(importance: Any, *args: Any, **named: Any) -> Any:
         ranked.append(importance)
         return select(importance, *args, **named)
 
-    monkeypatch.setattr(prune, "select_units", remember)
+    monkeypatch.setattr(shares, "select_units", remember)
     start = tiny.model(dropout=0.0)
     settings: dict[str, Any] = {"criterion": criterion, "batch_size": 5, "accumulate": accumulate}
     before = copy.deepcopy(start)
@@ -267,7 +267,8 @@ def test_ranking_during_training_sums_what_calibration_would_on_the_same_batches
         **settings,
     )
     batches = TrainBatches(data.train, 5, seed=1, steps=2 * accumulate)
-    expected = find(criterion, "heads").scores(Given(before, HEADS, batches, losses))
+    by = find(criterion, "heads")
+    expected = by.ranked(by.scores(Given(before, HEADS, batches, losses)))
     assert len(ranked) == 1
     for got, wanted in zip(ranked[0], expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-9)

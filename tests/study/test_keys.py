@@ -66,6 +66,9 @@ RESULTS: dict[str, Callable[[], tuple[str, ...]]] = {
     "distillation": lambda: of_stage("finetune/distill"),
     "pruning": lambda: of_stage("finetune/distill/prune"),
     "pruning by weights": lambda: of_stage("finetune/distill/prune", "prune.criterion=magnitude"),
+    "pruning to a budget": lambda: of_stage(
+        "finetune/distill/prune", "prune.target.measure=macs", "prune.target.factor=0.9"
+    ),
     "pruning with a teacher": lambda: of_stage("finetune/distill/prune", "prune.teacher=teacher"),
     "quantization": lambda: of_stage("finetune/quantize", "stages=[finetune,quantize]", "quantize=static"),
     "fine-tuning of a quantized model": lambda: of_stage(
@@ -85,11 +88,14 @@ def test_the_modules_in_a_key_are_these() -> None:
     found = {name: modules(*named()) for name, named in RESULTS.items()}
     assert found["fine-tuning"] == STAGE | {"finetune"} and len(found["fine-tuning"]) <= 23
     assert found["distillation"] == STAGE | DISTILLATION | {"distillation.minilmv2"}
-    own = ("stage", "shares", "several", "selection", "structures", "taught", "unit_weights", "findings")
-    pruning = {f"pruning.{name}" for name in (*own, "criteria.base")} | STAGE | TAUGHT | {"training.method_sum"}
+    own = ("stage", "amount", "shares", "importance", "ranking", "several", "selection", "structures", "unit_weights")
+    own += ("findings", "taught", "criteria.base")
+    pruning = {f"pruning.{name}" for name in own} | STAGE | TAUGHT | {"training.method_sum"}
     pruning |= {f"encoder.{name}" for name in ("slicing", "truncation", "rotation", "stream", "magnitude")}
     assert found["pruning"] == pruning | {"pruning.criteria.gradients"}
     assert found["pruning by weights"] == pruning | {"pruning.criteria.weights"}
+    search = {"pruning.by_target", "pruning.target", "pruning.budget", "encoder.operations", "training.latency"}
+    assert found["pruning to a budget"] == found["pruning"] | search
     methods = DISTILLATION | {"distillation.logits", "distillation.minilmv2", "training.soft_targets"}
     assert found["pruning with a teacher"] == found["pruning"] | methods, "methods are in the key where one teaches"
     assert found["evaluation"] == ENCODER | TASK | (DATA - {"data.module"}) | {"artifact", "evaluate"}

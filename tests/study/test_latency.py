@@ -18,7 +18,7 @@ from edgemin.study.plan import build, stage_code
 from edgemin.training.latency import LatencyTable
 from edgemin.training.stage import Effect, Place, Stage
 
-TABLE = LatencyTable({0: 0.0, 2: 1.0, 4: 3.0}, {0: 0.0, 128: 2.0}, 0.5, "torch", "fp32", 1)
+TABLE = LatencyTable({0: 0.0, 2: 1.0, 4: 3.0}, {0: 0.0, 128: 2.0}, 0.5, "torch", "fp32", 1, "a processor", "bert", 32)
 
 
 class Hurried(Stage):

@@ -50,11 +50,16 @@ class Criterion(ABC):
             These pass the model's head, which should have been trained; or they are collected while the model is
             trained, in a fit of its own (`importance=training`).
         structures: for which structures it exists.
+        comparable: where scores may be added up and compared as they are. `everywhere`, as estimates of what the loss
+            rises by without a unit; within a `structure`, as they have a unit of their own in it; within a `group`, as
+            they are the error of what this one group writes. A search within a budget, which weighs all units against
+            one another, divides the others by their sum over the structure or over the group: each then counts alike.
         changes_weights: whether `compensate` does anything; quantized weights are not free for it.
     """
 
     needs: ClassVar[Needs] = "nothing"
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn")
+    comparable: ClassVar[Literal["everywhere", "structure", "group"]] = "structure"
     changes_weights: ClassVar[bool] = False
 
     @abstractmethod
@@ -66,6 +71,10 @@ class Criterion(ABC):
         Returns:
             `[U_g]` per group, float64, on CPU; more is more important.
         """
+
+    def ranked(self, scores: list[Tensor]) -> list[Tensor]:
+        """What the units of one structure are ranked by for a ratio, within groups and across them: `[U_g]` each."""
+        return scores
 
     def compensate(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
         """Change the weights of units that stay, so that the model loses least without the others.
@@ -138,10 +147,6 @@ class ByExample(Criterion):
             `[B, U]`, at least float32.
         """
 
-    def settled(self, means: list[Tensor]) -> list[Tensor]:
-        """What the means over all examples come to, `[U_g]` per group."""
-        return means
-
     def watch(self, structure: Units, model: PreTrainedModel) -> Watch:
         """What `per_example` is given of a structure."""
         return structure.outputs(model)
@@ -167,8 +172,8 @@ class Accumulator:
         >>> accumulator = Accumulator(Taylor())
         >>> outputs = torch.tensor([[[1.0, 2.0]], [[3.0, -4.0]]])  # two examples, two units
         >>> accumulator.update([outputs], [torch.ones(2, 1, 2)], torch.ones(2, 1), [2])
-        >>> accumulator.scores()  # means 2 and 3, then the layer's norm
-        [tensor([0.5547, 0.8321], dtype=torch.float64)]
+        >>> accumulator.scores()
+        [tensor([2., 3.], dtype=torch.float64)]
     """
 
     def __init__(self, criterion: ByExample) -> None:
@@ -220,7 +225,7 @@ class Accumulator:
     def scores(self) -> list[Tensor]:
         """The score of every unit so far: `[U_g]` per group, float64, on CPU."""
         assert self.examples, "no example was seen"
-        return self.criterion.settled([total / self.examples for total in self._sums])
+        return [total / self.examples for total in self._sums]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on from here."""

@@ -34,6 +34,7 @@ class Fisher(ByExample):
     """
 
     needs: ClassVar[Needs] = "gradients"
+    comparable = "everywhere"
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "layers", "hidden")
 
     def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:

@@ -66,21 +66,23 @@ class GradientNorm(ByExample):
 
 
 class Taylor(ByExample):
-    """I_u = E_x |a_u(x)ᵀ ∂L(x) / ∂a_u(x)|, over the l2 norm of its group (Michel et al. 2019, arXiv 1905.10650).
+    """I_u = E_x |a_u(x)ᵀ ∂L(x) / ∂a_u(x)|, ranked over the l2 norm of its group (Michel et al. 2019, arXiv 1905.10650).
 
-    The first-order estimate of what removing the unit costs; no rescaling changes it. It is the gradient of a gate that
+    The first-order estimate of what removing the unit costs; no rescaling changes it. A search within a budget takes it
+    as it is. It is the gradient of a gate that
     the unit is multiplied by: of a layer, what it adds to the residual stream; of a hidden unit, its number at all
     places of the stream, by one gate.
     """
 
     needs: ClassVar[Needs] = "gradients"
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "layers", "hidden")
+    comparable = "everywhere"
 
     def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:
         """The absolute value of each example's product."""
         assert gradient is not None, "no gradient has reached this layer"
         return taylor(outputs, gradient, mask, units)
 
-    def settled(self, means: list[Tensor]) -> list[Tensor]:
+    def ranked(self, scores: list[Tensor]) -> list[Tensor]:
         """Each group over its norm."""
-        return [F.normalize(mean, dim=0, eps=1e-20) for mean in means]
+        return [F.normalize(group, dim=0, eps=1e-20) for group in scores]

@@ -26,6 +26,7 @@ class Kwon(Compensating):
     """
 
     needs: ClassVar[Needs] = "gradients"
+    comparable = "everywhere"
 
     def scores(self, given: Given) -> list[Tensor]:
         """The diagonal Fisher information."""

@@ -21,9 +21,13 @@ class ZipLM(Compensating):
     gives, see [`obs`][edgemin.pruning.obs]. Importance is found on the model as it is. Then the weights are solved for
     layer by layer, on what each is given by the pruned layers in front of it; which units leave is settled there once
     more, in the number that importance gave to the layer.
+
+    Layers write in units of their own, so a search within a budget takes a group's errors as shares of their sum, which
+    is what the whole group writes, as ZipLM's search does.
     """
 
     needs: ClassVar[Needs] = "sentences"
+    comparable = "group"
 
     def scores(self, given: Given) -> list[Tensor]:
         """The largest cost of all units that left before and of the unit itself."""

@@ -1,0 +1,59 @@
+"""Latencies that were asked for, beside those that were measured end to end once the model is as it will be served."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from edgemin import artifact
+from edgemin.encoder import quantized
+from edgemin.measure.machine import host
+from edgemin.store.artifacts import Store
+from edgemin.study.nodes import Node
+from edgemin.training.latency import Precision
+
+
+def asked(node: Node, store: Store) -> Mapping[str, Any] | None:
+    """The latency that the last pruning on a node's path was to reach on this machine, as its findings have it."""
+    while node.parent is not None and node.step is not None:
+        findings = artifact.read_provenance(store.path(node.key))["findings"]
+        if "pruning" in findings:
+            target = findings.get("target", {})
+            here = target.get("measure") == "latency_ms" and target["device"] == host()["cpu"]
+            return target if here else None
+        node = node.parent
+    return None
+
+
+def precision(model: nn.Module) -> Precision | None:
+    """In which of the precisions that a latency is meant in a model is served; `None`: in another."""
+    summary = quantized.summary(model)
+    if summary is None:
+        return "fp32"
+    bits = summary["bits"]
+    linears = [bits[name] for name, part in model.named_modules() if isinstance(part, nn.Linear) and name in bits]
+    served: dict[tuple[int, bool], Precision] = {(8, True): "int8", (4, False): "int4"}
+    return served.get((statistics.mode(linears), summary["activations"] != "none"))
+
+
+def beside(target: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]] | None:
+    """What a row has of a latency: a note, and the numbers for run.json; `None` where it was not measured there.
+
+    Args:
+        target: what was asked, as [`asked`][edgemin.study.achieved.asked] gives it.
+        costs: of the row, by runtime.
+    """
+    measured = costs.get(target["runtime"], {})
+    if "latency_ms" not in measured or measured["threads"] != target["threads"]:
+        return None
+    ms = measured["latency_ms"]["padded"]["p50"]
+    more = ms / target["asked"] - 1
+    note = (
+        f"latency in {target['runtime']}, {target['precision']}: {ms:.2f} ms measured, {target['asked']:.2f} asked "
+        f"({100 * more:+.1f} %), {target['predicted']:.2f} predicted"
+    )
+    numbers = {"asked_ms": target["asked"], "predicted_ms": target["predicted"], "measured_ms": ms}
+    return note, {**numbers, "runtime": target["runtime"], "precision": target["precision"]}
