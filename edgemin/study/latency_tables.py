@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgemin.deploy.runtime import check_installed, check_names, versions
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.measure import layer_grid
 from edgemin.measure.layer_latency import latency_table, widest
@@ -24,7 +25,7 @@ from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
 from edgemin.study.family import FAMILY
 from edgemin.study.nodes import Study
-from edgemin.study.starts import read_starts
+from edgemin.study.starts import Start, read_starts
 from edgemin.training.latency import LatencyTable, Precision
 
 CODE = ("edgemin.measure.layer_latency",)
@@ -95,27 +96,33 @@ def with_latency(study: Study, store: Store, settings: Measure | None, *, measur
             f"{wanted.key}: the latency table ({wanted.precision} in {wanted.runtime}) is not measured yet, so whether "
             "the target can be reached is not known, and the keys of what depends on it will be others"
         ]
+    with store.lock(name, lambda: node_line("latency table", "waiting", "another run measures it")):
+        kept = store.result(_KIND, name)
+        if kept is not None:  # another run was faster
+            return replace(study, latency=LatencyTable.read(kept["table"])), []
+        table, alone = _measured(start, outline, wanted, how)
+        if alone or ranks.world() > 1:  # several processes must have the same
+            store.keep_result(_KIND, name, {"table": table.written(), "content": content})
+    beside = f"{wanted.key}: the latency table was measured beside other work, and is measured again next time"
+    return replace(study, latency=table), [] if alone else [beside]
+
+
+def _measured(start: Start, outline: Outline, wanted: Wanted, settings: Measure) -> tuple[LatencyTable, bool]:
     node_line("latency table", "measuring", f"layers at each width, {wanted.precision} in {wanted.runtime}")
     with live_line("latency table") as line:
 
         def progress(done: int, total: int, what: str) -> None:
             line.text, line.done, line.total = f"latency table  {what}  step", done, total
 
-        table, alone = latency_table(
+        return latency_table(
             start.config,
             outline,
             wanted.runtime,
             wanted.precision,
-            how,
+            settings,
             progress=progress,
             waiting=lambda why: node_line("latency table", "waiting", why),
         )
-    notes = []
-    if alone or ranks.world() > 1:  # several processes must have the same
-        store.keep_result(_KIND, name, {"table": table.written(), "content": content})
-    if not alone:
-        notes = [f"{wanted.key}: the latency table was measured beside other work, and is measured again next time"]
-    return replace(study, latency=table), notes
 
 
 def _wanted(study: Study) -> Wanted | None:
