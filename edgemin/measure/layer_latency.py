@@ -38,7 +38,7 @@ SETTINGS: dict[Precision, Quantization | None] = {
     "int4": Quantization(bits=4, granularity="group", activations="none", weight_range="minmax"),
 }
 """How a model is quantized for timing. Its numbers are random: how long integers take does not depend on them."""
-FULL, SINGLE = "full", "single layer"
+FULL, SINGLE, NARROW = "full", "single layer", "narrowest"
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 _MULTIPLE = 8
 _MOST_HEADS = 6  # head counts that are timed; of more, as many, evenly spaced
@@ -76,13 +76,17 @@ def widest(outline: Outline) -> Outline:
 
 
 def shapes(outline: Outline) -> dict[str, Outline]:
-    """The models that are timed, by name: the whole, a single layer of it, and each width in all of its layers."""
+    """The models that are timed, by name: the whole, a single layer of it, each width in all layers, the narrowest."""
     layers = len(outline.layers)
     found = {FULL: outline}
     if layers > 1:
         found[SINGLE] = outline.with_layers(1)
     found |= {_heads(count): outline.with_heads([count] * layers) for count in head_counts(outline)[:-1]}
-    return found | {_ffn(units): outline.with_ffn([units] * layers) for units in ffn_widths(outline)[:-1]}
+    found |= {_ffn(units): outline.with_ffn([units] * layers) for units in ffn_widths(outline)[:-1]}
+    fewest = head_counts(outline)[0], ffn_widths(outline)[0]
+    if _heads(fewest[0]) in found and _ffn(fewest[1]) in found:
+        found[NARROW] = outline.with_heads([fewest[0]] * layers).with_ffn([fewest[1]] * layers)
+    return found
 
 
 def latency_table(
@@ -147,7 +151,8 @@ def assembled(
 
     $$ a(h) = a(A) + (t(h) - t(A)) / L $$
 
-    and its feed-forward network likewise; a(A) + f(I) = (t(full) - t(one layer)) / (L - 1), divided by operations.
+    and its feed-forward network likewise; a(A) + f(I) = (t(full) - t(one layer)) / (L - 1), divided by operations. What
+    the narrowest heads and the narrowest network save together is less than the sum: the difference is `joint_ms`.
     """
     layers = len(outline.layers)
     whole = statistics.median(rounds[FULL])
@@ -163,6 +168,10 @@ def assembled(
     *narrower, widest = ffn_widths(outline)
     heads = {count: attention + (ms(_heads(count)) - whole) / layers for count in fewer}
     ffn = {units: each - attention + (ms(_ffn(units)) - whole) / layers for units in narrower}
+    joint = 0.0
+    if NARROW in rounds:
+        less = ms(NARROW) - ms(_heads(fewer[0])) - ms(_ffn(narrower[0])) + whole
+        joint = max(less, 0.0) / layers / ((1 - fewer[0] / most) * (1 - narrower[0] / widest))
     return LatencyTable(
         heads_ms=_rising({**heads, most: attention}),
         ffn_ms=_rising({**ffn, widest: each - attention}),
@@ -173,6 +182,7 @@ def assembled(
         device=device,
         family=outline.family,
         hidden=outline.hidden,
+        joint_ms=joint,
     )
 
 

@@ -23,8 +23,9 @@ from edgemin.training.latency import LatencyTable
 class ByTarget(Amount):
     """As much as a budget asks for.
 
-    What a model costs is taken as a sum over groups, which is exact for heads and FFN units; the groups of layers and
-    of hidden units are one, of which the most is kept that the budget allows.
+    The search takes what a model costs as a sum over groups, which is exact but for latency: where heads and FFN units
+    of a layer save less together than each alone, it is given less until the model itself is within the budget. The
+    groups of layers and of hidden units are one, of which the most is kept that the budget allows.
 
     Args:
         target: the budget.
@@ -93,7 +94,7 @@ class ByTarget(Amount):
         for structure in self.structures:
             fewest = [_kept(count, structure)[0] for count in structure.counts(model) if count is not None]
             smallest = structure.shaped(smallest, fewest)
-        if self._budget < (reached := self._cost(smallest)):
+        if self._budget < (reached := self._cost(smallest)) * (1 - 1e-9):  # less than a sum of floats is off by
             key, given = ("value", target.value) if target.value is not None else ("factor", target.factor)
             least_given = reached if target.value is not None else reached / self._whole
             raise UserError(
@@ -139,8 +140,18 @@ class ByTarget(Amount):
                 losses, kept = removal_losses(units), _kept(len(units), structure)
                 shapes = [structure.shaped(model, [*present[:group], count, *present[group + 1 :]]) for count in kept]
                 parts.append(Levels(kept, [self._cost(shape) - whole for shape in shapes], [losses[c] for c in kept]))
-        chosen = iter(choose(parts, max(budget - whole, least(parts))))
-        return [[next(chosen) for _ in groups] for groups in weighed]
+        spend, fewest = budget - whole, least(parts)
+        while True:
+            chosen = iter(choose(parts, max(spend, fewest)))
+            counts = [[next(chosen) for _ in groups] for groups in weighed]
+            after = model
+            for structure, kept in zip(self.structures, counts, strict=True):
+                after = structure.shaped(after, kept)
+            over = self._cost(after) - budget
+            if over <= 0 or spend <= fewest:
+                return counts
+            # groups of one layer save less together than each alone; not by less than a choice can tell apart
+            spend -= max(over, whole / 10_000)
 
     def says(self, model: Outline, rounds_gone: Scores) -> list[str]:
         """A note for each structure, and what was asked beside what it came to."""

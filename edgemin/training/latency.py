@@ -28,6 +28,8 @@ class LatencyTable:
         device: the processor that they were measured on.
         family: of the model.
         hidden: its H.
+        joint_ms: how much less than the sum of both a layer saves that loses all of its heads and all of its FFN units;
+            of one that loses some of both, the product of these shares of it.
     """
 
     heads_ms: Mapping[int, float]
@@ -39,6 +41,7 @@ class LatencyTable:
     device: str
     family: str
     hidden: int
+    joint_ms: float = 0.0
 
     def ms(self, outline: Outline) -> float:
         """What a model takes, the sum of its parts.
@@ -46,9 +49,11 @@ class LatencyTable:
         Between two measured widths it lies on the line that connects them; fewer units than were measured take as long
         as the fewest that were.
         """
-        layers = outline.layers
-        attention = sum(_between(self.heads_ms, layer.heads) for layer in layers)
-        return self.rest_ms + attention + sum(_between(self.ffn_ms, layer.ffn) for layer in layers)
+        found = self.rest_ms
+        for layer in outline.layers:
+            found += _between(self.heads_ms, layer.heads) + _between(self.ffn_ms, layer.ffn)
+            found += self.joint_ms * _gone(self.heads_ms, layer.heads) * _gone(self.ffn_ms, layer.ffn)
+        return found
 
     def check_fits(self, outline: Outline) -> None:
         """Refuse a model of other layers, or with more units in one than were measured.
@@ -86,3 +91,9 @@ def _between(measured: Mapping[int, float], kept: int | None) -> float:
     widths = sorted(measured)
     assert kept is not None and kept <= widths[-1], f"{kept} is outside of what was measured, {widths}"
     return float(np.interp(kept, widths, [measured[width] for width in widths]))
+
+
+def _gone(measured: Mapping[int, float], kept: int | None) -> float:
+    """The share of the units that were there that a layer has lost."""
+    assert kept is not None
+    return 1 - kept / max(measured)

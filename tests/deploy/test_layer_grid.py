@@ -15,7 +15,7 @@ from edgemin.encoder import quantized
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.measure import layer_grid, layer_latency
-from edgemin.measure.layer_latency import FULL, SINGLE, shapes, widest
+from edgemin.measure.layer_latency import FULL, NARROW, SINGLE, shapes, widest
 from edgemin.store.artifacts import Store
 from edgemin.study.job import read_study
 from edgemin.study.latency_tables import with_latency
@@ -42,7 +42,7 @@ def test_a_grid_is_timed_where_there_is_no_torch_and_read_as_a_table(
     out = tmp_path / "grid"
     assert exported(*words(source, out, f"deploy={runtime}", "grid=int8")) == 0
     said = json.loads((out / layer_grid.GRID).read_text())
-    assert set(said["models"]) == {FULL, SINGLE, "1 heads", "24 FFN units", "8 FFN units"}
+    assert set(said["models"]) == {FULL, SINGLE, NARROW, "1 heads", "24 FFN units", "8 FFN units"}
     without = ("torch", "edgemin", "transformers", "tokenizers")
     bare(out, ["bench.py", "threads=1", "rounds=2", "runs=2"], without, tmp_path / "site")
     outline = widest(quantized.outline(tiny.model(layers=2, heads=2)))

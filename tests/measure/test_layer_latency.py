@@ -24,7 +24,8 @@ SHAPE = tiny.outline("bert", 3, 32)
 def ms(outline: Outline, rest: float = 0.7) -> float:
     """A device on which layers cost what their widths do, by hand."""
     layers = outline.layers
-    return rest + sum(HEADS[layer.heads or 0] + 0.001 * (layer.ffn or 0) ** 1.1 for layer in layers)
+    own = sum(HEADS[layer.heads or 0] + 0.001 * (layer.ffn or 0) ** 1.1 for layer in layers)
+    return rest + own + sum(0.04 * (1 - (layer.heads or 0) / 4) * (1 - (layer.ffn or 0) / 128) for layer in layers)
 
 
 def drifting(times: Mapping[str, float]) -> dict[str, list[float]]:
@@ -63,7 +64,7 @@ def test_what_is_timed() -> None:
     assert ffn_widths(stacked) == [128], "none of it can go"
     assert head_counts(tiny.outline("bert", 3, 96, 12)) == [1, 3, 5, 8, 10, 12]
     asked = shapes(SHAPE)
-    assert list(asked)[:3] == [FULL, SINGLE, "1 heads"] and len(asked) == 2 + 3 + 5
+    assert list(asked)[:3] == [FULL, SINGLE, "1 heads"] and len(asked) == 2 + 3 + 5 + 1
     assert len(asked[SINGLE].layers) == 1
     assert SINGLE not in shapes(tiny.outline("bert", 1, 32))
     assert widest(SHAPE.with_heads([2, 3, 1]).with_ffn([8, 64, 16])) == SHAPE.with_heads([3] * 3).with_ffn([64] * 3)

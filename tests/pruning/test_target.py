@@ -108,6 +108,18 @@ def test_the_search_loses_next_to_the_least_of_all_that_the_budget_allows(measur
     assert best - 1e-6 <= lost <= next_best + 1e-6, "costs are rounded up"
 
 
+def test_a_model_stays_within_its_latency_where_heads_and_ffn_units_save_less_together() -> None:
+    outline, table = building.outline(tiny.model()), replace(TABLE, joint_ms=0.5)
+    draw = torch.Generator().manual_seed(1)
+    scores = [[torch.rand(count, generator=draw) for _ in range(3)] for count in (4, 48)]
+    for factor in (0.9, 0.7, 0.62):
+        amount = ByTarget(Target(measure="latency_ms", factor=factor), [HEADS, FFN_8], 1, "linear")
+        amount.after(outline, table)
+        left = [len(gone) for gone in amount.removed(outline, scores, 0)]
+        after = outline.with_heads([4 - gone for gone in left[:3]]).with_ffn([48 - gone for gone in left[3:]])
+        assert 0.9 * factor * table.ms(outline) <= table.ms(after) <= factor * table.ms(outline)
+
+
 @pytest.mark.parametrize("measure", ["macs", "size_mib", "latency_ms"])
 @pytest.mark.parametrize("structure", ["heads", "ffn", "heads_ffn", "layers", "hidden"])
 def test_every_structure_stays_within_its_budget(
