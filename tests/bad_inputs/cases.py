@@ -627,7 +627,7 @@ PRUNINGS = [
     Case(
         "pruning: no split to rank units on",
         (*OWN, "prune=ffn", "stages=[finetune,prune]"),
-        "task.train_split: expected ",
+        "task.path: expected a file for the split 'train'",
         {"d/validation.csv": DATA["d/validation.csv"]},
     ),
     pruning(

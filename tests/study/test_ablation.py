@@ -113,7 +113,7 @@ def test_every_kind_is_a_choice_of_the_configuration(kind: str) -> None:
     assert made.described(FULL)["stages"] == FULL[2 if kind == "interaction" else 1 :]
     names = [spec.name for spec in row_specs(settings["order"], None, TEACHER)]
     assert names[:2] == ["Teacher", "Student baseline"], "rows that have none of the stages keep their names"
-    assert names[-2:] == ["Control: no teacher", "Control: random heads"]
+    assert names[-2:] == ["Control: no teacher", "Control: random pruning"]
 
 
 # --- two stages crossed -----------------------------------------------------------------------------------

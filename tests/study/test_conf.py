@@ -25,7 +25,11 @@ LAUNCHERS = {"joblib": "joblib", "slurm": "submitit", "ray": "ray"}
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
 FILES = [path for path in CHOICES if path.parent.name != "launcher"]  # which need plugins
 ORDERS = [path.stem for path in FILES if path.parent.name == "order"]
-ASKING = {"student/checkpoint", "experiment/shrink"}  # for a checkpoint, which they have no default for
+ASKING = {
+    "student/checkpoint",
+    "experiment/pruning",
+    "experiment/shrink",
+}  # for a checkpoint, which they have no default for
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 
 
