@@ -168,10 +168,6 @@ class GradualPruning(MethodSum):
     def check_reachable(self, model: Outline) -> None:
         """Refuse a sparsity at which not enough would be left of a model whose widths are known."""
 
-    def auto_task_weight(self, place: Place) -> float:
-        """1 without a teacher: labels are then all there is to learn from."""
-        return super().auto_task_weight(place) if self._parts else 1.0
-
     # -- training ----------------------------------------------------------------------------------
 
     def prepare(

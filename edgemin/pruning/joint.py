@@ -66,7 +66,7 @@ class JointPruning(GradualPruning):
         return LogAlphas(outline)
 
     def rising(self) -> Sequence[nn.Parameter]:
-        """The multipliers."""
+        """The multipliers λ: they ascend."""
         return [self.gating.multipliers]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -145,10 +145,6 @@ class Pruning(MethodSum):
             idle=self.amount.idle,
         )
 
-    def auto_task_weight(self, place: Place) -> float:
-        """1 without a teacher: labels are then all there is to learn from."""
-        return super().auto_task_weight(place) if self._parts else 1.0
-
     # -- training ----------------------------------------------------------------------------------
 
     def prepare(

@@ -88,10 +88,6 @@ class QuantizationAware(MethodSum):
             found = replace(found, trains_head=False, moves_encoder=False)
         return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)
 
-    def auto_task_weight(self, place: Place) -> float:
-        """1 without methods: labels are then all there is to learn from."""
-        return super().auto_task_weight(place) if self._parts else 1.0
-
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:

@@ -76,7 +76,9 @@ class MethodSum(Distillation):
         return any(part.planned.trains_head for part in self._parts.values())
 
     def auto_task_weight(self, place: Place) -> float:
-        """0 also where a method trains the head by itself."""
+        """0 also where a method trains the head by itself; 1 without methods, as labels are then all there is."""
+        if not self._parts:
+            return 1.0
         return 0.0 if self._methods_train_head else super().auto_task_weight(place)
 
     def prepare(

@@ -6,23 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from edgemin.pruning.criteria.base import ByExample, Needs, by_unit
+from edgemin.pruning.criteria.base import ByExample, Needs
+from edgemin.pruning.criteria.gradients import gates
 from edgemin.pruning.structures import StructureName
-
-
-def gates(outputs: Tensor, gradient: Tensor, mask: Tensor, units: int) -> Tensor:
-    """Gradient of each example's own loss by a gate that each unit is multiplied by, at 1.
-
-    Args:
-        outputs: `[B, T, U*S]`, what units hand on.
-        gradient: `[B, T, U*S]`, of each example's own loss.
-        mask: `[B, T]`, non-zero where there is a token.
-        units: U.
-
-    Returns:
-        `[B, U]`, at least float32.
-    """
-    return (by_unit(outputs, mask, units) * by_unit(gradient, mask, units)).sum((1, 3))
 
 
 class Fisher(ByExample):

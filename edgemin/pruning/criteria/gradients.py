@@ -32,6 +32,21 @@ def gradient_norm(gradient: Tensor, mask: Tensor, units: int) -> Tensor:
     return by_unit(gradient, mask, units).square().sum((1, 3)).sqrt()
 
 
+def gates(outputs: Tensor, gradient: Tensor, mask: Tensor, units: int) -> Tensor:
+    """Gradient of each example's own loss by a gate that each unit is multiplied by, at 1.
+
+    Args:
+        outputs: `[B, T, U*S]`, what units hand on.
+        gradient: `[B, T, U*S]`, of each example's own loss.
+        mask: `[B, T]`, non-zero where there is a token.
+        units: U.
+
+    Returns:
+        `[B, U]`, at least float32.
+    """
+    return (by_unit(outputs, mask, units) * by_unit(gradient, mask, units)).sum((1, 3))
+
+
 def taylor(outputs: Tensor, gradient: Tensor, mask: Tensor, units: int) -> Tensor:
     """Absolute value of each example's product of what a unit hands on and the gradient there.
 
@@ -46,7 +61,7 @@ def taylor(outputs: Tensor, gradient: Tensor, mask: Tensor, units: int) -> Tenso
     Returns:
         `[B, U]`, at least float32.
     """
-    return (by_unit(outputs, mask, units) * by_unit(gradient, mask, units)).sum((1, 3)).abs()
+    return gates(outputs, gradient, mask, units).abs()
 
 
 class GradientNorm(ByExample):
@@ -69,9 +84,8 @@ class Taylor(ByExample):
     """I_u = E_x |a_u(x)ᵀ ∂L(x) / ∂a_u(x)|, ranked over the l2 norm of its group (Michel et al. 2019, arXiv 1905.10650).
 
     The first-order estimate of what removing the unit costs; no rescaling changes it. A search within a budget takes it
-    as it is. It is the gradient of a gate that
-    the unit is multiplied by: of a layer, what it adds to the residual stream; of a hidden unit, its number at all
-    places of the stream, by one gate.
+    as it is. It is the gradient of a gate that the unit is multiplied by: of a layer, what it adds to the residual
+    stream; of a hidden unit, its number at all places of the stream, by one gate.
     """
 
     needs: ClassVar[Needs] = "gradients"

@@ -12,7 +12,8 @@ from edgemin.encoder import taps
 from edgemin.pruning import fisher
 from edgemin.pruning.criteria.base import Given, Needs, passes
 from edgemin.pruning.criteria.compensating import Compensating, given_to, in_order
-from edgemin.pruning.criteria.fisher import Fisher, gates
+from edgemin.pruning.criteria.fisher import Fisher
+from edgemin.pruning.criteria.gradients import gates
 from edgemin.pruning.selection import others
 from edgemin.pruning.structures import Watch
 
