@@ -20,15 +20,15 @@ Scores = Sequence[Sequence[Tensor]]  # of each structure `[U_g]` for each of its
 
 
 class Amount(ABC):
-    """How many units of some structures go, and with them which ones: always those of least importance in a group.
+    """How many units of some structures are removed, and thus which ones: always the least important of a group.
 
-    It is asked in the order of its methods: `after` in planning, `start` with the model, `removed` once a round, `says`
-    at the end.
+    The stage calls `after` in planning, `start` with the model, `weighed` and `removed` once a round, `says` and
+    `found` at the end.
 
     Attributes:
-        structures: of which units go.
-        idle: settings of the stage that decide nothing.
-        decided: settings as they were decided, of those that may be given in several ways.
+        structures: those whose units are removed.
+        idle: names of the stage's settings that this amount does not read.
+        decided: settings that can be written in several ways, in the one form that enters the result's key.
         reads_latency: whether it needs a table of latencies.
     """
 
@@ -41,53 +41,60 @@ class Amount(ABC):
     def after(self, model: Outline, latency: LatencyTable | None) -> Outline:
         """What is left of a model, as far as planning can tell.
 
+        Args:
+            model: before pruning.
+            latency: the table of latencies; `None` where nobody measured.
+
         Raises:
-            UserError: that cannot be; its key first.
+            UserError: what is asked for cannot be reached; its key first.
         """
 
     @abstractmethod
     def start(self, model: Outline) -> list[str]:
-        """Remember the model before anything of it goes; what is worth knowing of that.
+        """Remember the model before anything of it is removed.
+
+        Returns:
+            Notes for the user, such as that nothing will be removed.
 
         Raises:
-            UserError: as `after`, where it could not tell.
+            UserError: as `after`, for what planning could not know.
         """
 
     @abstractmethod
     def weighed(self, criterion: Criterion, scores: Scores) -> list[list[Tensor]]:
-        """A criterion's scores, as units of different groups are compared by."""
+        """A criterion's scores in the form in which units of different groups are compared."""
 
     @abstractmethod
     def removed(self, model: Outline, weighed: Scores, completed_rounds: int) -> list[list[int]]:
-        """The units of each group that go in this round, those of one structure after those of the other.
+        """The units to remove from each group in this round, the groups of one structure after those of the other.
 
         Args:
             model: as it is now.
-            weighed: of the units that are there now.
+            weighed: what `weighed` gave for the units that are there now.
             completed_rounds: rounds done before this one.
         """
 
     @abstractmethod
     def says(self, model: Outline, rounds_gone: Scores) -> list[str]:
-        """How much is gone, a note for each structure and one for the whole.
+        """Notes that say how much is gone.
 
         Args:
             model: as it is at the end.
-            rounds_gone: of each unit at the start the round in which it went, or 0.
+            rounds_gone: for each unit at the start the round in which it was removed, or 0.
         """
 
     def found(self) -> dict[str, Any]:
-        """What run.json has of it; asked for after `says`."""
+        """What run.json shows of it, by field; called after `says`."""
         return {}
 
 
 def went(structure: Structure, rounds_gone: Sequence[Tensor], asked: int = 0) -> str:
-    """How much of a structure is gone.
+    """A note that says how much of a structure is gone.
 
     Args:
         structure: whose groups these are.
-        rounds_gone: of each unit of each group the round in which it went, or 0.
-        asked: how many were to go, where that is known: fewer did where units are kept in multiples.
+        rounds_gone: for each unit of each group the round in which it was removed, or 0.
+        asked: how many were to be removed, 0 where that is not known; fewer are where units are kept in multiples.
     """
     counts = [len(group) for group in rounds_gone]
     left = [int((group == 0).sum()) for group in rounds_gone]

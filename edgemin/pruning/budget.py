@@ -26,9 +26,9 @@ class Levels(NamedTuple):
     """What one part of a model may keep.
 
     Attributes:
-        kept: units of each level.
-        costs: of each level, in the unit of the budget.
-        losses: of each level, comparable between parts.
+        kept: how many units are kept at each level.
+        costs: what each level costs, in the unit of the budget.
+        losses: what each level loses, comparable between parts.
     """
 
     kept: Sequence[int]
@@ -37,10 +37,10 @@ class Levels(NamedTuple):
 
 
 def removal_losses(scores: Tensor) -> list[float]:
-    """What keeping 0, 1, 2, ... units of a part loses: the sum of the scores of the least important others.
+    """What is lost by keeping only the 0, 1, 2, ... most important units: the sum of the scores of all others.
 
     Args:
-        scores: `[U]`, of the units of a part.
+        scores: `[U]`, one per unit of a part.
 
     Returns:
         U + 1 numbers, the last of them 0.
@@ -61,10 +61,10 @@ def least(parts: Sequence[Levels]) -> float:
 
 
 def choose(parts: Sequence[Levels], budget: float) -> list[int]:
-    """The level of each part, of those within the budget the ones that lose least in all.
+    """How many units each part keeps: of all choices of levels within the budget, the one that loses least.
 
-    Costs are rounded up to ten-thousandths of what the budget leaves above the cheapest levels, so the choice is exact
-    but for sums that miss the budget by less than that for every part.
+    Costs are rounded up to ten-thousandths of what the budget leaves above the cheapest levels. So a choice may be
+    passed over whose costs come closer to the budget than one such step per part.
 
     Args:
         parts: at least one, each with at least one level.
@@ -96,7 +96,7 @@ def choose(parts: Sequence[Levels], budget: float) -> list[int]:
 
 
 def _steps(costs: Sequence[float], unit: float) -> NDArray[np.int64]:
-    """How many units each level costs above the cheapest, rounded up; more than there are where there is no unit."""
+    """The steps of size `unit` that each level costs above the cheapest, rounded up; out of reach where that is 0."""
     above = np.asarray(costs) - min(costs)
     if unit == 0:
         return np.where(above > 0, _BUCKETS + 1, 0)

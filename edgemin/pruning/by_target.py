@@ -21,17 +21,18 @@ from edgemin.training.latency import LatencyTable
 
 
 class ByTarget(Amount):
-    """As much as a budget asks for.
+    """Removes as much as it takes to stay within a budget.
 
-    The search takes what a model costs as a sum over groups, which is exact but for latency: where heads and FFN units
-    of a layer save less together than each alone, it is given less until the model itself is within the budget. The
-    groups of layers and of hidden units are one, of which the most is kept that the budget allows.
+    The search adds up costs over groups. That is exact for size and operations, but not for latency: where heads and
+    FFN units of a layer save less together than each alone, the search is repeated with a smaller budget until the
+    model itself is within the one asked for. Layers and hidden units are one group each, of which as many are kept as
+    the budget allows.
 
     Args:
         target: the budget.
-        structures: of which units go.
-        rounds: in which it is reached, from the cost of the whole.
-        schedule: how.
+        structures: those whose units are removed.
+        rounds: in how many rounds the cost falls from that of the whole model to the budget.
+        schedule: how fast it falls, as in [`round_targets`][edgemin.pruning.selection.round_targets].
 
     Raises:
         UserError: a cost that the latency table does not tell.
@@ -60,7 +61,7 @@ class ByTarget(Amount):
         return self.target.cost(self._latency)
 
     def after(self, model: Outline, latency: LatencyTable | None) -> Outline:
-        """Layers and hidden units are counted in planning; of heads and FFN units it tells nothing."""
+        """Planning counts layers and hidden units; how many heads and FFN units a layer keeps depends on scores."""
         self._latency = latency if self.reads_latency else None
         one_group = self.structures[0].one_group
         if one_group:
@@ -154,7 +155,7 @@ class ByTarget(Amount):
             spend -= max(over, whole / 10_000)
 
     def says(self, model: Outline, rounds_gone: Scores) -> list[str]:
-        """A note for each structure, and what was asked beside what it came to."""
+        """A note for each structure, and one with the budget and the cost that was reached."""
         target, self._spent = self.target, self._cost(model)
         notes = [went(structure, gone) for structure, gone in zip(self.structures, rounds_gone, strict=True)]
         asked = f"target {target.says(self._budget)}"
@@ -168,7 +169,7 @@ class ByTarget(Amount):
         return [*notes, f"{asked}, predicted {target.says(self._spent)}: {where}"]
 
     def found(self) -> dict[str, Any]:
-        """What was asked, and what the model costs before and afterwards: by the table, where it is a latency."""
+        """The budget, and the model's cost before and afterwards; a latency is that of the table."""
         costs = {"before": self._whole, "asked": self._budget, "predicted": self._spent}
         table = self._latency
         where = {} if table is None else {"threads": table.threads, "device": table.device}
@@ -178,10 +179,10 @@ class ByTarget(Amount):
 def by_target(
     settings: Mapping[str, Any], structures: Sequence[Structure], rounds: int, schedule: Schedule
 ) -> ByTarget | None:
-    """What `prune.target` asks for; `None` without a measure.
+    """The amount that the settings `prune.target` ask for; `None` where they name no measure.
 
     Raises:
-        UserError: settings that cannot be; the key first.
+        UserError: settings that contradict each other; the key first.
     """
     target = config.construct({"_target_": f"{Target.__module__}.{Target.__name__}", **settings}, "target", Target)
     return None if target.measure is None else ByTarget(target, structures, rounds, schedule)

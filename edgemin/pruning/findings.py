@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BINS = 24
-WHOLE = 64  # units in a group of which each is told of; of more there are as many bins
+BINS = 24  # of scores, where there are too many units to list each
+WHOLE = 64  # a structure lists each unit if no group of it has more than this
 
 
 def rounds_gone(initial: Sequence[int], removed: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
@@ -28,13 +28,13 @@ def rounds_gone(initial: Sequence[int], removed: Sequence[Sequence[Sequence[int]
 
 
 def summary(criterion: str, scores: Sequence[Tensor], gone: Sequence[Tensor]) -> dict[str, Any]:
-    """What run.json has of one structure: the scores of the first round, and the round in which units went.
+    """What run.json has of one structure: the scores of the first round, and the round in which units were removed.
 
-    Of groups of many units, the number left and gone of each in bins of the score, equally wide on a logarithmic scale
-    where all scores are above 0.
+    Where groups have many units: how many of each group are left and gone in each bin of the score. Bins are equally
+    wide, on a logarithmic scale where all scores are above 0.
 
     Args:
-        criterion: whose scores they are.
+        criterion: the name of what gave the scores.
         scores: `[U_g]` of each group.
         gone: as `rounds_gone` gives it.
     """

@@ -25,7 +25,7 @@ LARGEST_SCALE = 10.0  # a layer whose least squares solution scales any unit mor
 
 
 def rearrange(fisher: Tensor, removed: Sequence[int]) -> list[int]:
-    """Exchange units that go for units that stay, as the loss without all that go says, off-diagonal Fisher included.
+    """Exchange units that go for units that stay where that lowers the loss, off-diagonal Fisher included.
 
     The units that stay are tried in order of their own importance, the least first: one joins those that go, and of
     them all the one comes back that leaves the least loss. So no exchange makes it larger.

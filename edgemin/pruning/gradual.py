@@ -1,4 +1,4 @@
-"""What gradual masks have in common: gates that learn during a fine-tuning which parts go, the surgery, the recovery.
+"""What gradual masks have in common: gates learn during a fine-tuning which parts go; then surgery and recovery.
 
 The first fit trains the model under its gates; then these close for good, are folded into the weights, and what is
 closed is sliced off; a second fit with a learning-rate schedule of its own trains what is left.
@@ -32,9 +32,9 @@ from edgemin.training.method_sum import MethodSum
 from edgemin.training.stage import Effect, Place
 from edgemin.training.teaching import Teaching
 
-# Adam's of gates: their gradients may be of 1e-8, which one of 1e-6 would drown.
+# Adam's epsilon for gates: their gradients can be as small as 1e-8, which an epsilon of 1e-6 would drown.
 _EPSILON = 1e-12
-_CONSTANT = "constant"  # of an optimizer's group: its learning rate has no schedule
+_CONSTANT = "constant"  # marks a group of the optimizer's parameters whose learning rate has no schedule
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Masking(Checked):
         multiple: FFN and hidden units that are left are rounded up to a multiple of this.
         mask_epochs: passes over the training examples under the masks. Either this or `mask_steps` is given.
         mask_steps: optimizer steps under the masks.
-        mask_learning_rate: of AdamW on what decides of the masks, constant, without weight decay.
+        mask_learning_rate: AdamW's learning rate for what decides the masks: constant, without weight decay.
         sparsity_warmup: share of the training under masks in which the sparsity asked for rises from 0 to the target.
     """
 
@@ -67,7 +67,7 @@ class Masking(Checked):
             raise UserError(f"{key}: expected above 0, as it is then that masks learn what goes, given 0")
 
     def fit(self, recovery: Fit) -> Fit:
-        """The training under masks, as the recovery but for its length; none where nothing goes."""
+        """The settings of the training under masks: those of the recovery with another length, 0 if nothing goes."""
         if self.sparsity == 0:
             return replace(recovery, epochs=None, steps=0, patience=None)
         return replace(recovery, epochs=self.mask_epochs, steps=self.mask_steps, patience=None)
@@ -76,8 +76,8 @@ class Masking(Checked):
 class GradualPruning(MethodSum):
     """Let gates learn what goes while the model is fine-tuned under them, remove it, fine-tune what is left.
 
-    A subclass says what decides of the gates (`deciders`), what they are at each step (`drawn`) and in the end
-    (`chosen`), and what is added to the loss (`penalty`).
+    A subclass says which parameters decide the gates (`deciders`), what the gates are at each step (`drawn`) and in the
+    end (`chosen`), and what is added to the loss (`penalty`).
 
     Args:
         masking: how much goes, and how the masks learn it.
@@ -121,19 +121,19 @@ class GradualPruning(MethodSum):
 
     @abstractmethod
     def deciders(self, outline: Outline) -> nn.Module:
-        """A module of the parameters that decide of the gates of a model."""
+        """Make the parameters that decide the gates of a model with this outline, such as a score for each gate."""
 
     @abstractmethod
     def drawn(self) -> Gates:
-        """The gates of a training step, with a gradient to what decides of them."""
+        """The gates of one training step, with a gradient to the deciders."""
 
     @abstractmethod
     def chosen(self) -> Gates:
-        """The gates if the training under masks ended now: of a model that can be sliced, at the target."""
+        """The gates if the training under masks ended now: at the target sparsity, such that the model can be cut."""
 
     @abstractmethod
     def importance(self) -> dict[str, Sequence[Tensor]]:
-        """What decided of each structure's units, and is kept: the lowest of a group went."""
+        """By structure the score of each unit of each group, for results and figures: the lowest were removed."""
 
     def penalty(self) -> Tensor | float:
         """What is added to the loss under masks."""
@@ -146,7 +146,7 @@ class GradualPruning(MethodSum):
     # -- planning ----------------------------------------------------------------------------------
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """Refuse what has no such parts; how many heads and FFN units stay in a layer is seen when it runs."""
+        """Refuse a model without such parts; how many heads and FFN units a layer keeps only the training decides."""
         families.check_hidden(model.family, model.hidden)
         families.check_ffn(model.family, max(layer.networks for layer in model.layers))
         if model.quantized is not None:
@@ -173,7 +173,7 @@ class GradualPruning(MethodSum):
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:
-        """Make what decides of the gates."""
+        """Take the model, and make what decides its gates."""
         super().prepare(model, data, teachers)
         self.before = building.outline(model)
         self.gating = self.deciders(self.before)
@@ -193,13 +193,13 @@ class GradualPruning(MethodSum):
             self.prepare_teaching()
 
     def setup(self, stage: str) -> None:
-        """Let the parameters learn that do so in this fit, before Lightning collects them."""
+        """Choose which parameters learn in this fit, before Lightning collects them."""
         for parameter in parts.parameters_by_depth(self.model)[0]:
             parameter.requires_grad_(self.trains_embeddings)
         self.gating.requires_grad_(self.phase == 0)
 
     def on_fit_start(self) -> None:
-        """Put the gates in place; scores of the hold-out are those of the gates as they would be chosen then."""
+        """Put the gates in place; the hold-out is scored under the gates as they would be chosen at that moment."""
         super().on_fit_start()
         if self.phase == 0:
             self._hooks.enter_context(gates.gated(self.model, self._gates))
@@ -233,7 +233,7 @@ class GradualPruning(MethodSum):
         return super().loss(batch) + self.penalty()
 
     def grouped(self, groups: list[dict[str, Any]], fit: Fit) -> list[dict[str, Any]]:
-        """What decides of the gates has a learning rate of its own, and some of it ascends."""
+        """Give what decides the gates a learning rate of its own, and let some of it ascend."""
         if self.phase == 1:
             return groups
         apart, rising = {id(own) for own in self.gating.parameters()}, {id(own) for own in self.rising()}
@@ -246,7 +246,7 @@ class GradualPruning(MethodSum):
         return groups
 
     def configure_optimizers(self) -> Any:
-        """As for any stage, but for the learning rate of what decides of the gates, which is constant."""
+        """As for any stage, except that the learning rate of what decides the gates is constant."""
         found = super().configure_optimizers()
         schedule = found["lr_scheduler"]["scheduler"]
         for index, group in enumerate(found["optimizer"].param_groups):
@@ -269,7 +269,7 @@ class GradualPruning(MethodSum):
     # -- what is left ------------------------------------------------------------------------------
 
     def says(self, closed: Gates) -> str:
-        """How much is gone."""
+        """A note that says how much is gone, and the widths that are left."""
         left = building.outline(self.model)
         found = [
             f"{settling.sparsity(self.before, left):.1%} of the weights of the layers' matrices are gone, "

@@ -8,7 +8,8 @@ s = \sigma((\log u - \log(1 - u) + \log\alpha) / \beta), \qquad
 z = \min(1, \max(0, s (\zeta - \gamma) + \gamma)), \qquad \beta = 2/3, \gamma = -0.1, \zeta = 1.1
 $$
 
-Gates are told by log α, or by what was made of it, in the form of [`Gates`][edgemin.encoder.gates.Gates].
+Functions take log α of any number of gates, or what was computed from it, some of them in the form of
+[`Gates`][edgemin.encoder.gates.Gates].
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ LARGEST = math.log(100)  # of log α, either way
 
 
 def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
-    """Gates z for noise in (0, 1); the gradient goes to log α where z is neither 0 nor 1."""
+    """Gates z for uniform noise in (0, 1) of the same shape; log α has a gradient where z is neither 0 nor 1."""
     stretched = torch.sigmoid((uniform.logit() + log_alpha) / TEMPERATURE) * (HIGH - LOW) + LOW
     return stretched.clamp(0.0, 1.0)
 
 
 @torch.no_grad()
 def limit(log_alpha: Tensor) -> None:
-    """Keep log α, in place, where a gate can still change its mind: 0.01 <= α <= 100."""
+    """Clamp log α, in place, to where a gate can still open or close: 0.01 <= α <= 100."""
     log_alpha.clamp_(-LARGEST, LARGEST)
 
 
@@ -43,14 +44,14 @@ def open_probability(log_alpha: Tensor) -> Tensor:
 
 
 def expected_open(log_alpha: Tensor, shift: float = 0.0) -> int:
-    """How many gates are open on average, rounded; with a shift, if every log α were so much larger."""
+    """How many gates are open on average, rounded, if every log α were larger by `shift`."""
     return round(float(open_probability(log_alpha.double() + shift).sum()))
 
 
 def settled(log_alpha: Tensor, open_gates: int | None = None) -> Tensor:
-    """The gates at test time, in one dimension: so many are open, the highest; unless given, as many as expected.
+    """The gates `[U]` at test time: the `open_gates` highest are open, by default as many as expected; others are 0.
 
-    These are no noise's and not stretched, but sharper: σ(0.8 log α / β). The others are 0.
+    An open gate is σ(0.8 log α / β): without noise and without stretching, but sharper.
     """
     count = expected_open(log_alpha) if open_gates is None else open_gates
     gates = torch.sigmoid(log_alpha / TEMPERATURE * SHARPNESS)
@@ -69,7 +70,7 @@ def expected_weights(open: Gates, head_size: int, ffn_matrices: int = 2) -> Tens
 
 
 def target_sparsity(target: float, step: int, warmup_steps: int) -> float:
-    """What sparsity is asked for at a step: the target, reached from 0 in equal steps."""
+    """The sparsity asked for at a step: it rises from 0 in equal steps to the target, then stays."""
     return target * min(1.0, step / warmup_steps) if warmup_steps else target
 
 

@@ -19,13 +19,13 @@ CODE = "edgemin.pruning.importance"  # and the criterion's own module, and whose
 
 
 def importance_of(criterion: Criterion, given: Given, data: DataModule | None) -> list[Tensor]:
-    """A criterion's scores, `[U_g]` of each group; found where the same were computed before.
+    """A criterion's scores, `[U_g]` of each group; read from the cache where the same were computed before.
 
     Args:
-        criterion: which.
-        given: what it looks at; its batches decide the scores by their content.
-        data: whose tokens the scores are kept beside, and whose losses are looked at. Scores that need no data are not
-            worth keeping.
+        criterion: gives the scores.
+        given: what it looks at.
+        data: the task's data, in whose cache scores are kept; `None` keeps none. Scores that need no data are quick to
+            compute and not kept either.
     """
     if criterion.needs == "nothing" or data is None:
         return criterion.scores(given)

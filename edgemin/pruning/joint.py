@@ -31,7 +31,7 @@ class LogAlphas(nn.Module):
         self.multipliers = nn.Parameter(torch.zeros(2))
 
     def gates(self) -> Gates:
-        """All log α."""
+        """All log α, in the form of gates."""
         return Gates(self.attention, list(self.heads), self.ffn, list(self.units), self.hidden)
 
 
@@ -52,7 +52,7 @@ class JointPruning(GradualPruning):
     gating: LogAlphas
 
     def check_reachable(self, model: Outline) -> None:
-        """One layer stays, with a head and some units."""
+        """Refuse a sparsity at which not even one layer with one head and the fewest units would be left."""
         multiple, asked = self.masking.multiple, self.masking.sparsity
         greatest = settling.greatest_sparsity(model, multiple)
         if asked > greatest:
@@ -70,7 +70,7 @@ class JointPruning(GradualPruning):
         return [self.gating.multipliers]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Bring log α back to where gates can change their minds."""
+        """Clamp log α to where a gate can still open or close."""
         super().on_train_batch_start(batch, batch_idx)
         for name, parameter in self.gating.named_parameters():
             if name != "multipliers":
@@ -81,7 +81,7 @@ class JointPruning(GradualPruning):
         return _made(self.gating.gates(), lambda gate: hard_concrete.sample(gate, torch.rand_like(gate)))
 
     def penalty(self) -> Tensor:
-        """The Lagrangian."""
+        """The Lagrangian of the expected sparsity, whose target rises during the warm-up."""
         expected = settling.expected_sparsity(_made(self.gating.gates(), hard_concrete.open_probability), self.before)
         warmup = round(self.masking.sparsity_warmup * self.batch_count)
         target = hard_concrete.target_sparsity(self.masking.sparsity, self.batch, warmup)
@@ -90,13 +90,13 @@ class JointPruning(GradualPruning):
         return hard_concrete.lagrangian(expected, target, *self.gating.multipliers)
 
     def chosen(self) -> Gates:
-        """The gates at the target."""
+        """The gates at the target sparsity."""
         return settling.settled(
             _made(self.gating.gates(), Tensor.detach), self.before, self.masking.sparsity, self.masking.multiple
         )
 
     def importance(self) -> dict[str, Sequence[Tensor]]:
-        """All log α of what can be ranked."""
+        """Log α of heads, FFN units and hidden units; whole blocks are not ranked."""
         found = self.gating.gates()
         return {"heads": found.heads, "ffn": found.units, "hidden": [found.hidden]}
 

@@ -7,9 +7,9 @@ $$ L = \sum_i MSE(W H_S^{m(i)}, H_T^i), \qquad m(i) = \arg\min_{j < m(i + 1),\; 
 matched from the deepest to the first, so that the order of layers is kept, among the layers whose network is open. W is
 one learnt map for all, which begins as the identity. A teacher layer for which no student layer is left is left out.
 
-Of the published code (princeton-nlp/CoFiPruning) is not followed: it looks up which layers are open by their place in
-the order of distances instead of by their number, and takes layer 12 where none is left. An error is averaged over the
-tokens of each sentence and then over sentences, padding left out.
+In two points the published code (princeton-nlp/CoFiPruning) is not followed: it looks up which layers are open by their
+place in the order of distances instead of by their number, and takes layer 12 where none is left. An error is averaged
+over the tokens of each sentence and then over sentences, padding left out.
 
 Shapes: B batch, T tokens, H hidden size, L layers.
 """
@@ -38,7 +38,7 @@ def nearest_layers(distances: Sequence[Sequence[float]], is_open: Sequence[bool]
     """Which student layer learns from each teacher layer; layers count from 0.
 
     Args:
-        distances: by teacher layer, ascending, and student layer.
+        distances: one row per teacher layer, in ascending order, with the distance to each student layer.
         is_open: for each student layer, whether it can be matched.
 
     Returns:
@@ -89,16 +89,16 @@ class LayerMatch(Distillation):
         self.projection = nn.Linear(student.hidden, teachers[0].hidden, bias=False)
 
     def projected(self) -> Sequence[Projection]:
-        """Where widths differ it begins as if layers were matched evenly."""
+        """The one map; its initial value is found as if layers were matched evenly."""
         even = layer_map(len(self._theirs), len(self._mine)).values()
         return [Projection(self.projection, tuple(zip(even, self._theirs, strict=True)))]
 
     def asks_student(self) -> Asks:
-        """Reads what every layer gives."""
+        """Read the output of every layer."""
         return Asks(hidden=self._mine)
 
     def asks_teacher(self) -> Asks:
-        """Reads what the layers that teach give."""
+        """Read the output of the layers that teach."""
         return Asks(hidden=self._theirs)
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -49,23 +49,23 @@ class MovementPruning(GradualPruning):
         return [Share(kind, asked, "sparsity", "global") for kind in (Heads(), Ffn(self.masking.multiple))]
 
     def check_reachable(self, model: Outline) -> None:
-        """Every layer keeps a head and a unit."""
+        """Refuse a sparsity at which some layer would keep no head or no FFN unit."""
         for share in self._shares:
             share.left(model)
 
     def deciders(self, outline: Outline) -> Scores:
-        """The scores."""
+        """A score for every head and FFN unit."""
         return Scores(outline)
 
     def drawn(self) -> Gates:
-        """1 for the highest scores, by how far the schedule has come."""
+        """Gates of 1 for the highest scores, as many as the schedule leaves open at this step, else 0."""
         steps = max(1, round(self.masking.sparsity_warmup * self.batch_count))
         share = self.masking.sparsity * (1 - (1 - min(1.0, self.batch / steps)) ** 3)
         self.log("target_sparsity", share)
         return self._gates_of(*(straight_through(list(kind), share) for kind in (self.gating.heads, self.gating.units)))
 
     def chosen(self) -> Gates:
-        """As many as the sparsity leaves, at least one in each layer, FFN units rounded up to a multiple."""
+        """Open as many gates as the sparsity leaves: at least one in each layer, FFN units rounded up to a multiple."""
         found = []
         for share, scores in zip(self._shares, self.importance().values(), strict=True):
             kind = share.structure
@@ -87,7 +87,7 @@ class MovementPruning(GradualPruning):
         return self._gates_of(*found)
 
     def importance(self) -> dict[str, Sequence[Tensor]]:
-        """The scores."""
+        """The scores of each layer's heads and FFN units."""
         return {"heads": list(self.gating.heads), "ffn": list(self.gating.units)}
 
     def _gates_of(self, heads: Sequence[Tensor], units: Sequence[Tensor]) -> Gates:

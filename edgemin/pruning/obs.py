@@ -32,7 +32,7 @@ from torch import Tensor
 
 DAMPING = 0.01  # λ as a share of the mean of H's diagonal
 _LEAST_DAMPING = 1e-12  # where all inputs are 0
-_COMPACT_BELOW = 0.75  # of the units that G holds: what has left is then dropped from it, which changes no number
+_COMPACT_BELOW = 0.75  # G drops its removed units when a smaller share than this is left, which changes no number
 
 
 class Removal(NamedTuple):
@@ -51,7 +51,7 @@ class Removal(NamedTuple):
 
 
 class Inputs:
-    """What a Linear was given: X^T X and the number of tokens, batch after batch."""
+    """Statistics of a Linear's inputs X, batch after batch: X^T X and the number of tokens."""
 
     def __init__(self) -> None:
         """Start at no token."""

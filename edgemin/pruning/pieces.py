@@ -19,21 +19,21 @@ from edgemin import artifact
 from edgemin.errors import UserError
 
 _FILE = "tokenizer.json"
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how pieces of one byte are called that stand for what no piece does
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # the name of a piece that stands for one byte of what no other piece covers
 _SPACE = "▁"  # stands for the space in front of a word
-_OF_A_CALL = ("padding", "truncation")  # set by the last call, not part of what a tokenizer is
+_OF_A_CALL = ("padding", "truncation")  # set by the tokenizer's last call, not part of what it is
 
 
 def kept(tokenizer: PreTrainedTokenizerBase, used: Iterable[int]) -> list[int]:
     """The ids of the pieces that stay, in ascending order.
 
-    Besides the used ones these are added and special tokens, the unknown token, every piece of one character (of
-    WordPiece `c` and `##c`), so that a word that lost its piece is put together of smaller ones, and for BPE all that
-    a piece is merged from. A text whose pieces all stay is cut as before.
+    Besides the used ones these are added and special tokens, the unknown token, every piece of one character (in
+    WordPiece `c` and `##c`), so that a word that lost its piece is put together of smaller ones, and in BPE all pieces
+    that a kept one is merged from. A text whose pieces all stay is cut as before.
 
     Args:
         tokenizer: a fast one; left as it was.
-        used: ids.
+        used: the ids of the pieces that texts use.
     """
     content = _content(tokenizer)
     model, ids = content["model"], _ids(content["model"])

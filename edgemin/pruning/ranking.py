@@ -17,8 +17,8 @@ class Ranking:
     """What a criterion finds in the batches of a fit: `watch` before each forward, `collect` after its backward.
 
     Args:
-        criterion: of which.
-        units: that it scores.
+        criterion: gives the scores.
+        units: those that are scored.
     """
 
     def __init__(self, criterion: ByExample, units: Units) -> None:
@@ -37,9 +37,8 @@ class Ranking:
 
         Args:
             model: the one that was watched.
-            share: this process's part of the batch in the whole, times their number; 0 without any example.
-            weight: what the sum of the examples' own losses was multiplied by in what was differentiated, but for the
-                number of examples.
+            share: this process's share of the whole batch, times the number of processes; 0 without any example.
+            weight: what was differentiated is this many times the mean of the examples' own losses.
         """
         if self._watched is None:
             return

@@ -18,7 +18,7 @@ SCOPES = ("global", "layer")
 Schedule = Literal["linear", "cubic"]
 
 _ROUNDING = 1e-9
-"""More than float64 loses in a product (0.29 * 100 is 28.999999999999996), less than any ratio that someone writes."""
+"""More than a product loses in float64 (0.29 * 100 is 28.999999999999996), too little to matter for any real ratio."""
 
 
 def removal_count(count: int, ratio: float) -> int:
@@ -86,7 +86,7 @@ def select_units(
         scope: `global` or `layer`.
         what: the units, in messages.
         minimum: units that each group keeps.
-        multiple: of which the number is one that a group keeps when it loses any.
+        multiple: a group that loses units keeps a number of them that is rounded up to a multiple of this.
         initial: units of each group at the start; as many as there are now if not given.
         completed_rounds: rounds done before this one.
         rounds: rounds in all.
@@ -126,13 +126,13 @@ def select_units(
 
 
 def gone_after(done: int, rounds: int, schedule: Schedule) -> float:
-    """The share of all that is to go that is gone after so many rounds, as `round_targets` has it."""
+    """The share of all removals that is done after `done` rounds, on the schedules of `round_targets`."""
     left = 1 - done / rounds
     return 1 - (left if schedule == "linear" else left**3)
 
 
 def least_important(importance: Sequence[Tensor], keep: Sequence[int]) -> list[list[int]]:
-    """The units of each group that go so that this many stay: ascending; among equals the lower one goes.
+    """The units of each group to remove so that `keep` of them stay: ascending; among equals the lower one goes.
 
     Raises:
         UserError: an importance that is not a finite number.
@@ -146,12 +146,12 @@ def least_important(importance: Sequence[Tensor], keep: Sequence[int]) -> list[l
 
 
 def rounded(present: int, gone: int, multiple: int) -> int:
-    """How many of `gone` go where the number that is left, if any goes, has to be a multiple: rounded up to one."""
+    """How many of `gone` units to remove from `present` ones if the number left is rounded up to a multiple."""
     return max(0, present - -(-(present - gone) // multiple) * multiple)
 
 
 def others(units: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
-    """Of groups of so many units all that are not among these, ascending."""
+    """For each group all units but the given ones, ascending; `counts` says how many units it has."""
     return [sorted({*range(count)} - {*own}) for own, count in zip(units, counts, strict=True)]
 
 

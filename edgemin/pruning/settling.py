@@ -18,7 +18,7 @@ from edgemin.encoder.outline import LayerOutline, Outline
 from edgemin.encoder.parts import layers
 from edgemin.pruning import hard_concrete
 
-_FARTHEST, _HALVINGS = 40.0, 50  # shifts of log α beyond which no gate changes its mind, and how exactly one is found
+_FARTHEST, _HALVINGS = 40.0, 50  # the search for a shift of log α: its range, and how often that is halved
 
 
 def sparsity(before: Outline, after: Outline) -> float:
@@ -36,14 +36,21 @@ def ffn_matrices(layer: LayerOutline) -> int:
 
 
 def expected_sparsity(open_probability: Gates, outline: Outline) -> Tensor:
-    """The sparsity on average, from each gate's probability to be open; differentiable."""
+    """The expected sparsity, from each gate's probability to be open; differentiable."""
     first = outline.layers[0]
     left = hard_concrete.expected_weights(open_probability, first.head_size, ffn_matrices(first))
     return 1 - left / _weights(outline, everything(outline))
 
 
 class Left(NamedTuple):
-    """How much stays: which layers, heads and FFN units in each of all layers, hidden units."""
+    """How much of a model stays.
+
+    Attributes:
+        layers: for each layer whether it stays.
+        heads: for each layer, those that go included, the number of heads.
+        units: likewise the number of FFN units.
+        hidden: the hidden size.
+    """
 
     layers: list[bool]
     heads: list[int]
@@ -52,14 +59,14 @@ class Left(NamedTuple):
 
 
 def everything(outline: Outline) -> Left:
-    """All of a model whose widths are known."""
+    """All of a model, whose widths must be known."""
     heads, units = [layer.heads for layer in outline.layers], [layer.ffn for layer in outline.layers]
     assert None not in heads + units
     return Left([True] * len(heads), [count or 0 for count in heads], [count or 0 for count in units], outline.hidden)
 
 
 def greatest_sparsity(outline: Outline, multiple: int) -> float:
-    """What is left when all has gone that can: one layer of one head, and `multiple` FFN and hidden units."""
+    """The sparsity when only one layer with one head is left, and `multiple` FFN and hidden units."""
     whole, others = everything(outline), [False] * (len(outline.layers) - 1)
     units = [min(multiple, count) for count in whole.units]
     least = Left([True, *others], [1] * len(whole.heads), sorted(units, reverse=True), min(multiple, whole.hidden))
@@ -67,13 +74,13 @@ def greatest_sparsity(outline: Outline, multiple: int) -> float:
 
 
 def left(log_alpha: Gates, shift: float, multiple: int, block_shift: float | None = None) -> Left:
-    """What stays if every log α were larger by a shift: as many of each group as are then expected to be open.
+    """What stays if every log α were larger by `shift`: as many of each group as are then expected to be open.
 
-    Those of whole blocks may have a shift of their own.
+    Whole blocks (a layer's attention, its FFN) may have a shift of their own, `block_shift`.
 
     The smaller model has no layer without a head or without FFN units. So one head stays in a layer whose attention is
-    closed, `multiple` units where its network is; a layer goes where both are. FFN and hidden units are rounded up to
-    a multiple. One layer stays in any case.
+    closed, `multiple` units where its FFN is; a layer goes where both are. FFN and hidden units are rounded up to a
+    multiple. One layer stays in any case.
     """
 
     def count(gate: Tensor, least: int, of: int, is_open: bool = True) -> int:
@@ -96,9 +103,9 @@ def left(log_alpha: Gates, shift: float, multiple: int, block_shift: float | Non
 def settled(log_alpha: Gates, outline: Outline, target: float, multiple: int) -> Gates:
     """The gates at the end, of a model that has at least the sparsity asked for, and as little more as can be.
 
-    Of all shifts of log α the largest at which that is so closes whole blocks; they may be too much at once. So then,
-    with these blocks, that of all other gates is chosen once more. What gates that stay are is their own log α's:
-    σ(0.8 log α / β).
+    The largest shift of log α at which that holds decides which whole blocks close. Closing a block removes much at
+    once, so with these blocks the shift of all other gates is chosen once more. The value of a gate that stays is that
+    of its own, unshifted log α: σ(0.8 log α / β).
     """
     blocks = _largest(lambda shift: sparsity_of(left(log_alpha, shift, multiple), outline) >= target)
     others = _largest(lambda shift: sparsity_of(left(log_alpha, shift, multiple, blocks), outline) >= target)
@@ -150,7 +157,7 @@ def open_units(gate: Tensor) -> list[int]:
 
 
 def sparsity_of(chosen: Left, outline: Outline) -> float:
-    """The sparsity of a model of which so much stays."""
+    """The sparsity of a model of which `chosen` stays."""
     return 1 - _weights(outline, chosen) / _weights(outline, everything(outline))
 
 

@@ -23,28 +23,28 @@ class Several(Units):
         self.what = " and ".join(structure.what for structure in structures)
 
     def units(self, model: PreTrainedModel) -> list[int]:
-        """The units of all."""
+        """How many units each group of each structure still has."""
         return [count for structure in self.structures for count in structure.units(model)]
 
     def weights(self, model: PreTrainedModel) -> list[UnitWeights] | None:
-        """The weights of all, unless those of one are not defined."""
+        """The weights of all groups; `None` where one structure has none by unit."""
         found = [structure.weights(model) for structure in self.structures]
         return None if None in found else [group for groups in found for group in groups or []]
 
     def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
-        """Those of all."""
+        """The Linear that reads each group's units, for the groups of all structures."""
         return [linear for structure in self.structures for linear in structure.readers(model)]
 
     def outputs(self, model: PreTrainedModel) -> Watch:
-        """Watch all."""
+        """Watch what the units of all structures hand on."""
         return _together([structure.outputs(model) for structure in self.structures])
 
     def activity(self, model: PreTrainedModel) -> Watch:
-        """Watch all."""
+        """Watch the activity of all structures."""
         return _together([structure.activity(model) for structure in self.structures])
 
     def split(self, model: PreTrainedModel, groups: Sequence[T]) -> list[list[T]]:
-        """What each structure's groups have of what all have."""
+        """A list with one entry for each group of all structures, divided into one list per structure."""
         rest = iter(groups)
         return [[next(rest) for _ in structure.units(model)] for structure in self.structures]
 

@@ -1,4 +1,4 @@
-"""A ratio of the units of each structure: what is left by planning's arithmetic, which go, and how it is told."""
+"""Pruning by a ratio: how many units of each structure are left, which ones go, and the notes about it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Share(NamedTuple):
     """A structure, and how much of it goes.
 
     Attributes:
-        structure: of which units are removed.
-        ratio: the share, in [0, 1).
-        key: of the ratio, for messages.
-        scope: `layer`, of each group, or `global`, of all groups together.
+        structure: the one whose units are removed.
+        ratio: the share of its units that is removed, in [0, 1).
+        key: the setting that gave the ratio, for messages.
+        scope: `layer` removes the share of each group, `global` of all groups together.
     """
 
     structure: Structure
@@ -41,10 +41,10 @@ class Share(NamedTuple):
         return self.scope == "layer" or self.structure.one_group
 
     def left(self, model: Outline) -> list[int | None]:
-        """How many units each group has afterwards; `None` where that is seen when it runs.
+        """How many units each group has afterwards; `None` where only the scores of a run decide that.
 
         Raises:
-            UserError: the ratio does not leave some in each.
+            UserError: the ratio does not leave the least number of units in each.
         """
         before = self.structure.counts(model)
         if self._apart:
@@ -82,19 +82,19 @@ class Share(NamedTuple):
         return []
 
     def says(self, rounds_gone: Sequence[Tensor]) -> str:
-        """How much is gone, of groups whose units have the round in which they went, or 0."""
+        """A note that says how much is gone, from the round in which each unit was removed, or 0."""
         counts = [len(group) for group in rounds_gone]
         each = counts if self._apart else [sum(counts)]
         return went(self.structure, rounds_gone, sum(removal_count(count, self.ratio) for count in each))
 
 
 class ByRatio(Amount):
-    """A share of each structure's units at the start.
+    """Removes a share of the units that each structure has at the start.
 
     Args:
-        shares: of the structures.
-        rounds: in which it goes.
-        schedule: how it is reached in them.
+        shares: one for each structure.
+        rounds: in how many rounds they are removed.
+        schedule: how many in which round, as in [`round_targets`][edgemin.pruning.selection.round_targets].
     """
 
     idle = ("target",)
@@ -105,7 +105,7 @@ class ByRatio(Amount):
         self._initial: list[list[int]] = []
 
     def after(self, model: Outline, latency: LatencyTable | None) -> Outline:
-        """The arithmetic of the ratio; of groups that are ranked together it tells nothing."""
+        """What the ratio leaves of each group; not known of several groups that are ranked together."""
         for share in self.shares:
             model = share.structure.shaped(model, share.left(model))
         return model
@@ -117,11 +117,11 @@ class ByRatio(Amount):
         return [note for share, counts in pairs for note in share.check_removes(counts)]
 
     def weighed(self, criterion: Criterion, scores: Scores) -> list[list[Tensor]]:
-        """What the criterion ranks by."""
+        """The scores as the criterion ranks them for a ratio."""
         return [criterion.ranked(list(groups)) for groups in scores]
 
     def removed(self, model: Outline, weighed: Scores, completed_rounds: int) -> list[list[int]]:
-        """The least important of each group, or of all."""
+        """The least important units of each group, or of all groups together."""
         gone: list[list[int]] = []
         for share, scores, initial in zip(self.shares, weighed, self._initial, strict=True):
             gone += select_units(
@@ -144,10 +144,10 @@ class ByRatio(Amount):
 
 
 def structures(structure: Removable, multiple: int | None) -> list[Structure]:
-    """What `prune=` names.
+    """The structures that `prune.structure` names; `multiple` is that of FFN and hidden units, `None` the default.
 
     Raises:
-        UserError: a multiple of units that are as good in any number.
+        UserError: a multiple for heads or layers, of which any number is as good.
     """
     if multiple is not None and structure in ("heads", "layers"):
         raise UserError(f"multiple: expected null for {structure}, of which any number is as good, given {multiple}")
@@ -162,7 +162,7 @@ def structures(structure: Removable, multiple: int | None) -> list[Structure]:
 
 
 def shares(found: Sequence[Structure], ratio: float, ffn_ratio: float | None, scope: str) -> list[Share]:
-    """Each structure with its ratio.
+    """Each structure with its ratio; `ffn_ratio` is that of the second structure, `None` gives it `ratio`.
 
     Raises:
         UserError: a setting that these structures do not have.

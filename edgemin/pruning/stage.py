@@ -51,8 +51,8 @@ class Pruning(MethodSum):
             the control.
         ratio: share of the units at the start to remove, in [0, 1); the count is int(ratio x units). 0 removes nothing.
         ffn_ratio: with `heads_ffn` the share of the FFN units; `None` is that of the heads.
-        target: instead of a ratio what the model may cost, the fields of [`Target`][edgemin.pruning.target.Target]: the
-            units of each group are then as many as lose least in all within the budget.
+        target: instead of a ratio, what the model may cost: the fields of [`Target`][edgemin.pruning.target.Target].
+            Each group then keeps as many units as lose least in all within that budget.
         multiple: FFN and hidden units that are left are rounded up to a multiple of this, as kernels take several at a
             time; `None` is 8.
         scope: `layer` removes that share of every layer, `global` ranks all layers together and keeps at least one unit
@@ -121,7 +121,7 @@ class Pruning(MethodSum):
     # -- planning ----------------------------------------------------------------------------------
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """Refuse a family without such units, and a ratio that does not leave one in every layer."""
+        """Refuse a model without such units, and a ratio that does not leave one in every layer."""
         if self.criterion.changes_weights and model.quantized is not None:
             raise UserError(
                 f"criterion: expected one that leaves a quantized model's weights alone, given {self.criterion_name}, "
@@ -174,7 +174,7 @@ class Pruning(MethodSum):
             self._cut(phase // 2 if ranking_phases else phase)
 
     def batches(self, fit: Fit) -> Batches:
-        """All batches of a fit; a ranking one reads the task, whatever the fine-tuning learns on."""
+        """All batches of a fit; a ranking fit reads the task's examples, even if the fine-tuning reads a corpus."""
         return self.task_batches(fit) if fit is self.ranking else super().batches(fit)
 
     def _new_ranking(self) -> Ranking:

@@ -1,7 +1,8 @@
-"""What can be removed from an encoder, as criteria and stages see it: units in groups, what they hold and hand on.
+"""What can be removed from an encoder, as criteria and stages see it: units, their weights and what they hand on.
 
-A group is what units are counted and ranked in: heads and FFN units have one per layer; all layers are one, and so are
-all units of the hidden size.
+Units are counted and ranked in groups: heads and FFN units have one group per layer; all layers are one group, and so
+are all units of the hidden size. What a unit hands on is its output in a forward: a head's context, an FFN unit's
+activation, what a layer adds to the residual stream.
 
 Shapes: B batch, T tokens, U units of a group, S size of a unit, N what a unit reads, M what it writes, L layers, H
 hidden size.
@@ -37,7 +38,7 @@ class Outputs(NamedTuple):
     Attributes:
         values: `[B, T, U*S]` of each group; where units hand on at several places, these follow each other in T.
         points: tensors of that forward, for `torch.autograd.grad(loss, points())`; after a backward they have `grad`.
-        gradients: from the gradients at the points to those at what units hand on, in the shapes of `values`.
+        gradients: turns the gradients at `points` into those at what units hand on, in the shapes of `values`.
     """
 
     values: Callable[[], list[Tensor]]
@@ -52,7 +53,7 @@ class Units(ABC):
     """Units in groups: all that a criterion knows of them.
 
     Attributes:
-        what: they are, in messages.
+        what: the name of these units in messages, in the plural.
     """
 
     what: str
@@ -63,18 +64,22 @@ class Units(ABC):
 
     @abstractmethod
     def weights(self, model: PreTrainedModel) -> list[UnitWeights] | None:
-        """The weights of each group by unit, of a quantized layer those that it computes with; `None`: not defined."""
+        """The weights of each group by unit, of a quantized layer those that it computes with.
+
+        Returns:
+            One entry per group; `None` where no weights can be told apart by unit.
+        """
 
     @abstractmethod
     def outputs(self, model: PreTrainedModel) -> Watch:
-        """Watch what units hand on in each forward."""
+        """A context in which every forward of the model records what its units hand on."""
 
     def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
-        """The Linear of each group that reads what its units hand on, side by side, and nothing else."""
+        """For each group the one Linear whose whole input is what the group's units hand on, side by side."""
         raise AssertionError(f"{self.what} hand on to more than one Linear")
 
     def activity(self, model: PreTrainedModel) -> Watch:
-        """Watch what the criterion `activation` takes the norm of: what units hand on, unless it is defined else."""
+        """As `outputs`, of that whose norm the criterion `activation` takes: by default what units hand on."""
         return self.outputs(model)
 
 
@@ -82,10 +87,10 @@ class Structure(Units):
     """One kind of unit that can be removed.
 
     Attributes:
-        name: as `prune=` has it.
+        name: the structure's name in settings and results.
         one_group: whether all its units are one group, ranked together.
-        least: how many units each group keeps.
-        multiple: of which the number that a group keeps is one, rounded up; 1 where any number is as good.
+        least: each group keeps at least this many units.
+        multiple: the number of units that a group keeps is rounded up to a multiple of this.
     """
 
     name: StructureName
@@ -99,18 +104,23 @@ class Structure(Units):
 
     @abstractmethod
     def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
-        """The outline with so many units in each group."""
+        """The outline with this number of units in each group; `None` where it is not known yet."""
 
     def check(self, outline: Outline) -> None:
-        """Refuse a family that has no such units to remove.
+        """Refuse a model of which no such units can be removed.
 
         Raises:
-            UserError: it has not; the message says why.
+            UserError: with the reason.
         """
 
     @abstractmethod
     def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
-        """Keep these units of each group, counted from 0, ascending, in place."""
+        """Remove all other units, in place.
+
+        Args:
+            model: still with all its units.
+            keep: for each group the units that stay, counted from 0, ascending.
+        """
 
 
 class Heads(Structure):
@@ -128,7 +138,7 @@ class Heads(Structure):
         return [layer.heads for layer in outline.layers]
 
     def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
-        """The outline with so many heads in each layer."""
+        """The outline with this number of heads in each layer."""
         return outline.with_heads(counts)
 
     def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
@@ -136,12 +146,12 @@ class Heads(Structure):
         return [unit_weights.of_heads(layer) for layer in parts.layers(model)]
 
     def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
-        """The output projections of attention."""
+        """The output projection of each layer's attention."""
         return [cast(nn.Linear, layer.output) for layer in parts.layers(model)]
 
     @contextmanager
     def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
-        """Watch the contexts of the heads, side by side."""
+        """Watch the contexts of each layer's heads, side by side."""
         with taps.head_contexts(model) as contexts:
             yield Outputs(lambda: contexts, lambda: contexts, list)
 
@@ -170,19 +180,19 @@ class Ffn(Structure):
         return [layer.ffn for layer in outline.layers]
 
     def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
-        """The outline with so many units in each layer."""
+        """The outline with this number of FFN units in each layer."""
         return outline.with_ffn(counts)
 
     def check(self, outline: Outline) -> None:
-        """Refuse layers that stack several networks."""
+        """Refuse layers with several stacked FFNs (MobileBERT)."""
         families.check_ffn(outline.family, max(layer.networks for layer in outline.layers))
 
     def weights(self, model: PreTrainedModel) -> list[UnitWeights]:
-        """The weights of each layer by unit."""
+        """The weights of each layer by FFN unit."""
         return [unit_weights.of_ffn(layer) for layer in parts.layers(model)]
 
     def readers(self, model: PreTrainedModel) -> list[nn.Linear]:
-        """The second Linears."""
+        """The second Linear of each layer's FFN."""
         return [cast(nn.Linear, layer.part(layer.family.ffn_out)) for layer in parts.layers(model)]
 
     @contextmanager
@@ -214,17 +224,17 @@ class Layers(Structure):
         return [len(outline.layers)]
 
     def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
-        """The outline with so many layers."""
+        """The outline with this number of layers."""
         (count,) = counts
         assert count is not None, "the number of layers is known"
         return outline.with_layers(count)
 
     def weights(self, model: PreTrainedModel) -> None:
-        """A layer reads and writes with too many kinds of weights for one norm to tell of it."""
+        """`None`: a layer has too many kinds of weights for one norm to say how much it matters."""
 
     @contextmanager
     def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
-        """Watch what each layer adds, the layers' H numbers side by side; the loss's gradient is that at its output."""
+        """Watch what each layer adds to the stream, `[B, T, L*H]`; the gradient is the one at the layer's output."""
         with taps.layer_steps(model) as steps:
             yield Outputs(
                 lambda: _side_by_side([(step.after - step.before).detach() for step in steps]),
@@ -234,12 +244,12 @@ class Layers(Structure):
 
     @contextmanager
     def activity(self, model: PreTrainedModel) -> Iterator[Outputs]:
-        """Watch how far each layer turns a token: 1 - cos(input, output), the block influence of ShortGPT."""
+        """Watch how far each layer turns a token, `[B, T, L]`: 1 - cos(input, output), ShortGPT's block influence."""
         with taps.layer_steps(model) as steps:
             yield Outputs(lambda: _side_by_side([_turned(step) for step in steps]), list, list)
 
     def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
-        """Take the other layers out."""
+        """Remove the other layers."""
         (kept,) = keep
         if len(kept) < parts.num_layers(model):
             slicing.slice_layers(model, kept)
@@ -260,15 +270,15 @@ class Hidden(Structure):
         self.multiple = multiple
 
     def units(self, model: PreTrainedModel) -> list[int]:
-        """H."""
+        """The hidden size that is left, as the one group."""
         return [parts.hidden_size(model)]
 
     def counts(self, outline: Outline) -> list[int | None]:
-        """H."""
+        """The hidden size, as the one group."""
         return [outline.hidden]
 
     def shaped(self, outline: Outline, counts: Sequence[int | None]) -> Outline:
-        """The outline with so many hidden units."""
+        """The outline with this hidden size."""
         (count,) = counts
         assert count is not None, "the hidden size is known"
         return outline.with_hidden(count)
@@ -288,12 +298,12 @@ class Hidden(Structure):
 
     @contextmanager
     def outputs(self, model: PreTrainedModel) -> Iterator[Outputs]:
-        """Watch the residual stream; its L + 1 places follow each other as tokens do, so that they are summed over."""
+        """Watch the residual stream at its L + 1 places, joined along T: criteria sum over them as over tokens."""
         with taps.hidden_states(model) as states:
             yield Outputs(lambda: _in_a_row(states), lambda: states, _in_a_row)
 
     def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
-        """Slice all that the stream passes; the head keeps the most important units of its own."""
+        """Slice all weights that read or write the stream; of its inner units the head keeps the most important."""
         (kept,) = keep
         if len(kept) < parts.hidden_size(model):
             sort_head_units(model, kept)

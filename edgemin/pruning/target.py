@@ -24,7 +24,7 @@ _BYTES: dict[Precision, tuple[float, float]] = {"fp32": (4, 4), "int8": (1, 1), 
 
 @dataclass(frozen=True)
 class Target(Checked):
-    """What a pruned model is to cost; everything is that of the deployed model, also where it is quantized later.
+    """What a pruned model may cost once deployed, even where a later stage quantizes it.
 
     Attributes:
         measure: `latency_ms` at batch 1 on the padded input, by the table of this machine; `size_mib`, the weight
@@ -33,8 +33,8 @@ class Target(Checked):
         factor: the budget, as a share of what the model costs that the stage is given.
         factors: several of them: each row that has the stage is printed once for each (see
             [`expanded`][edgemin.study.family.expanded]).
-        runtime: in which the latency is meant.
-        precision: in which latency or size are meant.
+        runtime: the runtime whose latency counts.
+        precision: the precision of the deployed model, whose latency or size counts.
         table: a file of another device's latencies, as `bench.py` of a grid bundle writes it; `None` measures here.
     """
 
@@ -69,17 +69,17 @@ class Target(Checked):
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Its settings that decide nothing for what it measures."""
+        """The names of its settings that do not matter for this measure."""
         return {"latency_ms": (), "size_mib": ("runtime",)}.get(str(self.measure), ("runtime", "precision"))
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides a result; what a table says is in the key by itself."""
+        """The settings that decide a result, for its key; what a table of latencies says enters the key by itself."""
         named = ("measure", "value", "factor", "runtime", "precision")
         return {name: getattr(self, name) for name in named if name not in self.idle}
 
     def cost(self, table: LatencyTable | None) -> Cost:
-        """What a model costs, in the target's unit."""
+        """The function that gives what a model costs, in the target's unit; `table` is needed for latencies alone."""
         if self.reads_latency:
             assert table is not None, "nobody measured"
             return table.ms
@@ -96,7 +96,7 @@ class Target(Checked):
         return sum(rows * columns * (table if is_table else linear) for (rows, columns), is_table in sizes) / _MIB
 
     def budget(self, whole: float) -> float:
-        """What may be spent, given what the model costs before anything of it goes."""
+        """What the pruned model may cost; `whole` is the cost before anything is removed."""
         if self.value is not None:
             return self.value
         assert self.factor is not None

@@ -13,10 +13,10 @@ from edgemin.training.teaching import Teaching
 def taught(
     methods: Mapping[str, dict[str, Any]] | None, task_weight: TaskWeight, teaching: Teaching, trains: bool
 ) -> Mapping[str, dict[str, Any]]:
-    """The methods it learns by: none without a teacher, or where nothing is trained.
+    """The distillation methods of the fine-tuning: none without a teacher, or where nothing is trained.
 
     Raises:
-        UserError: a teacher without a method, or what only a fine-tuning with a teacher has.
+        UserError: a teacher without a method, or a setting that only a fine-tuning with a teacher has.
     """
     if teaching.teacher is None:
         _check_untaught(teaching, task_weight)

@@ -1,4 +1,4 @@
-"""The weights of an encoder by the unit whose alone they are.
+"""The weights of an encoder that belong to one unit alone, by that unit.
 
 Shapes: U units of a group, S size of a unit (that of a head; 1 for a single neuron), N what a unit reads, M what it
 writes.
@@ -56,9 +56,9 @@ def of_ffn(layer: Layer) -> UnitWeights:
 
 
 def of_hidden(model: PreTrainedModel) -> UnitWeights:
-    """All weights of the residual stream by its units, those that read it times the scale of the norm in between.
+    """All weights of the residual stream by its units; those that read it are multiplied by the norm's scale.
 
-    Of the several biases that a unit reads with, the root of the sum of their squares.
+    Several Linears write to a unit: its one bias is the root of the sum of their biases' squares.
     """
     found = stream(model)
     read = [table.weight.detach().T for table in found.tables] + [linear.weight.detach() for linear in found.writers]

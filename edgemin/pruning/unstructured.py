@@ -61,7 +61,7 @@ class UnstructuredPruning(Stage):
                 weight[part] = 0
 
     def fits(self) -> list[Fit]:
-        """The fine-tuning."""
+        """One fit: the fine-tuning of the weights that are left."""
         return [self.recovery]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ class VocabularyPruning(Stage):
     refused after it.
 
     Args:
-        min_count: a token stays that occurs so often.
+        min_count: a token stays if it occurs at least this often.
         corpus: text whose tokens stay instead of those of the task's training split: a Hub id or a local directory or
             file. It is read once, to its end.
         corpus_subset: the configuration inside a Hub data set.
@@ -60,7 +60,7 @@ class VocabularyPruning(Stage):
             self.corpus = Corpus(corpus, corpus_subset, corpus_split, corpus_column, SHORTEST)
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """How many rows are left, and the tokens, are seen when it runs; equal prunings leave equal tokens."""
+        """Only a run tells which tokens are left; planning gives the same name to what equal prunings leave."""
         read = None
         if self.corpus is not None:
             read = [self.corpus.fingerprint(), self.corpus.column]
@@ -98,7 +98,7 @@ class VocabularyPruning(Stage):
         return found
 
     def fits(self) -> list[Fit]:
-        """The fine-tuning."""
+        """One fit: the fine-tuning with the smaller vocabulary."""
         return [self.recovery]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -42,7 +42,7 @@ class Activation(ByExample):
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "layers", "hidden")
 
     def watch(self, structure: Units, model: PreTrainedModel) -> Watch:
-        """What the norm is taken of."""
+        """The structure's `activity`: that whose norm is taken."""
         return structure.activity(model)
 
     def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:

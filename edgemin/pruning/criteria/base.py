@@ -29,10 +29,11 @@ class Given(NamedTuple):
 
     Attributes:
         model: a sequence classifier that `encoder` knows.
-        structure: whose units are scored: one, or several in one pass ([`Several`][edgemin.pruning.several.Several]).
+        structure: the units to score: of one structure, or of several in one pass
+            ([`Several`][edgemin.pruning.several.Several]).
         batches: inputs and `labels`, in batches of any size; only the examples in them matter.
         losses: from logits `[B, C]` and labels to the loss of each example `[B]`, for a criterion that needs gradients.
-        seed: of what is drawn.
+        seed: for a criterion that draws random numbers.
     """
 
     model: PreTrainedModel
@@ -47,14 +48,14 @@ class Criterion(ABC):
 
     Attributes:
         needs: `nothing` but the model; `sentences` of the training split; or `gradients` of the task loss on them.
-            These pass the model's head, which should have been trained; or they are collected while the model is
-            trained, in a fit of its own (`importance=training`).
-        structures: for which structures it exists.
-        comparable: where scores may be added up and compared as they are. `everywhere`, as estimates of what the loss
-            rises by without a unit; within a `structure`, as they have a unit of their own in it; within a `group`, as
-            they are the error of what this one group writes. A search within a budget, which weighs all units against
-            one another, divides the others by their sum over the structure or over the group: each then counts alike.
-        changes_weights: whether `compensate` does anything; quantized weights are not free for it.
+            Gradients come through the model's head, so it should have been trained already, unless they are collected
+            while the model is trained (`importance=training`).
+        structures: the structures whose units it can score.
+        comparable: among which units scores can be added up and compared as they are: `everywhere` (estimates of how
+            much the loss rises without a unit), within a `structure`, or within a `group` (errors of what this one
+            group writes). A search within a budget compares all units, so it divides scores of the last two kinds by
+            their sum over the structure or the group.
+        changes_weights: whether `compensate` changes weights; quantized models are then refused.
     """
 
     needs: ClassVar[Needs] = "nothing"
@@ -73,7 +74,7 @@ class Criterion(ABC):
         """
 
     def ranked(self, scores: list[Tensor]) -> list[Tensor]:
-        """What the units of one structure are ranked by for a ratio, within groups and across them: `[U_g]` each."""
+        """The scores of one structure as a ratio ranks them, `[U_g]` per group; by default unchanged."""
         return scores
 
     def compensate(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
@@ -106,7 +107,13 @@ class Seen(NamedTuple):
 
 
 def passes(given: Given, watch: Callable[[], Watch], *, by_gradient: bool) -> Iterator[Seen]:
-    """Run the model on all batches, without dropout; afterwards it is in the mode it was in."""
+    """Run the model on all batches, without dropout; afterwards it is in the mode it was in.
+
+    Args:
+        given: model, batches and losses.
+        watch: opens a structure's `outputs`, or the like, for one forward.
+        by_gradient: whether to form gradients too.
+    """
     model = given.model
     was_training = model.training
     model.eval()
@@ -148,7 +155,7 @@ class ByExample(Criterion):
         """
 
     def watch(self, structure: Units, model: PreTrainedModel) -> Watch:
-        """What `per_example` is given of a structure."""
+        """What `per_example` gets as `outputs`: by default what the structure's units hand on."""
         return structure.outputs(model)
 
     def scores(self, given: Given) -> list[Tensor]:

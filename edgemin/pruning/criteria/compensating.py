@@ -16,9 +16,10 @@ from edgemin.pruning.structures import StructureName
 
 
 class Compensating(Criterion):
-    """A criterion that goes through the groups in the order of a forward, those in front of each already pruned.
+    """A criterion that solves for weights group by group, in the order of a forward.
 
-    Without its units' columns a Linear gives what it would give after the cut, so nothing is cut in between.
+    Each group receives its inputs from groups that are already pruned. Nothing is cut in between: with the columns of
+    its pruned units set to 0, a Linear gives what it will give after the cut.
     """
 
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn")
@@ -26,7 +27,7 @@ class Compensating(Criterion):
 
     @torch.no_grad()
     def compensate(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
-        """Choose and solve group by group; what leaves has columns of 0 afterwards."""
+        """Choose and solve group by group; the columns that read pruned units are 0 afterwards."""
         was_training = given.model.training
         given.model.eval()
         try:
@@ -36,7 +37,7 @@ class Compensating(Criterion):
 
     @abstractmethod
     def solve(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
-        """As `compensate`, without dropout or gradients."""
+        """Do what `compensate` promises; it is called without dropout and gradients."""
 
 
 def in_order(given: Given, keep: list[list[int]]) -> Iterator[int]:
@@ -49,7 +50,7 @@ def in_order(given: Given, keep: list[list[int]]) -> Iterator[int]:
 
 
 def given_to(given: Given, linear: nn.Module) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Every batch on the model's device, and what the Linear is given for it."""
+    """Every batch, moved to the model's device, with the input that the Linear receives for it."""
     for batch in given.batches:
         here = {name: tensor.to(given.model.device) for name, tensor in batch.items()}
         yield here, taps.given_to(given.model, linear, here)

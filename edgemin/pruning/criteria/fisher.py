@@ -24,6 +24,6 @@ class Fisher(ByExample):
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "layers", "hidden")
 
     def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:
-        """The square of each example's gradient."""
+        """The square of each example's gradient by the units' gates."""
         assert gradient is not None, "no gradient has reached this layer"
         return gates(outputs, gradient, mask, units).square()

@@ -85,7 +85,7 @@ class Taylor(ByExample):
 
     The first-order estimate of what removing the unit costs; no rescaling changes it. A search within a budget takes it
     as it is. It is the gradient of a gate that the unit is multiplied by: of a layer, what it adds to the residual
-    stream; of a hidden unit, its number at all places of the stream, by one gate.
+    stream; of a hidden unit, its value at all places of the stream, by one gate.
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -93,10 +93,10 @@ class Taylor(ByExample):
     comparable = "everywhere"
 
     def per_example(self, outputs: Tensor, gradient: Tensor | None, mask: Tensor, units: int) -> Tensor:
-        """The absolute value of each example's product."""
+        """The absolute value of each example's product of output and gradient."""
         assert gradient is not None, "no gradient has reached this layer"
         return taylor(outputs, gradient, mask, units)
 
     def ranked(self, scores: list[Tensor]) -> list[Tensor]:
-        """Each group over its norm."""
+        """Each group divided by its l2 norm."""
         return [F.normalize(group, dim=0, eps=1e-20) for group in scores]

@@ -22,8 +22,8 @@ class Kwon(Compensating):
     """I_u of `fisher`; then units change places within their group, and those that stay are scaled.
 
     Kwon et al. 2022 (arXiv 2204.09656), see [`fisher`][edgemin.pruning.fisher]. Scales are solved for layer by layer,
-    on what each is given by the pruned layers in front of it, so that it writes what it wrote in the model as it was,
-    and are multiplied into the weights that units write with.
+    on the inputs that each receives from the pruned layers in front of it, so that it writes what it wrote in the
+    unpruned model, and are multiplied into the weights that units write with.
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -34,7 +34,7 @@ class Kwon(Compensating):
         return Fisher().scores(given)
 
     def solve(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
-        """Exchange units, take the columns of those that leave, then scale the others."""
+        """Exchange units, set the columns of those that leave to 0, then scale the others."""
         keep = _rearranged(given, keep)
         full = copy.deepcopy(given.model)
         readers, full_readers = given.structure.readers(given.model), given.structure.readers(full)

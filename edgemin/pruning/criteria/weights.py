@@ -32,8 +32,8 @@ class Magnitude(Criterion):
 class WeightProduct(Criterion):
     """I_u = ‖W_u [R_u b_u]‖²: the map from what the unit reads to what it writes, bias included.
 
-    What `student.truncate` keeps units by. A gated FFN unit's is times the square of its gate's weights. No rescaling
-    between the two changes it.
+    `student.truncate` chooses units by it too. For a gated FFN unit it is multiplied by the squared norm of the gate's
+    weights. No rescaling between the two changes it.
     """
 
     structures: ClassVar[tuple[StructureName, ...]] = ("heads", "ffn", "hidden")

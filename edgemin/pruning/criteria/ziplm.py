@@ -18,19 +18,19 @@ class ZipLM(Compensating):
     """I_u = the error of u's group when u leaves it, the cheapest first and the weights that stay solved for each time.
 
     Kurtic et al. 2023 (arXiv 2302.04089): the squared error of what the attention output or the second FFN Linear
-    gives, see [`obs`][edgemin.pruning.obs]. Importance is found on the model as it is. Then the weights are solved for
-    layer by layer, on what each is given by the pruned layers in front of it; which units leave is settled there once
-    more, in the number that importance gave to the layer.
+    gives, see [`obs`][edgemin.pruning.obs]. Importance is found on the unpruned model and decides how many units each
+    layer loses. Then the weights are solved for layer by layer, on the inputs that each receives from the pruned layers
+    in front of it, and which units leave is chosen again there.
 
-    Layers write in units of their own, so a search within a budget takes a group's errors as shares of their sum, which
-    is what the whole group writes, as ZipLM's search does.
+    Errors of different layers differ in scale, so a search within a budget takes a group's errors as shares of their
+    sum, which is what the whole group writes, as ZipLM's search does.
     """
 
     needs: ClassVar[Needs] = "sentences"
     comparable = "group"
 
     def scores(self, given: Given) -> list[Tensor]:
-        """The largest cost of all units that left before and of the unit itself."""
+        """Of each unit the largest cost among its own and those of all units that left before it."""
 
         def watch() -> Watch:
             return given.structure.outputs(given.model)
@@ -44,7 +44,7 @@ class ZipLM(Compensating):
         return [_importance(*group) for group in zip(weights, inputs, units, strict=True)]
 
     def solve(self, given: Given, keep: list[list[int]]) -> list[list[int]]:
-        """Remove so many units of each group one at a time."""
+        """Choose again, one at a time, as many units of each group as are to leave it, and solve for the others."""
         readers, units = given.structure.readers(given.model), given.structure.units(given.model)
         keep = list(keep)
         for group in in_order(given, keep):
