@@ -89,7 +89,7 @@ def check_size(model: PreTrainedModel) -> None:
         model: May be on the meta device.
 
     Raises:
-        UserError: without a key.
+        UserError: the message names no key, as several can cause this.
     """
     needed = 4 * sum(parameter.numel() for parameter in model.parameters())
     memory = psutil.virtual_memory().total

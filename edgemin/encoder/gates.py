@@ -24,7 +24,7 @@ from edgemin.encoder.stream import plain, stream
 
 
 class Gates(NamedTuple):
-    """The gates of a model, or one number for each; what decides of a weight is the product of the gates it passes.
+    """One number for each gate of a model, such as its value. A weight is multiplied by all the gates it passes.
 
     Attributes:
         attention: `[L]`, on what attention adds to the residual stream, its bias included.
@@ -53,14 +53,14 @@ class _Points(NamedTuple):
 
 @contextmanager
 def gated(model: PreTrainedModel, read: Callable[[], Gates]) -> Iterator[None]:
-    """Let every forward pass the gates that `read` gives then; gradients reach them.
+    """A context in which every forward passes gates; gradients reach them.
 
     Norms run over the open hidden units alone. A layer both of whose blocks are closed is left out whole, with its
     norms.
 
     Args:
         model: A sequence classification model of a known family, without bottlenecks and in full precision.
-        read: Called at every gate.
+        read: Gives the gates; called at every gate of every forward.
     """
     points = _points(model)
     with ExitStack() as stack:

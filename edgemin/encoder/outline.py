@@ -66,7 +66,7 @@ class LayerOutline(_Form):
         heads: attention heads; `None` where a stage decides their number only when it runs.
         head_size: D.
         ffn: units of the feed-forward network; `None` likewise.
-        gated: whether it has two input matrices.
+        gated: whether the feed-forward network has a second input matrix, its gate.
         window: tokens that a local layer sees, as the configuration's `local_attention` counts them; `None` where all
             are seen.
         attention_norm: `False` where ModernBERT's first layer has none.
@@ -94,7 +94,7 @@ class QuantizedLayers(_Form):
     """Which layers are quantized, and how.
 
     Attributes:
-        provider: their kind, by whose name the module that knows them is found.
+        provider: the kind of layers, a name in [`PROVIDERS`][edgemin.encoder.quantized.PROVIDERS].
         layers: how each is quantized, by path; `None` before the stage that quantizes has run.
         shared: what they have in common, as the provider describes it.
     """
@@ -143,7 +143,7 @@ class Outline(_Form):
 
     @property
     def provider(self) -> ProviderName | None:
-        """Who knows its quantized layers; `None` in a float model."""
+        """The kind of its quantized layers; `None` in a float model."""
         return None if self.quantized is None else self.quantized.provider
 
     def width(self, layer: LayerOutline) -> int:
@@ -161,17 +161,17 @@ class Outline(_Form):
         return layer.inner != self.width(layer)
 
     def with_heads(self, heads: Sequence[int | None]) -> Outline:
-        """This model with so many heads in each layer."""
+        """This model with these numbers of heads, one for each layer."""
         pairs = zip(self.layers, heads, strict=True)
         return replace(self, layers=tuple(replace(layer, heads=count) for layer, count in pairs))
 
     def with_ffn(self, ffn: Sequence[int | None]) -> Outline:
-        """This model with so many FFN units in each layer."""
+        """This model with these numbers of FFN units, one for each layer."""
         pairs = zip(self.layers, ffn, strict=True)
         return replace(self, layers=tuple(replace(layer, ffn=count) for layer, count in pairs))
 
     def with_layers(self, count: int) -> Outline:
-        """This model with so many of its layers: which is not known, nor widths that differ among them."""
+        """This model with `count` of its layers; which ones is not known, so a width that differs becomes `None`."""
         if count == len(self.layers):
             return self
         first = self.layers[0]
@@ -182,14 +182,14 @@ class Outline(_Form):
         return replace(self, layers=left, quantized=held)
 
     def with_hidden(self, hidden: int) -> Outline:
-        """This model with so many hidden units, in its head too; embeddings behind a projection keep their width."""
+        """This model with this hidden size, in its head too; embeddings that a projection follows keep their width."""
         head = tuple(
             (hidden, outputs if index == len(self.head) - 1 else hidden) for index, (_, outputs) in enumerate(self.head)
         )
         return replace(self, hidden=hidden, embedding=self.embedding if self.projection else hidden, head=head)
 
     def with_labels(self, labels: int) -> Outline:
-        """This model with so many outputs."""
+        """This model with a head for this number of labels."""
         return replace(self, labels=labels, head=(*self.head[:-1], (self.head[-1][0], labels)))
 
     @cached_property

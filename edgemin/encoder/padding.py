@@ -23,16 +23,16 @@ from edgemin.errors import UserError
 
 
 class Padded(NamedTuple):
-    """A model of transformers' own classes, and what was filled up in it, a sentence for each; often nothing."""
+    """A model of transformers' own classes, and one note for each thing that was filled up in it, often none."""
 
     model: PreTrainedModel
     notes: list[str]
 
 
 def padded(model: PreTrainedModel) -> Padded:
-    """A float model with the logits of this one that its configuration alone describes.
+    """A float model with the same logits that its configuration alone describes.
 
-    Layers, vocabulary and FFN units of equal number stay as they are.
+    Widths that are the same in all layers stay as they are.
 
     Args:
         model: as it was loaded; quantized weights are taken as the floats they stand for.

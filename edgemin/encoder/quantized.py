@@ -1,4 +1,4 @@
-"""Quantized layers in the place of float ones: the registry of who knows them, and a model described, built and filled.
+"""Quantized layers in the place of float ones: a registry of their kinds, and how models with them are saved and built.
 
 A provider is a module that knows one kind of quantized layer. It registers itself here when it is imported, and what
 was quantized names it by a fixed name in structure.json. So a model of any kind is saved, loaded, trained on and
@@ -20,7 +20,7 @@ from edgemin.encoder import building
 from edgemin.encoder.outline import Outline, ProviderName, QuantizedLayers
 from edgemin.errors import UserError
 
-# Gives batches of so many training examples.
+# Gives batches that hold the asked number of training examples.
 Draw = Callable[[int], Sequence[Mapping[str, Tensor]]]
 
 
@@ -70,10 +70,10 @@ class Provider(Protocol):
         """
 
     def scales(self, layers: Mapping[str, Any]) -> dict[str, list[nn.Parameter]]:
-        """The scales that are learnt, by whose they are; weight decay must not pull them to 0."""
+        """The scales that training moves, by what they scale; weight decay must not pull them to 0."""
 
     def settle(self, layers: Mapping[str, Any]) -> None:
-        """Leave every layer as a file would bring it back."""
+        """Put every layer into the state in which a file would restore it."""
 
     def latents(self, layer: Any) -> dict[str, Tensor]:
         """What training can go on from and no file of a model holds, by names below the layer's own."""
@@ -141,7 +141,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def outline(model: PreTrainedModel) -> Outline:
-    """As [`building.outline`][edgemin.encoder.building.outline], with its quantized layers and how they are."""
+    """As [`building.outline`][edgemin.encoder.building.outline], and how layers are quantized."""
     described = building.outline(model)
     if (found := _found(model)) is None:
         return described
@@ -211,13 +211,13 @@ def fill(model: nn.Module, found: Mapping[str, Tensor]) -> None:
 
 
 def scales(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The scales of quantized layers that are learnt, by whose they are; none of a float model."""
+    """The scales of quantized layers that training moves, by what they scale; none in a float model."""
     found = _found(model)
     return {} if found is None else found[1].scales(found[2])
 
 
 def settle(model: nn.Module) -> None:
-    """Leave every quantized layer as a file would bring it back: fixed scales, weights on their grid."""
+    """Put every quantized layer into the state that a file restores: fixed scales, weights on their grid."""
     if (found := _found(model)) is not None:
         found[1].settle(found[2])
 
@@ -264,7 +264,7 @@ def take_up(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
 
 
 def recalibrate(model: PreTrainedModel, draw: Draw | None, who: str) -> list[str]:
-    """Choose again what cuts have made stale; see `Provider.recalibrate`."""
+    """Choose again the ranges that cuts have made stale; the arguments are those of `Provider.recalibrate`."""
     found = _found(model)
     return [] if found is None else found[1].recalibrate(model, found[2], draw, who)
 

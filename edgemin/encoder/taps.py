@@ -41,7 +41,7 @@ class _Stop(Exception):
 
 
 def inputs(model: PreTrainedModel) -> list[str]:
-    """The tensors [B, T] that a model takes; token types only where it tells them apart."""
+    """The names of the tensors [B, T] that a model takes; token types only where it tells them apart."""
     token_types = table(model).token_types
     tells = token_types is not None and cast(int, model.get_submodule(token_types).num_embeddings) > 1
     return ["input_ids", "attention_mask", *(["token_type_ids"] if tells else [])]
@@ -135,7 +135,7 @@ class _Taps:
 
 
 def given_to(model: PreTrainedModel, part: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """What a part of the model is given for a batch, its first input; the forward ends there.
+    """The first input that a part of the model receives for a batch; the forward ends there.
 
     Args:
         model: A sequence classification model of a known family.

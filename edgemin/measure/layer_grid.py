@@ -22,12 +22,12 @@ LENGTH = 128
 
 
 def write_grid(source: Path, runtime: str, precision: Precision, out: Path, length: int | None = None) -> int:
-    """Write a model's shape at each width in all of its layers, with `bench.py`, which times them.
+    """Write the models of a latency table, each with one width in all of its layers, and `bench.py`, which times them.
 
     Args:
-        source: an artifact, of whose shape they are; one that was pruned has its widest layer everywhere.
+        source: the artifact whose shape they have; of a pruned one the widest layer stands for all.
         runtime: `onnxruntime` or `openvino`.
-        precision: in which the pruned model will be served.
+        precision: that in which the pruned model will be served.
         out: an empty directory.
         length: fixed length of all inputs; `None`: any, timed at 128 tokens.
 
@@ -52,17 +52,17 @@ def write_grid(source: Path, runtime: str, precision: Precision, out: Path, leng
 
 
 def read(path: Path, outline: Outline, runtime: str, precision: Precision, length: int) -> LatencyTable:
-    """The table that a device's timings come to.
+    """The latency table made from a device's timings.
 
     Args:
         path: the file that `bench.py` wrote there.
-        outline: of the shape that is to be pruned.
-        runtime: in which the latency is meant.
-        precision: in which it is meant.
-        length: of the input that it is meant for.
+        outline: the shape that is to be pruned.
+        runtime: the runtime that must have been timed.
+        precision: likewise the precision of the models.
+        length: likewise the tokens of their input.
 
     Raises:
-        UserError: no such file, or timings of something else; says of what.
+        UserError: no such file, or one with timings of something else.
     """
     try:
         found = read_object(path)

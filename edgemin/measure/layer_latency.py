@@ -41,13 +41,13 @@ SETTINGS: dict[Precision, Quantization | None] = {
 FULL, SINGLE, NARROW = "full", "single layer", "narrowest"
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 _MULTIPLE = 8
-_MOST_HEADS = 6  # head counts that are timed; of more, as many, evenly spaced
-_ROWS = 1024  # of word embeddings: how many there are costs a look-up nothing, and an export much
-_CALIBRATION = 4
+_MOST_HEADS = 6  # at most this many head counts are timed, evenly spaced
+_ROWS = 1024  # of word embeddings: a look-up takes as long among many rows, but exporting them takes longer
+_CALIBRATION = 4  # random sentences that choose the ranges of activations
 
 
 def head_counts(outline: Outline) -> list[int]:
-    """The head counts that are timed, ascending: all of up to six."""
+    """The head counts that are timed, ascending: all where there are at most six, else six evenly spaced."""
     heads = outline.layers[0].heads
     assert heads is not None, "the shape is known"
     return sorted({round(count) for count in np.linspace(1, heads, min(heads, _MOST_HEADS))})
@@ -103,17 +103,17 @@ def latency_table(
     """Time a model's layers at each width; what its weights are does not matter.
 
     Args:
-        config: of the model that is to be pruned.
-        outline: of it, all layers alike.
-        runtime: in which it will be served.
-        precision: in which it will be served.
+        config: that of the model to be pruned.
+        outline: its shape, all layers alike, as `widest` gives it.
+        runtime: that in which it will be served.
+        precision: likewise.
         settings: how to measure: length, threads, rounds.
         progress: called after each step with (steps done, steps in all, what was done).
         waiting: called once with a line if something else uses the machine.
         lock_directory: of the machine's lock, if not the usual one.
 
     Returns:
-        Costs that never fall as a layer keeps more, from single timings that may; and whether nothing else ran beside.
+        The costs, smoothed so that they never fall as a layer keeps more; and whether nothing else ran beside.
 
     Raises:
         UserError: the runtime is not installed, or the model cannot be exported.
@@ -209,7 +209,16 @@ def write(
     path: Path,
     length: int | None = None,
 ) -> None:
-    """Write a model of random weights as a runtime opens it, quantized as it will be served; of a length, or of any."""
+    """Write a model of random weights in a runtime's format, quantized as it will be served.
+
+    Args:
+        config: that of the model to be pruned.
+        outline: the shape to write.
+        runtime: the runtime that will open it.
+        precision: that in which it will be served.
+        path: an empty directory.
+        length: fixed length of all inputs; `None`: any.
+    """
     torch.manual_seed(0)
     config = copy.deepcopy(config)
     config.pad_token_id = 0  # its own may be none of the few words

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Cell(NamedTuple):
-    """A size of batches: so many sentences of so many tokens."""
+    """A size of batches: `batch` sentences of `length` tokens each."""
 
     batch: int
     length: int
@@ -118,7 +118,7 @@ def percentiles(latency_ms: Sequence[float]) -> dict[str, Any]:
 
 
 def spread(timings: Sequence[Timing], form: str) -> dict[str, float]:
-    """How far the rounds of each variant leave its speed relative to the others open.
+    """How uncertain the rounds of each variant leave its speed relative to the others.
 
     Per variant, the medians of its rounds, each divided by their median over the rounds, and by what was
     common to all variants in that round. A machine that is slower for everybody during one round does not change a

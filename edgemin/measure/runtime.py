@@ -43,7 +43,7 @@ class Variant(NamedTuple):
         vocabulary: how many tokens the model knows.
         tokenizer: a file to be held in memory beside it; `None` where the runtime loads its own, or there is none.
         longest: tokens of the longest input that it takes; `None`: any.
-        sentences: token ids of the task's sentences, where it cuts them otherwise than all are given them.
+        sentences: token ids of the task's sentences by a tokenizer of its own; `None`: those that all variants get.
         transfer: likewise of other tasks, by the task's name.
     """
 
@@ -128,7 +128,7 @@ class Measure(Checked):
             raise UserError(f"lengths: expected batch_sizes beside them, given {list(self.lengths)} and no batch size")
 
     def cells(self, longest: int | None) -> list[Cell]:
-        """The batches that a model is timed on which takes inputs of so many tokens."""
+        """The batches that a model is timed on whose inputs have at most `longest` tokens; `None`: any number."""
         lengths = [length for length in self.lengths if longest is None or length <= longest]
         return [Cell(batch, length) for batch in self.batch_sizes for length in lengths]
 
@@ -246,7 +246,7 @@ def measure(
 
 
 def _told(variant: Variant) -> dict[str, Any]:
-    """What a worker is told of its variant, as JSON has it."""
+    """What a worker's set-up says of its variant, as JSON."""
     tokenizer = None if variant.tokenizer is None else str(variant.tokenizer)
     return {
         "runtime": variant.runtime,
@@ -281,7 +281,7 @@ class _AtWork:
         self._done = self._expected = 0
 
     def expect(self, steps: int) -> None:
-        """Counts steps that are still to come."""
+        """Adds to the number of steps that are still to come."""
         self._expected += steps
 
     def _step(self, what: str) -> None:
