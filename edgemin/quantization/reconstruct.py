@@ -31,8 +31,9 @@ from edgemin.training.fit import Fit
 from edgemin.training.hidden_states import hidden_mse
 from edgemin.training.stage import Effect, Place, Stage
 
-# The learning rates of scales, as shares of that of weights, by trial (benchmarks/README.md). A step is absolute: the
-# scale of an input is some 0.03 whatever the weights' bits, that of weights 0.02 at 4 bits and 0.002 at 8.
+# The learning rates of scales, as shares of that of weights, found by trial (benchmarks/README.md). They differ because
+# AdamW's step does not depend on a scale's size: an input's is about 0.03 whatever the weights' bits, a weight's 0.02
+# at 4 bits and 0.002 at 8.
 SCALE_SHARES: dict[ScaleOwner, float] = {"weights": 0.1, "inputs": 1.0}
 Aside = Annotated[float, Gt(0), Lt(1)]
 # How often a fit looks at the sentences kept aside, its end apart.
@@ -98,7 +99,7 @@ class Reconstruction(Stage):
         self._least, self._best = math.inf, dict[str, Tensor]()  # the least error so far and the block's state then
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """In each fit one block learns; an epoch of each is the calibration sentences that are not kept aside."""
+        """Plan one fit per block, whose epoch is the calibration sentences that are not kept aside."""
         self.quantization.check(model)
         drawn = min(self.quantization.calibration_examples, place.examples)
         if drawn == 1:

@@ -90,7 +90,7 @@ def of_seeds(line: Line, *references: str) -> list[tuple[Answered, ...]]:
 
     Args:
         line: the row.
-        references: what it is compared with: `parent`, `teacher` or `student`.
+        references: the rows it is compared with: `parent`, `teacher` or `student`.
 
     Returns:
         A tuple for each of the [`distinct`][edgemin.report.paired.distinct] models whose predictions were kept: the

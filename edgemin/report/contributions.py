@@ -17,13 +17,13 @@ WHOLE = (
 
 
 def _change(of: Measure, level: int) -> Measure:
-    """A cost less that of the row it was made from."""
+    """The measure of how a cost changed against the row that each was made from."""
     column = replace(of.column, key=f"{of.column.key}_change", level=level)
     return replace(of, part="change", reference="parent", column=column)
 
 
 def _share(of: Measure, level: int) -> Measure:
-    """The same in per cent of the whole."""
+    """The measure of the same change in per cent of the whole."""
     column = Column(f"{of.column.key}_change_of_whole_fraction", f"{of.column.title}, of the whole", "%", 100.0, 1)
     column = replace(column, exact=of.column.exact, level=level)
     return replace(of, part="share", reference="parent", column=column, note=WHOLE)

@@ -136,7 +136,7 @@ def read(file: Path) -> Measured:
 
 
 def merged(runs: Sequence[Run], measured: Sequence[Measured]) -> list[Run]:
-    """The runs with a row more for each row and device, `<row> on <device>`, behind the row.
+    """The runs with a further row, `<row> on <device>`, behind each row that a device has measured.
 
     Raises:
         UserError: the artifact of a device.json is in no run, or two are of the same artifact, device and runtime.

@@ -68,7 +68,7 @@ def ends(value: Statistic) -> tuple[float, float] | None:
 
 
 def fitted(figure: Figure, text: str, inches: float, **font: Any) -> str:
-    """A text in as many lines as it takes to be no wider than so many inches, whatever stands in it."""
+    """A text broken into lines that are no wider than this many inches, whatever stands in it."""
 
     def width(line: str) -> float:
         drawn = figure.text(0, 0, literal(line), **font)

@@ -1,4 +1,4 @@
-"""The rows of a sweep's tables: what several jobs share is one row, and tasks stand beside one another."""
+"""The rows of a sweep's tables: a row that several jobs share is one, and tasks can stand beside one another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgemin.report.schema import Run
 ALL = "all"
 """The label of a row that a swept key does not touch."""
 _OF_ITS_JOB = {"cost": Costs(), "delta": Delta(), "made_from": None}
-"""The fields of a row that tell one job from another, not one artifact from another, as they are by default."""
+"""Defaults for the fields of a row that depend on its job and not on its artifact, so that rows can be compared."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The fields of run.json that the report reads, and their types.
 
-`docs/run_json.md` says what each field means. Fields that are not listed here are no business of the report's. All may
-be null or absent, but for those without a default, which the report cannot do without.
+`docs/run_json.md` says what each field means. The report ignores fields that are not listed here. All of these may be
+null or absent except those without a default.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def draw(shown: Sequence[Point], title: str, vertical: str, cost: Measure, floor
 
 
 def _blur(axes: Axes, xs: Sequence[float], ys: Sequence[float], floor: Floor | None) -> bool:
-    """Gives points within the noise floor of another bars as wide as it; whether there are any.
+    """Draws grey bars as wide as the noise floor at points that it does not tell apart; returns whether there are any.
 
     Two such bars overlap just where the floor covers the ratio of their points.
     """

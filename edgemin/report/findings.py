@@ -1,4 +1,4 @@
-"""Of the fields of run.json those that hold what stages and quality gates found out besides the model."""
+"""The fields of run.json that hold what stages and quality gates found out besides the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgemin.report.values import Bits, Bounded, Number, Text
 
 
 class Fields(BaseModel):
-    """An object of a file. Types are taken at their word: true is no number."""
+    """An object of a JSON file. Types are strict: true is no number."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 

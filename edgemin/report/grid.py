@@ -29,7 +29,7 @@ class Column:
         level: CORE, MAIN, PAGE or FULL.
         text: holds text, not numbers.
         marks: its footnotes.
-        group: columns that follow one another and have the same are not torn apart.
+        group: neighbouring columns of the same group stay in one table when a page needs several.
         in_csv: False where other columns hold its numbers one by one.
     """
 
@@ -85,7 +85,7 @@ class Table:
         return next((place for place, column in enumerate(self.columns) if not column.text), len(self.columns))
 
     def for_people(self) -> Table:
-        """The table of a page: the most important columns, those where all rows are alike last."""
+        """The table as a page shows it: the most important columns, with those that are equal in all rows last."""
         table = self.upto(PAGE)
         kept = [place for place, column in enumerate(table.columns) if column.text or column.level == CORE]
         rest = [place for place in range(len(table.columns)) if place not in kept]
@@ -97,10 +97,13 @@ class Table:
         return len(self.rows) > 1 and len(values) == 1
 
     def parts(self, most: int = MOST) -> list[Sequence[int]]:
-        """The places of the columns in tables below one another, none wider than a page, each with what a row is.
+        """Divides the columns among tables that stand below one another, none wider than a page.
 
         Args:
-            most: how many columns each has, unless so many say what a row is, or a group has more.
+            most: how many columns each has at most, unless the leading columns or a group are more.
+
+        Returns:
+            For each of these tables the places of its columns, the leading ones included.
         """
         leading = range(self.leading)
         room = max(most - len(leading), most // 2)

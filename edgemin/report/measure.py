@@ -20,7 +20,7 @@ REFERENCE_TITLES = {"teacher": "teacher", "student": "student baseline", "parent
 
 
 def quantile(values: Sequence[float], tenths: int) -> float:
-    """So many tenths of the values lie below it."""
+    """The number below which `tenths` tenths of the values lie."""
     return statistics.quantiles(values, n=10, method="inclusive")[tenths - 1] if len(values) > 1 else values[0]
 
 
@@ -167,7 +167,7 @@ class Measure:
         return replace(found, low=low.mean, high=high.mean)
 
     def score(self, run: Run) -> Score | None:
-        """The metric of predictions that it is, or is a difference of; None of what is none."""
+        """The metric of predictions that it shows, or shows a difference of; None where it shows no metric."""
         is_difference = self.part == "delta" and self.name == "metric"
         task, split = self.task or run.task.name, self.split or run.first_split
         metric = self.name if self.is_metric else run.task.metric if is_difference else None

@@ -36,7 +36,7 @@ class Floor:
 
     @property
     def percent(self) -> str:
-        """By how much one may be slower than the other without being so."""
+        """As text, how much slower a row may seem in per cent without being slower."""
         return f"{100 * (self.ratio - 1):.1f} %"
 
     def covers(self, ratio: float) -> bool:
@@ -91,7 +91,7 @@ class Noise:
         return [OVER_ROUNDS] if low is not None and high is not None and low.mean <= 1 <= high.mean else []
 
     def notes(self, measures: Sequence[Measure]) -> list[str]:
-        """Below a table: how large the noise floor of its timings is, and how it is known."""
+        """Notes below a table: how large the noise floor of its timings is, and which rows show it."""
         timed = [one for one in measures if one.form is not None and one.name in ("latency_ms", "speed_up")]
         devices = dict.fromkeys(
             row.device for entry in self._lines for line in entry.lines.values() for row in line.rows

@@ -24,7 +24,7 @@ from edgemin.report.titles import task_title
 
 @dataclass(frozen=True)
 class Figure:
-    """A published number in the unit of its key, or from where to where it is promised to lie.
+    """A published number in the unit of its key, or the range in which it is promised to lie.
 
     Args:
         value: None where the publication has a placeholder.
@@ -58,7 +58,7 @@ class Published:
         source: where they come from.
         rows: `{row name: {(measure, task or None): figure}}`.
         notes: what holds for all of them.
-        runtimes: in which of our runtimes latencies and speed-ups are set beside the published ones.
+        runtimes: those of our runtimes whose latencies and speed-ups stand beside the published ones.
         document: the file's content, which all of this was read from.
     """
 
@@ -70,7 +70,7 @@ class Published:
 
 
 def text(published: Published) -> str:
-    """What `read` read, as a published.yaml that it reads alike: a copy without anything else of the file."""
+    """A published.yaml with the same content as the one that was read, without comments and further text."""
     return str(yaml.safe_dump(dict(published.document), sort_keys=False, allow_unicode=True, width=120))
 
 

@@ -57,7 +57,7 @@ def runtimes_of(entry: Entry) -> list[str]:
 
 
 def line_of(entry: Entry) -> Line:
-    """The line of an entry of one task."""
+    """The one line of an entry, which must be of a single task."""
     line = entry.line(None)
     assert line is not None, "an entry has a line"
     return line

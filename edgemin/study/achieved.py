@@ -1,4 +1,4 @@
-"""Latencies that were asked for, beside those that were measured end to end once the model is as it will be served."""
+"""Latencies that a pruning was asked to reach, beside those measured end to end in the finished model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from edgemin.training.latency import Precision
 
 
 def asked(node: Node, store: Store) -> Mapping[str, Any] | None:
-    """The latency that the last pruning on a node's path was to reach on this machine, as its findings have it."""
+    """The latency that the last pruning on a node's path was to reach, as its findings have it.
+
+    Returns:
+        `None` where it had none to reach, or one on another device.
+    """
     while node.parent is not None and node.step is not None:
         findings = artifact.read_provenance(store.path(node.key))["findings"]
         if "pruning" in findings:
@@ -29,7 +33,7 @@ def asked(node: Node, store: Store) -> Mapping[str, Any] | None:
 
 
 def precision(model: nn.Module) -> Precision | None:
-    """In which of the precisions that a latency is meant in a model is served; `None`: in another."""
+    """The precision in which a model is served; `None` where it is none that a latency can be asked for."""
     summary = quantized.summary(model)
     if summary is None:
         return "fp32"
@@ -40,11 +44,14 @@ def precision(model: nn.Module) -> Precision | None:
 
 
 def beside(target: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]] | None:
-    """What a row has of a latency: a note, and the numbers for run.json; `None` where it was not measured there.
+    """The latency asked for beside the measured one: a note for the row, and the numbers for run.json.
 
     Args:
         target: what was asked, as [`asked`][edgemin.study.achieved.asked] gives it.
-        costs: of the row, by runtime.
+        costs: the row's costs, by runtime.
+
+    Returns:
+        `None` where the row was not measured in that runtime with as many threads.
     """
     measured = costs.get(target["runtime"], {})
     if "latency_ms" not in measured or measured["threads"] != target["threads"]:

@@ -1,4 +1,4 @@
-"""What comes before any job: every one is composed and planned, so that all that cannot work is told at once.
+"""Planning before the first job runs: every job is composed and planned, so that all that cannot work is told at once.
 
 Hydra makes a run's directory only afterwards, so what is refused here, or was to be planned alone, leaves none. The
 configuration is read for `edgemin.train`, as Hydra has it; nothing is trained, locked or written.

@@ -16,7 +16,7 @@ from edgemin.tasks.base import Kind, Labels
 
 
 def of_predictions(splits: Splits, predictions: Path) -> dict[str, Any] | None:
-    """What the model always answers that a file of predictions comes from, as `find` has it.
+    """What `find` says of a stored file of predictions.
 
     Args:
         splits: of the task that was answered.

@@ -12,7 +12,7 @@ FILE, RESULT = "error.txt", "run.json"
 
 
 def keep(run_dir: Path, failure: Failure, error: Exception) -> bool:
-    """Write the job's `error.txt`, with the traceback where the failure was not foreseen; gives whether that worked."""
+    """Write the job's `error.txt`, with the traceback where the failure was not foreseen; returns whether it could."""
     text = [failure.line, "\n"] + ([] if failure.foreseen else ["\n", *traceback.format_exception(error)])
     try:
         (run_dir / FILE).write_text("".join(text), encoding="utf-8", errors="backslashreplace")
@@ -22,7 +22,7 @@ def keep(run_dir: Path, failure: Failure, error: Exception) -> bool:
 
 
 def below(directory: Path, names: Sequence[str] = ()) -> list[Failure]:
-    """The failures of a sweep's jobs, by number; one that left neither a result nor a word was ended from outside.
+    """The failures of a sweep's jobs, by number; a job without result or message counts as ended from outside.
 
     Args:
         directory: the sweep's.

@@ -108,7 +108,7 @@ def compare(
         max_drop: how much of the metric may be lost. A loss of just that passes, and so does one by `chance` or of
             fewer than `FLIPS` changed answers.
         collapsed: whether it gives one answer to every sentence; that never passes.
-        drawn: calls `chance` or `interval`, or knows the result already.
+        drawn: called as `drawn(chance, ...)` or `drawn(interval, ...)` instead of these, so that it can keep results.
 
     Returns:
         `parent_value`, `value`, `drop` (the first less the second) and its `interval`; `max_drop`, `chance` (`None`

@@ -1,4 +1,4 @@
-"""The table of latencies that stages with a latency to reach are planned by: kept in the store, measured where missing.
+"""The latency table for stages that are to reach a latency: kept in the store, measured where it is missing.
 
 It belongs to a machine, a shape, a runtime with its versions and a precision, and is measured once for all of them.
 """
@@ -36,9 +36,9 @@ class Wanted(NamedTuple):
     """The latency that a study's stages are to reach.
 
     Attributes:
-        key: of the settings that say so.
-        runtime: in which it is meant.
-        precision: in which it is meant.
+        key: the settings that ask for it, such as `prune.target`, for messages.
+        runtime: the runtime whose latency counts.
+        precision: the precision of the deployed model.
         table: a file of another device's latencies; `None` measures here.
     """
 
@@ -58,7 +58,7 @@ def with_latency(study: Study, store: Store, settings: Measure | None, *, measur
         measured: whether a missing table may be measured now; else the study stays without one.
 
     Returns:
-        The study, and notes: where it stays without, or where the machine did other work meanwhile.
+        The study, and notes: that it has no table yet, or that the machine did other work while it was measured.
 
     Raises:
         UserError: stages that ask for different runtimes or precisions, a runtime that is not installed, or a file that

@@ -39,7 +39,7 @@ class Study:
         seed: what the run's random choices follow from.
         max_drop: how much of the main metric a row may lose against the row it was made from; `None`: any.
         comparisons: pairs of rows that the order declares; none where the report's default is meant.
-        latency: how long models take, for stages that are to reach a latency; `None` where nobody measured.
+        latency: the table for stages that are to reach a latency; `None` where there are none or nobody measured.
     """
 
     settings: Mapping[str, Any]
@@ -93,7 +93,7 @@ class Node:
 
     @property
     def tokens(self) -> Node | None:
-        """The stage on its path that made its tokenizer, which is in that one's artifact; `None`: it is its start's."""
+        """The last node on its path that changed the tokenizer, whose artifact has it; `None`: no stage did."""
         if self.parent is None:
             return None
         made_here = self.step is not None and self.outline.tokenizer != self.parent.outline.tokenizer

@@ -43,7 +43,7 @@ class Ablation(ABC):
     name: ClassVar[str]
     """What `run.json` calls it."""
     complete: ClassVar[bool] = False
-    """Whether it says nothing unless it has all its rows; else one that cannot be planned is left out by a note."""
+    """Whether it needs all its rows; else a row that cannot be planned is left out, with a note."""
 
     def __init__(self, stages: list[str] | None = None) -> None:
         if stages is not None and (len(stages) < 2 or len(set(stages)) < len(stages)):
@@ -52,7 +52,7 @@ class Ablation(ABC):
 
     @abstractmethod
     def between(self, ablated: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """The rows by their names: those of the ablated stages that each has, in the order in which it has them."""
+        """By name of each row in between, which of the ablated stages it has, in the order in which they run."""
 
     def ablated(self, stages: Sequence[str]) -> tuple[str, ...]:
         """The stages in question, in the order in which they run.

@@ -30,7 +30,7 @@ from edgemin.training.stage import Stage
 
 @dataclass
 class Done:
-    """What a job did about one node, for `run.json`: found it stored, or trained it for so many seconds and steps."""
+    """What a job did about one node, for `run.json`: found it in the store (`cached`), or trained it."""
 
     path: str
     key: str

@@ -91,7 +91,7 @@ def check_lengths(settings: Measure, nodes: Iterable[Node]) -> None:
 
 
 class Exported(NamedTuple):
-    """What a runtime loads a model from."""
+    """A model as a runtime loads it: the directory, and the bytes of what is loaded from there."""
 
     path: Path
     size_bytes: int
@@ -124,7 +124,7 @@ class Runtimes:
         self.others = [name for name in settings.runtimes if name != RUNTIME]
 
     def note(self, node: Node) -> list[str]:
-        """What a row's reader must know of where it was not measured."""
+        """Notes for a row that say where it was not measured, and why."""
         notes = []
         if node.final and self.others:
             notes.append(f"not in {' and '.join(self.others)}: torch's dynamic INT8 runs in torch alone")

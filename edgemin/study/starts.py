@@ -63,10 +63,13 @@ class Start:
         return self.facts is not None and all(name.startswith("LABEL_") for name in self.facts.labels or ())
 
     def cut_from(self, source: Outline) -> Outline:
-        """The outline of the model that starts here, if the one it is cut from has come to this by stages of its own.
+        """The outline of the model that starts here, if the one it is cut from was changed by stages of its own.
+
+        Args:
+            source: the outline of the model that it is cut from, after those stages.
 
         Raises:
-            UserError: that one cannot be cut so.
+            UserError: the source cannot be cut as the settings ask.
         """
         own = self.outline
         rows, source = source.vocabulary, replace(source, vocabulary=source.vocabulary or own.vocabulary)

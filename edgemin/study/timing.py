@@ -55,7 +55,7 @@ class Timings:
 
         Args:
             signature: of the stage, from `signature`.
-            steps: that it trains; 0 for a stage that trains nothing, which is compared with such stages only.
+            steps: how many it trains; 0 for a stage that trains nothing, which is compared with such stages only.
         """
         found = [(done, seconds) for done, seconds in self._found.get(signature, []) if bool(done) == bool(steps)]
         if not found:
