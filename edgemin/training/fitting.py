@@ -183,13 +183,29 @@ def run(
     with live_line(f"{stage.name}  preparing"):
         rounding.take_up(stage, model)
         ranks.together(lambda: stage.prepare(model, data, teachers))
-    saved = ranks.together(lambda: read_checkpoint(work / CHECKPOINT) if (work / CHECKPOINT).exists() else None)
-    _check_same(work, saved)
-    spent = Spent(began)
-    if saved is not None:  # what was spent before the kill counts
-        spent = Spent(began - saved["edgemin"]["seconds"], saved["edgemin"]["steps_before"])
-    points: list[Point] = list(saved["edgemin"]["points"]) if saved is not None else []
-    send = send if ranks.is_main() else None
+    spent, points = _fit_phases(stage, trainer, work, began, callbacks, send if ranks.is_main() else None)
+    state = {key: tensor.detach().cpu().clone() for key, tensor in stage.training_state().items()}
+    with live_line(f"{stage.name}  finishing"):
+        finished = ranks.together(lambda: rounding.finish(stage, state)).cpu().eval()
+    seconds = time.monotonic() - spent.began
+    notes, findings = list(stage.notes), stage.findings
+    return Fitted(finished, spent.steps, seconds, notes, findings, points, state, stage.scores, stage.tokenizer)
+
+
+def _fit_phases(
+    stage: Stage,
+    trainer: Trainer,
+    work: Path,
+    began: float,
+    callbacks: Sequence[pl.Callback],
+    send: Send | None,
+) -> tuple[Spent, list[Point]]:
+    """Fit every phase of a stage, or those that a try that was killed has left to do.
+
+    Returns:
+        What the stage has cost since `began`, and its training curves, both with those of the earlier try.
+    """
+    saved, spent, points = _earlier_try(work, began)
     if send is not None:
         for at, step, values in points:
             send(at, values, step)
@@ -197,16 +213,14 @@ def run(
         resumed = saved["edgemin"] if saved is not None else None
         if resumed is not None and phase < resumed["phase"]:
             continue
-        if resumed is not None and phase == resumed["phase"] and resumed["done"]:
-            assert saved is not None
-            restore(stage, saved, work / CHECKPOINT)
-            spent.steps = resumed["steps"]
-            continue
         start, stream = 0, None
         if resumed is not None and phase == resumed["phase"]:
-            start, stream = resumed["batch"], resumed["stream"]
             assert saved is not None
             restore(stage, saved, work / CHECKPOINT)  # Lightning does so again; its errors have many lines
+            if resumed["done"]:
+                spent.steps = resumed["steps"]
+                continue
+            start, stream = resumed["batch"], resumed["stream"]
         else:
             saved = None
             stage.phase = phase
@@ -215,12 +229,17 @@ def run(
                 ranks.together(partial(rounding.begin, stage, phase))
         if fit.trains:
             _fit(stage, fit, start, trainer, work, spent, callbacks, Record(points, send), stream)
-    state = {key: tensor.detach().cpu().clone() for key, tensor in stage.training_state().items()}
-    with live_line(f"{stage.name}  finishing"):
-        finished = ranks.together(lambda: rounding.finish(stage, state)).cpu().eval()
-    seconds = time.monotonic() - spent.began
-    notes, findings = list(stage.notes), stage.findings
-    return Fitted(finished, spent.steps, seconds, notes, findings, points, state, stage.scores, stage.tokenizer)
+    return spent, points
+
+
+def _earlier_try(work: Path, began: float) -> tuple[dict[str, Any] | None, Spent, list[Point]]:
+    """The checkpoint of a try that was killed, if there is one; what was spent before counts, and so do its curves."""
+    saved = ranks.together(lambda: read_checkpoint(work / CHECKPOINT) if (work / CHECKPOINT).exists() else None)
+    _check_same(work, saved)
+    if saved is None:
+        return None, Spent(began), []
+    kept = saved["edgemin"]
+    return saved, Spent(began - kept["seconds"], kept["steps_before"]), list(kept["points"])
 
 
 def _check_same(work: Path, saved: dict[str, Any] | None) -> None:
