@@ -11,6 +11,7 @@ from typing import TextIO
 from edgemin.errors import UserError
 from edgemin.plain_text import printable
 from edgemin.report import published as literature
+from edgemin.report import terminal
 from edgemin.report.against_figure import against
 from edgemin.report.bits_figure import bits_figures
 from edgemin.report.comparisons import Comparison, comparisons
@@ -22,7 +23,7 @@ from edgemin.report.order_figure import pipeline
 from edgemin.report.page import failed_jobs, page
 from edgemin.report.paired import missing
 from edgemin.report.pruning_figure import prunings
-from edgemin.report.render import FORMATS, terminal
+from edgemin.report.render import FORMATS
 from edgemin.report.runtimes_figure import latencies
 from edgemin.report.schema import Run, find, read
 from edgemin.report.sensitivity_figure import sensitivities
@@ -80,7 +81,7 @@ class Report:
         main = ("stages",) if self._study.tasks else ("table3_size", "table4_flops")
         for table in self.tables:
             if table.name in (*main, "comparisons", "broken", "runtimes", "grid", "profile", "published"):
-                terminal(table, file)
+                terminal.show(table, file)
         said = list(self._remarks)
         if self.failed:
             said.append(f"{failed_jobs(len(self.runs), self.failed)}:")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import run_json
 
-from edgemin.report import published, render, tables, write
+from edgemin.report import published, render, tables, terminal, write
 from edgemin.report.fold import Statistic, fold
 from edgemin.report.grid import CORE, Cell, Column, Table
 from edgemin.report.schema import parse
@@ -115,7 +115,7 @@ def test_output_that_is_no_terminal_is_never_cut(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("COLUMNS", raising=False)
     file = io.StringIO()
     table = stages()
-    render.terminal(table, file)
+    terminal.show(table, file)
     text = file.getvalue()
     assert "…" not in text and "\x1b" not in text
     line = next(line for line in text.splitlines() if line.strip().startswith("Pruned + quantized"))
@@ -128,7 +128,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(width: int, monk
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     file = Screen()
-    render.terminal(stages(), file)
+    terminal.show(stages(), file)
     text = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
     assert "…" not in text
     table_lines = [line for line in text.splitlines() if line.strip().startswith("Pruned + quantized")]
@@ -158,7 +158,7 @@ def test_what_matters_is_shown_at_every_width_also_in_a_pipe(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     file = io.StringIO()
-    render.terminal(stages(*swept(metric, seeds)), file)
+    terminal.show(stages(*swept(metric, seeds)), file)
     text = file.getvalue()
     drawn = text.partition("[a]")[0] if width > 100 else text
     table, _, left_out = text.partition("Left out for lack of width:")
@@ -176,7 +176,7 @@ def test_what_belongs_together_is_not_torn_apart_on_a_narrow_terminal(monkeypatc
     monkeypatch.setenv("COLUMNS", "80")
     file = io.StringIO()
     compared = all_tables()[-1]
-    render.terminal(compared, file)
+    terminal.show(compared, file)
     lines = file.getvalue().splitlines()
     assert "Left out" not in file.getvalue() and max(map(len, lines)) <= 80
     shown = compared.for_people()
@@ -191,7 +191,7 @@ def test_footnotes_are_broken_between_words_and_stand_apart(monkeypatch: pytest.
     file = io.StringIO()
     table = stages()
     long = " ".join(["word-with-hyphens"] * 12)
-    render.terminal(replace(table, footnotes=(*table.footnotes, ("", long))), file)
+    terminal.show(replace(table, footnotes=(*table.footnotes, ("", long))), file)
     lines = file.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("word-with-hyphens"))
     assert lines[first + 1].startswith("    word-with-hyphens") and lines[first].endswith("word-with-hyphens")
@@ -203,7 +203,7 @@ def test_a_pipe_of_unknown_width_gets_all_columns(monkeypatch: pytest.MonkeyPatc
         if columns is not None:
             monkeypatch.setenv("COLUMNS", columns)
         file = io.StringIO()
-        render.terminal(stages(), file)
+        terminal.show(stages(), file)
         assert "Left out" not in file.getvalue(), columns
 
 
@@ -258,14 +258,14 @@ def test_an_ascii_stream_gets_ascii() -> None:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii")
     runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(2)]
-    render.terminal(stages(*runs), file)
+    terminal.show(stages(*runs), file)
     file.flush()
     assert b"91.44 +/- 6.35" in raw.getvalue()
 
 
 def test_a_name_is_not_taken_for_markup_on_the_terminal() -> None:
     file = io.StringIO()
-    render.terminal(nasty(), file)
+    terminal.show(nasty(), file)
     assert "[link](x)" in file.getvalue()
 
 
