@@ -20,9 +20,10 @@ from safetensors.numpy import load_file
 
 from edgemin import toy
 from edgemin.encoder import building, shapes
-from edgemin.study.job import read_study, run_job
+from edgemin.study.job import run_job
 from edgemin.study.nodes import Plan
 from edgemin.study.plan import build
+from edgemin.study.reading import read_study
 from edgemin.study.results import FILE
 from edgemin.study.settings import conf_directory, resolved
 

@@ -44,10 +44,11 @@ LAYERS = (
     ("study.collapse", "study.failures", "study.gate", "study.order", "study.own_process", "study.roots"),
     ("study.family", "study.settings", "study.starts"),
     ("study.ahead", "study.nodes"),
-    ("study.achieved", "study.runtimes"),
+    ("study.achieved", "study.exports"),
+    ("study.runtimes",),
     ("study.checks", "study.jobs", "study.latency_tables", "study.pipeline", "study.scoring", "study.timing"),
     ("study.plan", "study.predictions", "study.tree"),
-    ("study.results",),
+    ("study.reading", "study.results"),
     ("study.job",),
     ("export", "predict", "train"),
 )

@@ -10,38 +10,33 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel
 
 from edgemin import artifact
 from edgemin.data.splits import Splits
-from edgemin.deploy import model_files, onnx_runtime, open_vino
 from edgemin.deploy.runtime import ARTIFACT, RUNTIMES, open_model, versions
 from edgemin.deploy.scored import score
-from edgemin.encoder import quantized, structure_file
+from edgemin.encoder import structure_file
 from edgemin.errors import UserError
 from edgemin.measure.cost import RUNTIME
-from edgemin.measure.machine import available_cores, host, machine_lock
+from edgemin.measure.machine import available_cores, host
 from edgemin.measure.rounds import evenly_spaced
 from edgemin.measure.runtime import BESIDE, PROFILED, Measure, Variant, measure
-from edgemin.measure.size import size_bytes
 from edgemin.progress import live_line, node_line
 from edgemin.store.artifacts import Store
 from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
+from edgemin.study.exports import EXPORT_CODE, Exported, Exports, Lazy, machine, providers
 from edgemin.study.nodes import Node, Study, StudyData
 
 log = logging.getLogger(__name__)
 
-# What decides an exported file, a score in a runtime and a measurement, beside the runtime's own module, the kind of
-# task and the providers of quantized layers.
-EXPORT_CODE = ("edgemin.deploy.model_files",)
+# What decides a score in a runtime and a measurement, beside the runtime's own module, the kind of task and the
+# providers of quantized layers.
 SCORE_CODE = ("edgemin.deploy.scored", *EXPORT_CODE)
 MEASURE_CODE = ("edgemin.measure.runtime", "edgemin.measure.worker", "edgemin.measure.profiling", "edgemin.artifact")
 _TOKENIZER = "tokenizer.json"
@@ -49,31 +44,6 @@ _TOKENIZER = "tokenizer.json"
 
 def _trace(measurement: str, artifact: str) -> str:
     return f"measurement/{measurement}/{artifact}.json.gz"
-
-
-class Lazy:
-    """An artifact that is read from disk when something really has to run on it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._model: PreTrainedModel | None = None
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model, wherever it was last moved to."""
-        if self._model is None:
-            self._model = artifact.load(self.path)[0]
-        return self._model
-
-
-def providers(*nodes: Node) -> tuple[str, ...]:
-    """The modules that know the quantized layers of these models."""
-    return quantized.modules(*(node.outline.provider for node in nodes))
-
-
-def machine(node: Node) -> AbstractContextManager[object]:
-    """Hold the machine for work on a node that is no measurement."""
-    return machine_lock("training", lambda line: node_line(node.path, "waiting", line))
 
 
 def check_lengths(settings: Measure, nodes: Iterable[Node]) -> None:
@@ -88,13 +58,6 @@ def check_lengths(settings: Measure, nodes: Iterable[Node]) -> None:
             raise UserError(
                 f"measure.length: expected at most {limit}, what {node.path} takes, given {settings.length}"
             )
-
-
-class Exported(NamedTuple):
-    """A model as a runtime loads it: the directory, and the bytes of what is loaded from there."""
-
-    path: Path
-    size_bytes: int
 
 
 class Measured(NamedTuple):
@@ -121,6 +84,7 @@ class Runtimes:
 
     def __init__(self, study: Study, store: Store, data: StudyData, settings: Measure) -> None:
         self.study, self.store, self.data, self.settings = study, store, data, settings
+        self.exports = Exports(store, settings.runtimes)
         self.others = [name for name in settings.runtimes if name != RUNTIME]
 
     def note(self, node: Node) -> list[str]:
@@ -154,7 +118,7 @@ class Runtimes:
         predictions: dict[str, Path] = {}
         for runtime in self._runtimes(node):
             if runtime != RUNTIME:
-                exported = self._export(node, cached, runtime)
+                exported = self.exports.of(node, cached, runtime)
                 costs[runtime] = {"size_bytes": exported.size_bytes}
                 if answers is not None:
                     found, name, file = self._score(node, exported, runtime, answers)
@@ -164,41 +128,6 @@ class Runtimes:
 
     def _runtimes(self, node: Node) -> list[str]:
         return [name for name in self.settings.runtimes if name == RUNTIME or not node.final]
-
-    def _export(self, node: Node, cached: Lazy, runtime: str) -> Exported:
-        if RUNTIMES[runtime].form == ARTIFACT:
-            path = self.store.path(node.key)
-            return Exported(path, size_bytes(path))
-        content = {
-            "artifact": node.key,
-            "runtime": runtime,
-            "code": code_digest(*EXPORT_CODE, *providers(node)),
-            "versions": versions(runtime),
-        }
-        key, results = content_key(content), self.store.results
-        kept = self.store.result("export", key)
-        files = [results.find(f"export/{key}/{name}") for name in kept["files"]] if kept is not None else [None]
-        whole = [file for file in files if file is not None]
-        if len(whole) < len(files):
-            # OpenVINO's file is made of the ONNX one, which need not be made twice.
-            both = runtime == "openvino" and "onnxruntime" in self.others
-            onnx = self._export(node, cached, "onnxruntime") if both else None
-            with (
-                machine(node),
-                live_line(f"{node.path}  exporting for {runtime}"),
-                tempfile.TemporaryDirectory() as directory,
-            ):
-                if onnx is not None:
-                    open_vino.write(onnx.path / onnx_runtime.FILE, Path(directory))
-                else:
-                    nn.Module.to(cached.model, "cpu")
-                    model_files.write(cached.model, runtime, Path(directory))
-                made = sorted(Path(directory).iterdir())
-                whole = [
-                    results.keep(f"export/{key}/{file.name}", functools.partial(shutil.copyfile, file)) for file in made
-                ]
-            self.store.keep_result("export", key, {"files": [file.name for file in made], "content": content})
-        return Exported(whole[0].parent, sum(file.stat().st_size for file in whole))
 
     def _score(self, node: Node, exported: Exported, runtime: str, answers: Path) -> tuple[dict[str, Any], str, Path]:
         splits = self.study.splits
@@ -326,5 +255,5 @@ class Runtimes:
         if RUNTIMES[runtime].form != ARTIFACT:
             tokenizer = path / _TOKENIZER
             held = tokenizer if tokenizer.is_file() else None
-            path = self._export(node, Lazy(path), runtime).path
+            path = self.exports.of(node, Lazy(path), runtime).path
         return Variant(runtime, path, vocabulary, held, node.outline.max_tokens, own, others)

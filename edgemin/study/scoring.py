@@ -28,8 +28,9 @@ from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases
 from edgemin.study import achieved, collapse, gate
+from edgemin.study.exports import Lazy, machine, providers
 from edgemin.study.nodes import STALE, Node, Plan, Study, StudyData
-from edgemin.study.runtimes import Lazy, Runtimes, machine, providers
+from edgemin.study.runtimes import Runtimes
 from edgemin.tasks.base import Kind
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from edgemin.errors import UserError
 from edgemin.measure import layer_grid, layer_latency
 from edgemin.measure.layer_latency import FULL, NARROW, SINGLE, shapes, widest
 from edgemin.store.artifacts import Store
-from edgemin.study.job import read_study
 from edgemin.study.latency_tables import with_latency
+from edgemin.study.reading import read_study
 from edgemin.study.starts import read_starts
 
 SHAPE = tiny.outline("bert", 3, 32)

@@ -25,9 +25,9 @@ from edgemin.finetune import Finetune
 from edgemin.pruning.vocabulary import VocabularyPruning
 from edgemin.quantization.post_training import PostTraining
 from edgemin.store.cache import Cache
-from edgemin.study.job import read_study
 from edgemin.study.nodes import Plan
 from edgemin.study.plan import build
+from edgemin.study.reading import read_study
 
 FEW = {"max_train_examples": 6, "max_evaluation_examples": 40}
 OF_FAMILY = {

@@ -8,9 +8,9 @@ import pytest
 import studies
 
 from edgemin.errors import UserError
-from edgemin.study.job import read_study
 from edgemin.study.order import Ablation, Interaction, RowSpec, ablation, row_specs
 from edgemin.study.plan import build
+from edgemin.study.reading import read_study
 
 TEACHER = {"teacher": ["finetune"], "student": []}
 STAGES = ["finetune", "distill", "quantize"]

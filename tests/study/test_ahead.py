@@ -23,6 +23,8 @@ from edgemin.store.artifacts import Store
 from edgemin.study import failures, job, timing, tree
 from edgemin.study.ahead import job_name
 from edgemin.study.pipeline import Pipeline
+from edgemin.study.plan import build
+from edgemin.study.reading import read_study
 
 SHORT = "stages=[finetune]"
 
@@ -104,7 +106,7 @@ def test_files_that_change_are_read_again_and_warnings_come_every_time(
     for count in (2, 2, 3):
         (tmp_path / "train.csv").write_text("text,label\none,x\ntwo,y\n" + "three,y\n" * (count - 2))
         caplog.clear()
-        splits = job.read_study(studies.settings(*asked)).splits
+        splits = read_study(studies.settings(*asked)).splits
         assert splits is not None and len(splits.train) == count
         assert [record.getMessage() for record in caplog.records] == ["task custom: no training example of the class z"]
 
@@ -208,7 +210,7 @@ def test_planning_knows_the_steps_of_every_kind_of_stage(
 ) -> None:
     made = studies.settings("student.hidden=32")
     made |= {group: studies.settings(f"{group}={choice}", tiny=False)[group] | changes, "stages": ["finetune", group]}
-    plan = job.build(job.read_study(made))
+    plan = build(read_study(made))
     assert tree.states(plan, Store(tmp_path / "store"))[-1].steps == steps
 
 
@@ -491,5 +493,5 @@ def test_a_class_of_the_wrong_kind_is_refused_before_it_is_constructed() -> None
 def test_a_class_of_ones_own_is_welcome() -> None:
     found = studies.settings(SHORT)
     found["finetune"]["_target_"] = f"{__name__}.Mine"
-    plan = job.build(job.read_study(found))
+    plan = build(read_study(found))
     assert isinstance(plan.nodes[-1].step, Mine)

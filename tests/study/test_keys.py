@@ -15,7 +15,7 @@ import pytest
 import studies
 
 from edgemin.store import digest
-from edgemin.study import pipeline, plan, runtimes, scoring
+from edgemin.study import exports, pipeline, plan, runtimes, scoring
 from edgemin.study.nodes import Node
 from edgemin.tasks.classification import Classification
 from edgemin.training import teacher_outputs
@@ -270,7 +270,7 @@ def test_whatever_runs_while_a_result_is_computed_is_in_its_key(
     assert trace.seen.keys() == {path for path in nodes if "/" in path} | {"evaluation"}
     for path, ran in trace.seen.items():
         if path == "evaluation":
-            held = set(digest.code_modules(*EVALUATION, *runtimes.providers(*nodes.values())))
+            held = set(digest.code_modules(*EVALUATION, *exports.providers(*nodes.values())))
         else:
             node = nodes[path]
             assert node.parent is not None

@@ -12,9 +12,9 @@ import tiny
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.store.digest import code_modules
-from edgemin.study.job import read_study
 from edgemin.study.nodes import Node
 from edgemin.study.plan import build, stage_code
+from edgemin.study.reading import read_study
 from edgemin.training.latency import LatencyTable
 from edgemin.training.stage import Effect, Place, Stage
 

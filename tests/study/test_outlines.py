@@ -14,9 +14,9 @@ from edgemin import artifact
 from edgemin.encoder import quantized
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
-from edgemin.study.job import read_study
 from edgemin.study.nodes import Node
 from edgemin.study.plan import build
+from edgemin.study.reading import read_study
 
 
 def node(path: str, *overrides: str) -> Node:

@@ -18,9 +18,9 @@ from edgemin.errors import UserError
 from edgemin.store.artifacts import Store
 from edgemin.study import plan as planning
 from edgemin.study import tree
-from edgemin.study.job import read_study
 from edgemin.study.nodes import Node, Plan
 from edgemin.study.plan import build
+from edgemin.study.reading import read_study
 
 CONTROLS = "order=distill_prune_quantize"
 

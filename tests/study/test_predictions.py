@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 from edgemin import toy
 from edgemin.store.artifacts import Store
-from edgemin.study.job import read_study
 from edgemin.study.nodes import StudyData
 from edgemin.study.plan import build
 from edgemin.study.predictions import smallest, write_examples
+from edgemin.study.reading import read_study
 from edgemin.tasks.table import find
 
 

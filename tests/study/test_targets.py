@@ -14,9 +14,10 @@ from edgemin.report.schema import Run
 from edgemin.store.artifacts import Store
 from edgemin.study import latency_tables
 from edgemin.study.family import expanded
-from edgemin.study.job import plan_job, read_study, run_job
+from edgemin.study.job import plan_job, run_job
 from edgemin.study.nodes import Node
 from edgemin.study.order import RowSpec
+from edgemin.study.reading import read_study
 from edgemin.training.latency import LatencyTable
 
 STAGES = ("stages=[finetune,prune,quantize]", "prune=heads_ffn", "prune.criterion=fisher")
