@@ -64,11 +64,7 @@ class Units(ABC):
 
     @abstractmethod
     def weights(self, model: PreTrainedModel) -> list[UnitWeights] | None:
-        """The weights of each group by unit, of a quantized layer those that it computes with.
-
-        Returns:
-            One entry per group; `None` where no weights can be told apart by unit.
-        """
+        """The weights of each group by unit, quantized ones as they compute; `None`: units have none of their own."""
 
     @abstractmethod
     def outputs(self, model: PreTrainedModel) -> Watch:
@@ -115,12 +111,7 @@ class Structure(Units):
 
     @abstractmethod
     def cut(self, model: PreTrainedModel, keep: Sequence[Sequence[int]]) -> None:
-        """Remove all other units, in place.
-
-        Args:
-            model: still with all its units.
-            keep: for each group the units that stay, counted from 0, ascending.
-        """
+        """Remove all units but these, in place; `keep` has those of each group, counted from 0, ascending."""
 
 
 class Heads(Structure):
