@@ -8,7 +8,7 @@ can be trusted.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from edgemin.deploy.runtime import check_installed, check_names
 from edgemin.errors import UserError
 from edgemin.measure.machine import WAIT_MINUTES, available_cores, machine_lock
 from edgemin.measure.process import WorkerProcess
-from edgemin.measure.rounds import Cell, Schedule, Timing, Turn, evenly_spaced, spread
+from edgemin.measure.rounds import Cell, Schedule, Turn, evenly_spaced
 from edgemin.measure.summary import costs, grid, latencies
+from edgemin.measure.workers import Progress, Workers
 
 OPENER = "edgemin.deploy.runtime.open_model"
 LENGTHS = (16, 32, 64, 128)
@@ -31,7 +32,6 @@ PROFILED = "torch"  # the runtime that can be looked into
 BESIDE = "measured_beside_other_work"  # in a result: its times and energy are not those of a quiet machine
 
 _CHUNK = 2**20
-Progress = Callable[[int, int, str], None]
 
 
 class Variant(NamedTuple):
@@ -183,24 +183,7 @@ def measure(
     if not variants:
         return {}
     threads = settings.threads or available_cores()
-    chosen = evenly_spaced(sentences, settings.sentences)
-    others = {task: few for task, own in transfer.items() if (few := evenly_spaced(own, settings.sentences))}
-    read = {
-        name: chosen if variant.sentences is None else evenly_spaced(variant.sentences, settings.sentences)
-        for name, variant in variants.items()
-    }
-    further_read = {
-        name: {task: evenly_spaced(variant.transfer.get(task, few), settings.sentences) for task, few in others.items()}
-        for name, variant in variants.items()
-    }
-    cells = {name: settings.cells(variant.longest) for name, variant in variants.items()}
-    names = list(variants)
-    schedule = Schedule(names, {"task": [len(sentence) for sentence in chosen]}, settings.rounds, settings.runs)
-    further = Schedule(names, {task: [len(one) for one in own] for task, own in others.items()}, settings.rounds, 0)
-    lengths: dict[str, dict[str, float]] = {name: {"padded": settings.length} for name in names}
-    if chosen:
-        for name, own in read.items():
-            lengths[name]["task"] = statistics.fmean(map(len, own))
+    inputs = _Inputs(variants, sentences, transfer, settings)
     setup = {
         "opener": opener,
         "threads": threads,
@@ -208,41 +191,93 @@ def measure(
         "length": settings.length,
         "watts": settings.watts,
     }
+    enough = settings.max_rounds, settings.max_spread
     lock = machine_lock("measuring", waiting, lock_directory, settings.wait_minutes)
     with lock as is_alone, ExitStack() as processes:
-        at_work = _AtWork(progress or (lambda *_: None), is_alone)
-        at_work.expect(len(variants))
-        workers = {name: processes.enter_context(WorkerProcess(name, threads)) for name in variants}
-        for name, process in workers.items():
-            process.send({"name": variants[name].runtime, "threads": threads})
-        for process in workers.values():
-            process.answer()
+        workers = Workers(progress or (lambda *_: None), is_alone)
+        started = {name: processes.enter_context(WorkerProcess(name, threads)) for name in variants}
+        workers.start(started, {name: variant.runtime for name, variant in variants.items()}, threads)
         for name, variant in variants.items():
             _into_file_cache(variant.path)
-            told = {
-                "sentences": read[name],
-                "further": further_read[name],
-                "grid": {cell.form: cell for cell in cells[name]},
-            }
-            at_work.open(workers[name], {**_told(variant), **setup, **told})
-        timings = at_work.rounds(schedule, ["padded", "task"] if chosen else ["padded"], settings)
-        memory = at_work.ask_all("memory")
-        of_others = at_work.rounds(further, others, settings)
-        turns = [turn for round_ in range(settings.rounds) for turn in schedule.grid_turns(round_, cells)]
-        batches = at_work.take(turns)
-        profiles = at_work.profiles(traces or {})
-    flag = {} if at_work.alone else {BESIDE: True}
-    timed, of_batches = costs(timings, lengths, settings.max_spread), grid(batches, cells)
-    means = {
-        name: {task: statistics.fmean(map(len, own)) for task, own in by_task.items()}
-        for name, by_task in further_read.items()
-    }
-    for name, by_task in latencies(of_others, means, settings.max_spread).items():
+            workers.open(name, {**_told(variant), **setup, **inputs.told(name)})
+        timings = workers.rounds(inputs.single, inputs.forms, *enough)
+        memory = workers.ask_all("memory")
+        of_others = workers.rounds(inputs.further, inputs.other_tasks, *enough)
+        batches = workers.take(inputs.batch_turns())
+        profiles = workers.profiles(traces or {})
+    timed = costs(timings, inputs.lengths(settings.length), settings.max_spread)
+    for name, by_task in latencies(of_others, inputs.lengths_of_other_tasks(), settings.max_spread).items():
         timed[name]["latency_ms"]["transfer"] = by_task
-    parts = (timed, of_batches, memory, at_work.ready, profiles)
+    parts = (timed, grid(batches, inputs.cells), memory, workers.ready, profiles)
+    flag = {} if workers.alone else {BESIDE: True}
     return {
         name: {key: value for part in parts for key, value in part.get(name, {}).items()} | flag for name in variants
     }
+
+
+class _Inputs:
+    """What variants are timed on besides the padded input: of each task's sentences as many as are asked for.
+
+    Attributes:
+        cells: by variant, the batches.
+        single: the turns on the padded input and the task's sentences.
+        forms: the forms of input of these turns.
+        further: the turns on the sentences of other tasks.
+        other_tasks: the names of those that have sentences.
+    """
+
+    def __init__(
+        self,
+        variants: Mapping[str, Variant],
+        sentences: Sequence[Sequence[int]],
+        transfer: Mapping[str, Sequence[Sequence[int]]],
+        settings: Measure,
+    ) -> None:
+        names, most = list(variants), settings.sentences
+        shared = evenly_spaced(sentences, most)
+        others = {task: few for task, own in transfer.items() if (few := evenly_spaced(own, most))}
+        self._of_task = {
+            name: shared if variant.sentences is None else evenly_spaced(variant.sentences, most)
+            for name, variant in variants.items()
+        }
+        self._of_others = {
+            name: {task: evenly_spaced(variant.transfer.get(task, few), most) for task, few in others.items()}
+            for name, variant in variants.items()
+        }
+        self.cells = {name: settings.cells(variant.longest) for name, variant in variants.items()}
+        self.single = Schedule(names, {"task": list(map(len, shared))}, settings.rounds, settings.runs)
+        self.forms = ["padded", "task"] if shared else ["padded"]
+        self.further = Schedule(
+            names, {task: list(map(len, own)) for task, own in others.items()}, settings.rounds, runs=0
+        )
+        self.other_tasks = list(others)
+
+    def told(self, name: str) -> dict[str, Any]:
+        """What a worker's set-up says of its variant's inputs, as JSON."""
+        grid = {cell.form: cell for cell in self.cells[name]}
+        return {"sentences": self._of_task[name], "further": self._of_others[name], "grid": grid}
+
+    def batch_turns(self) -> list[Turn]:
+        """The turns of all rounds on batches."""
+        return [turn for round_ in range(self.single.rounds) for turn in self.single.grid_turns(round_, self.cells)]
+
+    def lengths(self, padded: int) -> dict[str, dict[str, float]]:
+        """By variant, the length of the padded input and the mean one of its sentences of the task, if it has any."""
+        return {
+            name: {"padded": padded, **({"task": _mean_length(own)} if "task" in self.forms else {})}
+            for name, own in self._of_task.items()
+        }
+
+    def lengths_of_other_tasks(self) -> dict[str, dict[str, float]]:
+        """By variant and other task, the mean length of its sentences."""
+        return {
+            name: {task: _mean_length(own) for task, own in by_task.items()}
+            for name, by_task in self._of_others.items()
+        }
+
+
+def _mean_length(sentences: Sequence[Sequence[int]]) -> float:
+    return statistics.fmean(map(len, sentences))
 
 
 def _told(variant: Variant) -> dict[str, Any]:
@@ -263,66 +298,3 @@ def _into_file_cache(path: Path) -> None:
             with file.open("rb", buffering=0) as opened:
                 while opened.read(_CHUNK):
                     pass
-
-
-class _AtWork:
-    """The processes that measure, and what was asked of them so far.
-
-    Attributes:
-        ready: what each answered when it had opened its model.
-        alone: whether nothing else ran beside any of it.
-    """
-
-    def __init__(self, progress: Progress, is_alone: Callable[[], bool]) -> None:
-        self.workers: dict[str, WorkerProcess] = {}
-        self.ready: dict[str, dict[str, Any]] = {}
-        self.alone = is_alone()
-        self._progress, self._is_alone = progress, is_alone
-        self._done = self._expected = 0
-
-    def expect(self, steps: int) -> None:
-        """Adds to the number of steps that are still to come."""
-        self._expected += steps
-
-    def _step(self, what: str) -> None:
-        self.alone = self.alone and self._is_alone()
-        self._done += 1
-        self._progress(self._done, self._expected, what)
-
-    def open(self, process: WorkerProcess, setup: Mapping[str, Any]) -> None:
-        """Has a process open its model, and waits for it."""
-        self.workers[process.name] = process
-        self.ready[process.name] = process.ask(setup)
-        self._step(f"opening {process.name}")
-
-    def ask_all(self, what: str) -> dict[str, dict[str, Any]]:
-        """The answers of all processes, one after the other."""
-        return {name: worker.ask({what: {}}) for name, worker in self.workers.items()}
-
-    def take(self, turns: Sequence[Turn]) -> list[Timing]:
-        """The timings of some turns."""
-        self.expect(len(turns))
-        timings = []
-        for turn in turns:
-            answer = self.workers[turn.name].ask({"timed": {"form": turn.form, "items": turn.items}})
-            timings.append(Timing(turn, **answer))
-            self._step(f"timing {turn.name}")
-        return timings
-
-    def rounds(self, schedule: Schedule, forms: Collection[str], settings: Measure) -> list[Timing]:
-        """The timings of single sentences: of all rounds, and of further ones for as long as any spread is too wide."""
-        timings = self.take([turn for round_ in range(settings.rounds) for turn in schedule.turns(round_)])
-        for round_ in range(settings.rounds, settings.max_rounds):
-            if all(max(spread(timings, form).values()) <= settings.max_spread for form in forms):
-                break
-            timings += self.take(schedule.turns(round_))
-        return timings
-
-    def profiles(self, traces: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-        """What the profiler says of some variants; their traces are written."""
-        self.expect(len(traces))
-        found = {}
-        for name, trace in traces.items():
-            found[name] = {"profile": self.workers[name].ask({"profile": {"trace": str(trace)}})}
-            self._step(f"profiling {name}")
-        return found
