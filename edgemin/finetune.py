@@ -31,7 +31,7 @@ class Finetune(Stage):
         return replace(super().effect(model, teachers, place), trains_head=self.settings.trains)
 
     def fits(self) -> list[Fit]:
-        """Fine-tuning is one fit."""
+        """The one fit on the task's labels."""
         return [self.settings]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -112,7 +112,7 @@ def compare(one: Runtime, other: Runtime, inputs: Inputs, outputs: int) -> dict[
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """A comparison in a line."""
+    """The comparison of an export with torch, as one line of the card."""
     said = f"on {found['examples']} {found['inputs']}: logits differ by at most {found['largest_difference']:.2g}"
     if found["agreement"] is not None:
         said += f", {100 * found['agreement']:.1f} % equal predictions"
@@ -177,7 +177,7 @@ def _scores(metrics: Mapping[str, float]) -> str:
 
 
 def markdown(rows: Mapping[str, str]) -> str:
-    """The table of a card."""
+    """The rows of a card as a Markdown table of two columns."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 

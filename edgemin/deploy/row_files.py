@@ -144,14 +144,14 @@ class CSV(Writer):
     """Commas, or tabs in `.tsv`; a list or an object in a cell is written as JSON."""
 
     def begin(self) -> None:
-        """With a line of names."""
+        """Create the file, with a line of the columns' names."""
         self.file = self.unfinished.open("w", encoding="utf-8", newline="")
         delimiter = _DELIMITERS[self.path.suffix.lower()]
         self.rows = csv.DictWriter(self.file, self.columns, delimiter=delimiter, lineterminator="\n")
         self.rows.writeheader()
 
     def write(self, rows: Sequence[Row]) -> None:
-        """One line for each, more where a text has line breaks."""
+        """Add a line for each row, or several where a text has line breaks."""
         self._check(rows)
         self.rows.writerows(
             {name: _json(cell) if isinstance(cell, list | dict) else cell for name, cell in row.items()} for row in rows
@@ -170,7 +170,7 @@ class JSONL(Writer):
         self.file = self.unfinished.open("w", encoding="utf-8")
 
     def write(self, rows: Sequence[Row]) -> None:
-        """One line for each."""
+        """Add a line for each row."""
         self.file.writelines(f"{_json(row)}\n" for row in rows)
 
     def end(self) -> None:
@@ -184,10 +184,10 @@ class Parquet(Writer):
     file: pq.ParquetWriter | None = None
 
     def begin(self) -> None:
-        """What is in the columns decides their types, so that the file begins with the first rows."""
+        """Nothing yet: the first rows decide the types of the columns, so `write` creates the file."""
 
     def write(self, rows: Sequence[Row]) -> None:
-        """One group of rows."""
+        """Add the rows as one row group."""
         self._check(rows)
         try:
             if self.file is None:
@@ -209,7 +209,7 @@ class Parquet(Writer):
 
 
 def writer(path: Path, columns: Sequence[str], types: Mapping[str, pa.DataType]) -> Writer:
-    """What writes a file of this name."""
+    """A writer for a file of this name: its ending decides the format."""
     suffix = path.suffix.lower()
     kind = Parquet if suffix == ".parquet" else JSONL if suffix == ".jsonl" else CSV
     return kind(path, columns, types)

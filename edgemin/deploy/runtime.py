@@ -33,7 +33,7 @@ class Runtime(Protocol):
         """What the runtime loads the model from: its size, tokenizer apart."""
 
     def release(self) -> None:
-        """Give back its memory and threads."""
+        """Free the runtime's memory and threads; the model answers no more."""
 
 
 class Known(NamedTuple):

@@ -41,7 +41,7 @@ class UnstructuredPruning(Stage):
         self.ratio, self.scope, self.recovery = ratio, scope, fit
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """No width changes."""
+        """Zeros change no width; the head is trained if a fine-tuning follows."""
         found = super().effect(model, teachers, place)
         return replace(found, trains_head=self.recovery.trains, reads_task=self.recovery.trains)
 
@@ -65,7 +65,7 @@ class UnstructuredPruning(Stage):
         return [self.recovery]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The task loss."""
+        """The task loss of the fine-tuning."""
         return self.data.kind.loss(taps.logits(self.model, batch), batch["labels"])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -120,7 +120,7 @@ class Quantized(nn.Module):
         return {"weight": self.weight.detach(), "weight_scale": self._own_scale().detach()}
 
     def take_up(self, latents: Mapping[str, Tensor]) -> None:
-        """Begin at what `latents` gave."""
+        """Go on training from the weights and scales that `latents` gave."""
         own = self.latents()
         for name, tensor in latents.items():
             if tensor.shape != own[name].shape:

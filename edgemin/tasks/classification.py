@@ -188,7 +188,7 @@ class Classification(Kind):
         return F.one_hot(torch.full_like(labels, int(labels.bincount().argmax())), outputs).float()
 
     def metrics(self, outputs: int) -> tuple[str, ...]:
-        """By the number of classes."""
+        """Accuracy, F1 (of two classes the second one's, else the macro average) and Matthews' correlation."""
         return ("accuracy", "f1" if outputs == 2 else "macro_f1", "matthews")
 
     def scorers(self, logits: Tensor, labels: Tensor, outputs: int) -> Mapping[str, Callable[[], float]]:

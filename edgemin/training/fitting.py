@@ -200,11 +200,7 @@ def _fit_phases(
     callbacks: Sequence[pl.Callback],
     send: Send | None,
 ) -> tuple[Spent, list[Point]]:
-    """Fit every phase of a stage, or those that a try that was killed has left to do.
-
-    Returns:
-        What the stage has cost since `began`, and its training curves, both with those of the earlier try.
-    """
+    """Fit every phase that an earlier try has not done; gives the costs and the training curves of both together."""
     saved, spent, points = _earlier_try(work, began)
     if send is not None:
         for at, step, values in points:

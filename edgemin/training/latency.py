@@ -77,12 +77,12 @@ class LatencyTable:
                 )
 
     def written(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The table as JSON can hold it, for `read`."""
         return asdict(self)
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> LatencyTable:
-        """From JSON, whose keys are text."""
+        """The table that `written` gave, after a way through JSON, which makes texts of the widths."""
         widths = {name: {int(width): ms for width, ms in kept[name].items()} for name in ("heads_ms", "ffn_ms")}
         return cls(**{**kept, **widths})
 
