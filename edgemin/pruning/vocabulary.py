@@ -60,7 +60,7 @@ class VocabularyPruning(Stage):
             self.corpus = Corpus(corpus, corpus_subset, corpus_split, corpus_column, SHORTEST)
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
-        """Only a run tells which tokens are left; planning gives the same name to what equal prunings leave."""
+        """Only a run tells which tokens are left; in planning, equal prunings get the same hash of their tokenizer."""
         read = None
         if self.corpus is not None:
             read = [self.corpus.fingerprint(), self.corpus.column]
