@@ -176,9 +176,11 @@ class GradualPruning(MethodSum):
         """Make what decides of the gates."""
         super().prepare(model, data, teachers)
         self.before = building.outline(model)
-        self.gating = self.deciders(self.before)
         if self.masking.sparsity == 0:
             self.notes.append(f"sparsity {self.masking.sparsity} removes nothing")
+        else:
+            self.check_reachable(self.before)  # planning may not have known the widths
+        self.gating = self.deciders(self.before)
 
     def fits(self) -> list[Fit]:
         """The fine-tuning under masks, and that of what is left."""

@@ -420,6 +420,26 @@ def test_what_has_no_such_parts_or_would_be_emptied_is_refused_in_planning(kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_sparsity_beyond_a_model_that_planning_did_not_know_is_refused_before_training(
+    kind: str, data: DataModule, tmp_path: Path
+) -> None:
+    start, pruning = tiny.model(), stage(kind, sparsity=0.999, teacher=None)
+    outline = building.outline(start)
+    tiny.effect(pruning, outline.with_heads([None] * 3).with_ffn([None] * 3), head_trained=True)
+    with pytest.raises(UserError, match=r"^sparsity: expected [^\n]*, given 0\.999[^\n]*$"):
+        tiny.fit(pruning, start, data, work=tmp_path)
+    assert building.outline(start) == outline
+
+
+def test_the_greatest_sparsity_that_is_named_is_one() -> None:
+    with pytest.raises(UserError, match=r"^sparsity: expected at most 0\.\d+, ") as refused:
+        tiny.effect(stage("joint", sparsity=0.9999, multiple=1))
+    named = float(str(refused.value).split("at most ")[1].split(",")[0])
+    assert named < settling.greatest_sparsity(tiny.SMALL, 1) < named + 1e-4
+    tiny.effect(stage("joint", sparsity=named, multiple=1), head_trained=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_planning_does_not_know_how_much_of_a_layer_is_left(kind: str) -> None:
     found = tiny.effect(stage(kind, sparsity=0.5), head_trained=True)
     assert {(layer.heads, layer.ffn) for layer in found.outline.layers} == {(None, None)}
