@@ -447,6 +447,13 @@ def test_planning_does_not_know_how_much_of_a_layer_is_left(kind: str) -> None:
     assert tiny.effect(stage(kind, sparsity=0.0)).outline == tiny.SMALL
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_that_decide_nothing_are_known_to_planning(kind: str) -> None:
+    assert tiny.effect(stage(kind, teacher="parent"), head_trained=True).idle == ()
+    assert tiny.effect(stage(kind, teacher=None), head_trained=True).idle == ("methods",)
+    assert "mask_learning_rate" in tiny.effect(stage(kind, sparsity=0.0), head_trained=True).idle
+
+
 def test_layers_of_a_teacher_that_has_none_such_are_refused() -> None:
     methods = tiny.node("prune", "joint")["methods"]
     methods["layers"]["teacher_layers"] = [4]
