@@ -176,6 +176,9 @@ def test_when_everything_closes_a_head_and_some_units_of_one_layer_stay() -> Non
     left = settling.left(closed, 0.0, 4)
     assert left == settling.Left([False, True, False], [1, 1, 1], [4, 4, 4], 4)
     assert settling.sparsity_of(left, outline) == pytest.approx(greatest)
+    chosen = settling.settled(closed, outline, greatest - 1e-6, 4)
+    assert [len(settling.open_units(gate)) for gate in chosen.heads] == [0, 1, 0], "all of a layer that goes is gone"
+    assert [len(settling.open_units(gate)) for gate in chosen.units] == [0, 4, 0]
 
 
 def test_a_layer_whose_attention_alone_is_closed_keeps_its_best_head_at_its_gates() -> None:
