@@ -102,7 +102,7 @@ class MiniLMv2(Distillation):
         asked = self._asked_heads(teacher)
         whole = asked if self.relation_heads else common_relation_heads(asked, student.hidden, teacher.hidden)
         for mine, theirs in self._pairs.items():
-            if self._heads[mine] != whole:
+            if self._heads[mine] < whole:
                 widths = student.layers[mine - 1].inner, teacher.layers[theirs - 1].inner
                 self.notes.append(
                     f"relation heads of student layer {mine} and teacher layer {theirs}: {self._heads[mine]} "

@@ -25,7 +25,7 @@ from edgemin.errors import UserError
 from edgemin.pruning import findings, settling
 from edgemin.pruning.layer_match import LayerMatch
 from edgemin.pruning.structures import MULTIPLE
-from edgemin.pruning.taught import taught
+from edgemin.pruning.taught import idle, taught
 from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
@@ -34,6 +34,8 @@ from edgemin.training.teaching import Teaching
 
 # Adam's epsilon for gates: their gradients can be as small as 1e-8, which an epsilon of 1e-6 would drown.
 _EPSILON = 1e-12
+# Settings that decide nothing where nothing goes.
+_MASKING = ("multiple", "mask_epochs", "mask_steps", "mask_learning_rate", "sparsity_warmup")
 _CONSTANT = "constant"  # marks a group of the optimizer's parameters whose learning rate has no schedule
 
 
@@ -107,7 +109,7 @@ class GradualPruning(MethodSum):
             _check_streamed({"mask_epochs": masking.mask_epochs, "epochs": fit.epochs})
         first = under_masks if under_masks.trains else fit
         super().__init__(methods=learnt, task_weight=task_weight, fit=first, teaching=teaching)
-        self.teachers = self.teachers if learnt else ()
+        self.teachers, self._untaught = self.teachers if learnt else (), idle(teaching, learnt)
         self.masking, self.under_masks, self.recovery = masking, under_masks, fit
         self.before: Outline  # of the model it is given
         self.gating: nn.Module  # what decides of the gates
@@ -161,8 +163,8 @@ class GradualPruning(MethodSum):
             if model.is_known:
                 self.check_reachable(model)
         found = super().effect(after, teachers, place)
-        not_keyed = found.not_keyed if self._parts else (*found.not_keyed, "methods")
-        return replace(found, reaches_all=False, not_keyed=not_keyed)
+        unmasked = () if self.masking.sparsity > 0 else _MASKING
+        return replace(found, reaches_all=False, idle=(*unmasked, *self._untaught))
 
     @abstractmethod
     def check_reachable(self, model: Outline) -> None:
@@ -176,9 +178,11 @@ class GradualPruning(MethodSum):
         """Take the model, and make what decides its gates."""
         super().prepare(model, data, teachers)
         self.before = building.outline(model)
-        self.gating = self.deciders(self.before)
         if self.masking.sparsity == 0:
             self.notes.append(f"sparsity {self.masking.sparsity} removes nothing")
+        else:
+            self.check_reachable(self.before)  # planning may not have known the widths
+        self.gating = self.deciders(self.before)
 
     def fits(self) -> list[Fit]:
         """The fine-tuning under masks, and that of what is left."""

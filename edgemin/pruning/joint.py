@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -56,8 +57,9 @@ class JointPruning(GradualPruning):
         multiple, asked = self.masking.multiple, self.masking.sparsity
         greatest = settling.greatest_sparsity(model, multiple)
         if asked > greatest:
+            at_most = math.floor(greatest * 10_000) / 10_000  # rounded up it would be refused again
             raise UserError(
-                f"sparsity: expected at most {greatest:.4f}, at which one layer of one head, {multiple} FFN units and "
+                f"sparsity: expected at most {at_most}, at which one layer of one head, {multiple} FFN units and "
                 f"{multiple} hidden units is left, given {asked}"
             )
 

@@ -113,7 +113,9 @@ def settled(log_alpha: Gates, outline: Outline, target: float, multiple: int) ->
     stays = torch.tensor(chosen.layers, device=log_alpha.hidden.device)
 
     def each(of: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-        return [hard_concrete.settled(gate, count) for gate, count in zip(of, counts, strict=True)]
+        # A layer that goes takes all of its own along.
+        found = (hard_concrete.settled(gate, count) for gate, count in zip(of, counts, strict=True))
+        return [gate * stay for gate, stay in zip(found, stays, strict=True)]
 
     return Gates(
         hard_concrete.settled(log_alpha.attention, len(stays)) * stays,

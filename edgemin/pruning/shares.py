@@ -112,6 +112,8 @@ class ByRatio(Amount):
 
     def start(self, model: Outline) -> list[str]:
         """Remember how many units there are: the ratio is a share of them."""
+        for share in self.shares:
+            share.left(model)  # refuses what planning could not, as it did not know the counts
         self._initial = [[count or 0 for count in structure.counts(model)] for structure in self.structures]
         pairs = zip(self.shares, self._initial, strict=True)
         return [note for share, counts in pairs for note in share.check_removes(counts)]

@@ -24,7 +24,7 @@ from edgemin.pruning.ranking import Ranking
 from edgemin.pruning.selection import Schedule, others
 from edgemin.pruning.several import Several
 from edgemin.pruning.shares import ByRatio, Removable, shares, structures
-from edgemin.pruning.taught import taught
+from edgemin.pruning.taught import idle, taught
 from edgemin.training.distillation import TaskWeight
 from edgemin.training.fit import Fit
 from edgemin.training.method_sum import MethodSum
@@ -92,7 +92,7 @@ class Pruning(MethodSum):
     ) -> None:
         learnt = taught(methods, task_weight, teaching, fit.trains)
         super().__init__(methods=learnt, task_weight=task_weight, fit=fit, teaching=teaching)
-        self.teachers = self.teachers if learnt else ()
+        self.teachers, self._untaught = self.teachers if learnt else (), idle(teaching, learnt)
         self.units = Several(structures(structure, multiple))
         names = [of.name for of in self.units.structures]
         self.criterion = cast(Criterion, importlib.import_module(TABLE).find(criterion, *names))
@@ -139,10 +139,20 @@ class Pruning(MethodSum):
             # the gradient of the task loss comes through the head
             reads_head=self.criterion.needs == "gradients" and self.importance == "calibration",
             reaches_all=not self._parts,
-            not_keyed=found.not_keyed if self._parts else (*found.not_keyed, "methods"),
             reads_latency=self.amount.reads_latency,
             decided={**found.decided, **self.amount.decided},
-            idle=self.amount.idle,
+            idle=self._idle(),
+        )
+
+    def _idle(self) -> tuple[str, ...]:
+        """Settings that decide nothing beside the others."""
+        in_training = self.importance == "training"
+        return (
+            *self.amount.idle,
+            *(() if self.rounds > 1 else ("schedule",)),
+            *(() if in_training else ("training_steps",)),
+            *(("calibration_examples",) if in_training or self.criterion.needs == "nothing" else ()),
+            *self._untaught,
         )
 
     # -- training ----------------------------------------------------------------------------------

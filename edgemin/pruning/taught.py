@@ -26,6 +26,13 @@ def taught(
     return methods if trains else {}
 
 
+def idle(teaching: Teaching, learnt: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Settings that decide nothing, as nothing is learnt from a teacher: there is none, or nothing is trained."""
+    if learnt:
+        return ()
+    return ("methods",) if teaching.teacher is None else ("teacher", "teacher_cache", "methods", "task_weight")
+
+
 def _check_untaught(teaching: Teaching, task_weight: TaskWeight) -> None:
     """Refuse what only a fine-tuning with a teacher has."""
     alone = {

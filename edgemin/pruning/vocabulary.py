@@ -72,6 +72,7 @@ class VocabularyPruning(Stage):
             reads_task=self.corpus is None or self.recovery.trains,
             corpus=self.corpus,
             not_keyed=("corpus",),  # what is in it is in the key
+            idle=("corpus_subset", "corpus_split", "corpus_column") if self.corpus is None else (),
         )
 
     def prepare(

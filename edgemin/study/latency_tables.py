@@ -24,7 +24,7 @@ from edgemin.store.artifacts import Store
 from edgemin.store.content import content_key
 from edgemin.store.digest import code_digest
 from edgemin.study.family import FAMILY
-from edgemin.study.nodes import Study
+from edgemin.study.nodes import Plan, Study
 from edgemin.study.starts import Start, read_starts
 from edgemin.training.latency import LatencyTable, Precision
 
@@ -48,11 +48,14 @@ class Wanted(NamedTuple):
     table: str | None
 
 
-def with_latency(study: Study, store: Store, settings: Measure | None, *, measured: bool) -> tuple[Study, list[str]]:
+def with_latency(
+    study: Study, plan: Plan, store: Store, settings: Measure | None, *, measured: bool
+) -> tuple[Study, list[str]]:
     """The study with its table, if any of its stages has a latency to reach.
 
     Args:
         study: as it was read.
+        plan: of it, without a table: the stages that will run, those of teachers too.
         store: where tables are kept.
         settings: how the job measures; `None`: by the defaults.
         measured: whether a missing table may be measured now; else the study stays without one.
@@ -64,7 +67,7 @@ def with_latency(study: Study, store: Store, settings: Measure | None, *, measur
         UserError: stages that ask for different runtimes or precisions, a runtime that is not installed, or a file that
             is no table of such models.
     """
-    wanted = _wanted(study)
+    wanted = _wanted(study, plan)
     if wanted is None:
         return study, []
     start = read_starts(study.roots, study.splits)["student"]
@@ -125,10 +128,10 @@ def _measured(start: Start, outline: Outline, wanted: Wanted, settings: Measure)
         )
 
 
-def _wanted(study: Study) -> Wanted | None:
+def _wanted(study: Study, plan: Plan) -> Wanted | None:
     """What its stages ask for, which is one for all of them."""
     found: dict[tuple[str, str, str | None], Wanted] = {}
-    for name in dict.fromkeys(stage for row in study.rows for stage in row.stages):
+    for name in dict.fromkeys(node.stage for node in plan.nodes):
         node = study.settings.get(name)
         target = node.get("target") if isinstance(node, Mapping) else None
         if isinstance(target, Mapping) and target.get("measure") == "latency_ms":

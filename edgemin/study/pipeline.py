@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edgemin import artifact, checkpoint
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, quantized
-from edgemin.errors import UserError
+from edgemin.errors import SharedError, UserError
 from edgemin.measure.machine import host, machine_lock
 from edgemin.processes import ranks, stopping
 from edgemin.progress import NodeProgress, duration, live_line, node_line
@@ -22,6 +23,7 @@ from edgemin.store.artifacts import Store
 from edgemin.store.disk import disk_errors
 from edgemin.store.provenance import git_revision, versions
 from edgemin.study import roots
+from edgemin.study.family import FAMILY
 from edgemin.study.nodes import Node, Plan, Study, StudyData
 from edgemin.tracking import CSV_NAME, Tracker, read_points, write_points
 from edgemin.training import fitting
@@ -172,7 +174,7 @@ class Pipeline:
             if stage.planned.steps and ranks.is_first_here()  # two of one run would wait for each other
             else nullcontext()
         )
-        with disk_errors(self.store.root), ExitStack() as held:
+        with disk_errors(self.store.root), _keyed(node), ExitStack() as held:
             with live_line(f"{node.path}  waiting for the machine"):
                 held.enter_context(alone)
             return fitting.run(
@@ -228,6 +230,19 @@ class Pipeline:
             "seconds": round(fitted.seconds, 3),
             "steps": fitted.steps,
         }
+
+
+@contextmanager
+def _keyed(node: Node) -> Iterator[None]:
+    """Put the stage's name in front of a setting of its own that it refuses while it runs, as planning does."""
+    try:
+        yield
+    except UserError as error:
+        first, *others = error.args
+        if first.partition(":")[0].partition(".")[0] not in node.settings:
+            raise
+        kind = SharedError if isinstance(error, SharedError) else UserError
+        raise kind(f"{node.stage.partition(FAMILY)[0]}.{first}", *others) from error
 
 
 def _place(path: str | None) -> str | None:

@@ -84,7 +84,7 @@ def _asked(settings: Settings, job: Settings, transfer: Mapping[str, Settings], 
     others = _other_tasks(study, transfer)
     published = _published(settings.get("published"))
     store, plan = Store(settings["paths"]["store"], settings["paths"]["outputs"]), build(study)
-    timed, notes = with_latency(study, store, measure, measured=measured)  # minutes: after all else was checked
+    timed, notes = with_latency(study, plan, store, measure, measured=measured)  # minutes: after all else was checked
     if timed is not study:
         study, plan = timed, build(timed)
     plan.notes += notes

@@ -18,6 +18,7 @@ from edgemin.measure import layer_grid, layer_latency
 from edgemin.measure.layer_latency import FULL, NARROW, SINGLE, shapes, widest
 from edgemin.store.artifacts import Store
 from edgemin.study.latency_tables import with_latency
+from edgemin.study.plan import build
 from edgemin.study.reading import read_study
 from edgemin.study.starts import read_starts
 
@@ -102,8 +103,8 @@ def test_a_study_reads_the_table_of_another_device_in_the_place_of_measuring(tmp
     study = read_study(studies.settings("stages=[finetune,prune]", *target, file))
     outline = widest(read_starts(study.roots, study.splits)["student"].outline)
     timed(tmp_path / layer_grid.TIMED, outline)
-    found, notes = with_latency(study, Store(tmp_path / "store"), None, measured=False)
+    found, notes = with_latency(study, build(study), Store(tmp_path / "store"), None, measured=False)
     assert found.latency is not None and found.latency.device == "a phone" and not notes
     timed(tmp_path / layer_grid.TIMED, outline, precision="int4")
     with pytest.raises(UserError, match=r"^prune\.target\.table: expected latencies of precision int8[^\n]*$"):
-        with_latency(study, Store(tmp_path / "store"), None, measured=False)
+        with_latency(study, build(study), Store(tmp_path / "store"), None, measured=False)

@@ -176,6 +176,9 @@ def test_when_everything_closes_a_head_and_some_units_of_one_layer_stay() -> Non
     left = settling.left(closed, 0.0, 4)
     assert left == settling.Left([False, True, False], [1, 1, 1], [4, 4, 4], 4)
     assert settling.sparsity_of(left, outline) == pytest.approx(greatest)
+    chosen = settling.settled(closed, outline, greatest - 1e-6, 4)
+    assert [len(settling.open_units(gate)) for gate in chosen.heads] == [0, 1, 0], "all of a layer that goes is gone"
+    assert [len(settling.open_units(gate)) for gate in chosen.units] == [0, 4, 0]
 
 
 def test_a_layer_whose_attention_alone_is_closed_keeps_its_best_head_at_its_gates() -> None:
@@ -420,11 +423,38 @@ def test_what_has_no_such_parts_or_would_be_emptied_is_refused_in_planning(kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_sparsity_beyond_a_model_that_planning_did_not_know_is_refused_before_training(
+    kind: str, data: DataModule, tmp_path: Path
+) -> None:
+    start, pruning = tiny.model(), stage(kind, sparsity=0.999, teacher=None)
+    outline = building.outline(start)
+    tiny.effect(pruning, outline.with_heads([None] * 3).with_ffn([None] * 3), head_trained=True)
+    with pytest.raises(UserError, match=r"^sparsity: expected [^\n]*, given 0\.999[^\n]*$"):
+        tiny.fit(pruning, start, data, work=tmp_path)
+    assert building.outline(start) == outline
+
+
+def test_the_greatest_sparsity_that_is_named_is_one() -> None:
+    with pytest.raises(UserError, match=r"^sparsity: expected at most 0\.\d+, ") as refused:
+        tiny.effect(stage("joint", sparsity=0.9999, multiple=1))
+    named = float(str(refused.value).split("at most ")[1].split(",")[0])
+    assert named < settling.greatest_sparsity(tiny.SMALL, 1) < named + 1e-4
+    tiny.effect(stage("joint", sparsity=named, multiple=1), head_trained=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_planning_does_not_know_how_much_of_a_layer_is_left(kind: str) -> None:
     found = tiny.effect(stage(kind, sparsity=0.5), head_trained=True)
     assert {(layer.heads, layer.ffn) for layer in found.outline.layers} == {(None, None)}
     assert (found.steps, found.trains_head, found.reads_task) == (6, True, True)
     assert tiny.effect(stage(kind, sparsity=0.0)).outline == tiny.SMALL
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_that_decide_nothing_are_known_to_planning(kind: str) -> None:
+    assert tiny.effect(stage(kind, teacher="parent"), head_trained=True).idle == ()
+    assert tiny.effect(stage(kind, teacher=None), head_trained=True).idle == ("methods",)
+    assert "mask_learning_rate" in tiny.effect(stage(kind, sparsity=0.0), head_trained=True).idle
 
 
 def test_layers_of_a_teacher_that_has_none_such_are_refused() -> None:

@@ -58,6 +58,14 @@ def test_expected_weights_are_a_loop_over_all_weights() -> None:
     assert float(hard_concrete.expected_weights(whole, size)) == layers * hidden * (4 * heads * size + 2 * units)
 
 
+def test_mixed_precision_does_not_round_the_expected_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gates = Gates(*(torch.rand(shape, generator=generator) for shape in [(12,), (12, 12), (12,), (12, 96), (64,)]))
+    expected = float(hard_concrete.expected_weights(gates, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(hard_concrete.expected_weights(gates, 64)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_target_is_warmed_up_to() -> None:
     assert [hard_concrete.target_sparsity(0.6, step, 4) for step in (0, 1, 4, 9)] == pytest.approx([0, 0.15, 0.6, 0.6])
     assert hard_concrete.target_sparsity(0.6, 0, 0) == 0.6

@@ -146,6 +146,31 @@ def test_a_global_ratio_that_empties_a_layer_is_refused_in_planning() -> None:
     tiny.effect(tiny.stage(Pruning, ratio=0.9, scope="global", steps=1), tiny.outline("bert", 12, 384, 12))
 
 
+def test_a_ratio_of_counts_that_planning_did_not_know_is_refused_with_its_key_before_training(
+    data: DataModule, tmp_path: Path
+) -> None:
+    both = {"structure": "heads_ffn", "criterion": "magnitude", "scope": "global", "rounds": 2, "steps": 1}
+    for settings, key in (({"ratio": 0.9}, "ratio"), ({"ratio": 0.1, "ffn_ratio": 0.99}, "ffn_ratio")):
+        stage = tiny.stage(Pruning, **both, **settings)
+        tiny.effect(stage, tiny.outline().with_heads([None] * 3).with_ffn([None] * 3))
+        with pytest.raises(UserError, match=rf"^{key}: expected one that leaves 1 of [^\n]* in all 3 layers, given"):
+            tiny.fit(stage, tiny.model(), data, work=tmp_path / key)
+
+
+def test_settings_that_decide_nothing_are_known_to_planning() -> None:
+    def idle(**settings: Any) -> set[str]:
+        return {*tiny.effect(pruning(**settings)).idle} - {"target"}
+
+    assert idle() == {"schedule", "training_steps", "methods"}
+    assert idle(rounds=2) == {"training_steps", "methods"}
+    assert idle(importance="training") == {"schedule", "calibration_examples", "methods"}
+    assert idle(criterion="magnitude") == {"schedule", "training_steps", "calibration_examples", "methods"}
+    taught = {"teacher": "parent", "methods": tiny.node("prune", "heads")["methods"]}
+    assert idle(**taught, steps=1) == {"schedule", "training_steps"}
+    never = idle(**taught)
+    assert {"teacher", "teacher_cache", "methods", "task_weight"} <= never, "what is never trained learns from nobody"
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [

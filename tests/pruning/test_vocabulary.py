@@ -277,6 +277,13 @@ def test_without_a_task_or_a_corpus_it_is_refused(tmp_path: Path) -> None:
         plan("task=none", "teacher.stages=[]", "stages=[vocab]")
 
 
+def test_where_a_corpus_lies_decides_nothing_without_one() -> None:
+    keys = {plan("stages=[finetune,vocab]", f"vocab.corpus_column={name}").nodes[-1].key for name in ("text", "body")}
+    assert len(keys) == 1
+    (stage,) = [node.step for node in plan("stages=[finetune,vocab]").nodes if node.path.endswith("/vocab")]
+    assert stage is not None and "corpus_column" in stage.planned.idle
+
+
 def test_the_corpus_is_in_the_key_by_its_content(tmp_path: Path) -> None:
     keys = []
     for name, text in (("one", "good\n"), ("two", "good\n"), ("three", "bad\n")):

@@ -376,6 +376,13 @@ def test_a_ratio_that_removes_nothing_says_so(paper: Run, place: Path) -> None:
     assert any("removes nothing" in note for note in run["rows"][-1]["notes"])
 
 
+def test_what_a_stage_refuses_while_it_runs_is_told_with_its_name(tmp_path: Path) -> None:
+    first = ("stages=[finetune,prune,again]", "finetune.steps=1", "prune.scope=global", "prune.criterion=magnitude")
+    again = ("+prune@again=heads", "again.scope=global", "again.ratio=0.9", "again.epochs=0")
+    with pytest.raises(UserError, match=r"^again\.ratio: expected [^\n]* given 0\.9 of 6$"):
+        studies.run(tmp_path, *first, *again)
+
+
 def test_a_fine_tuned_checkpoint_teaches_as_it_is(place: Path, tmp_path: Path) -> None:
     tuned = studies.checkpoint(tmp_path / "tuned", ["Positive", "Negative"])
     shape = [f"teacher.{key}=null" for key in ("family", "layers", "hidden", "heads", "intermediate")]

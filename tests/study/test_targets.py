@@ -17,6 +17,7 @@ from edgemin.study.family import expanded
 from edgemin.study.job import plan_job, run_job
 from edgemin.study.nodes import Node
 from edgemin.study.order import RowSpec
+from edgemin.study.plan import build
 from edgemin.study.reading import read_study
 from edgemin.training.latency import LatencyTable
 
@@ -173,15 +174,27 @@ def test_a_job_measures_the_table_once_and_finds_it_afterwards(
     assert f"{PRUNE}@0.6" in {node.path for node in planned.nodes}
 
 
+def test_a_stage_of_no_row_has_its_table_too(measured: list[Any], tmp_path: Path) -> None:
+    asked = ("teacher.stages=[finetune,prune]", *LATENCY[:2], "prune.target.factor=0.8", "order.stages=[distill]")
+    rows = [{"name": "Student", "stages": ["distill"]}]
+    settings = studies.settings(*asked, "distill.task_weight=1", f"paths.store={tmp_path / 'store'}")
+    settings["order"] = {"name": "own", "stages": ["distill"], "rows": rows}
+    (note,) = plan_job(settings, studies.job(tmp_path), {}, timed=False).notes
+    assert note.startswith("prune.target: the latency table (int8 in torch) is not measured yet")
+    with pytest.raises(UserError, match=r"^prune\.target\.measure: expected a model of [^\n]* hidden size 16[^\n]*$"):
+        run_job(settings, studies.job(tmp_path), {})  # the table is of the student's shape
+    assert len(measured) == 1
+
+
 def test_a_table_that_was_measured_beside_other_work_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency_tables, "latency_table", lambda *_, **__: (TABLE, False))
     study, store = read_study(studies.settings(*STAGES, *LATENCY)), Store(tmp_path / "store")
-    found, notes = latency_tables.with_latency(study, store, None, measured=True)
+    found, notes = latency_tables.with_latency(study, build(study), store, None, measured=True)
     assert found.latency == TABLE
     assert notes == ["prune.target: the latency table was measured beside other work, and is measured again next time"]
-    found, notes = latency_tables.with_latency(study, store, None, measured=False)
+    found, notes = latency_tables.with_latency(study, build(study), store, None, measured=False)
     assert found.latency is None and "not measured yet" in notes[0]
 
 
@@ -223,4 +236,4 @@ def test_tables_that_cannot_be_are_refused(
 ) -> None:
     study = read_study(studies.settings(*STAGES, *LATENCY, *overrides))
     with pytest.raises(UserError, match=f"^{line}"):
-        latency_tables.with_latency(study, Store(tmp_path / "store"), None, measured=True)
+        latency_tables.with_latency(study, build(study), Store(tmp_path / "store"), None, measured=True)
