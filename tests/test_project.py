@@ -324,5 +324,7 @@ def test_the_wheel_holds_the_configuration(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     asked = {f"edgemin/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     asked |= {path.relative_to(REPOSITORY).as_posix() for path in MODULES.values()}
+    studies = [yaml.safe_load(path.read_text()) for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml")]
+    asked |= {f"edgemin/{study['published']}" for study in studies if study.get("published")}
     assert asked <= packed
     assert {name.split("/")[0] for name in packed} == {"edgemin", f"edgemin-{edgemin.__version__}.dist-info"}
