@@ -229,6 +229,19 @@ def repository_files() -> list[Path]:
     ]
 
 
+PAGES = sorted(path for folder in ("docs", "experiments", "benchmarks") for path in (REPOSITORY / folder).rglob("*.md"))
+
+
+def test_every_link_of_a_page_leads_somewhere() -> None:
+    dead = []
+    for page in (REPOSITORY / "README.md", *PAGES):
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            file = link.partition("#")[0]
+            if file and "://" not in link and not (page.parent / file).exists():
+                dead.append(f"{page.relative_to(REPOSITORY)}: {link}")
+    assert not dead
+
+
 def test_no_file_is_called_by_what_it_is_not_about() -> None:
     vague = {"utils", "util", "common", "helpers", "helper", "misc"}
     assert not [path for path in repository_files() if vague & {part.split(".")[0].lower() for part in path.parts[-2:]}]

@@ -10,7 +10,7 @@ from edgemin.report.fields import Batch, Row, Runtime
 from edgemin.report.fold import Statistic, Study
 from edgemin.report.footnotes import BESIDE, SIMULATED, timing_notes
 from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table
-from edgemin.report.runtimes import line_of, row_notes, runtimes_of
+from edgemin.report.runtimes import entry_notes, line_of, runtimes_of
 
 _TITLE = "Batches: latency of one, and sentences per second"
 _HOW = "all sentences of a batch are padded to the length above; latency is that of the whole batch"
@@ -40,7 +40,7 @@ def table(study: Study) -> Table | None:
     rows = []
     for entry, runtime, batch in lines:
         values = [Cell(_fold(entry, runtime, batch, length, name)) for name, length, _ in read]
-        title = Cell(entry.name, footnotes.mark(row_notes(entry)))
+        title = Cell(entry.name, footnotes.mark(entry_notes(entry)))
         where = Cell(runtime, footnotes.mark(_cautions(entry, runtime)))
         rows.append((*map(Cell, entry.labels), title, where, Cell(str(batch)), *values))
     sections = tuple(number for number in range(1, len(lines)) if lines[number][:2] != lines[number - 1][:2])

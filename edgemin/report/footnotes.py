@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from edgemin.report.entries import ALL, Entry
@@ -27,6 +29,28 @@ _PRECISIONS = {
     "32-true": "fp32",
 }
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+
+
+_NUMBER = re.compile(r"(?<![\w.])([+-]?\d+(?:\.\d+)?)\b")
+
+
+def row_notes(rows: Iterable[Row]) -> list[str]:
+    """What is said of a row in all its seeds; notes that differ in numbers alone are one, with the range of each."""
+    found: dict[tuple[tuple[str, ...], int], list[list[str]]] = {}
+    for row in rows:
+        alike = Counter[tuple[str, ...]]()  # what one row says twice stays two notes
+        for parts in map(_NUMBER.split, row.notes):
+            text = tuple(parts[::2])
+            alike[text] += 1
+            found.setdefault((text, alike[text]), []).append(parts)
+    return [*dict.fromkeys("".join(map(_range, zip(*notes, strict=True))) for notes in found.values())]
+
+
+def _range(given: tuple[str, ...]) -> str:
+    """A part of the same note in several rows: what all say, or the least and the largest number."""
+    if len(set(given)) == 1:
+        return given[0]
+    return f"{min(given, key=float)} to {max(given, key=float)}"
 
 
 def column_notes(measure: Measure, study: Study, lines: Sequence[Entry]) -> list[str]:

@@ -23,7 +23,7 @@ from edgemin.report.entries import entries
 from edgemin.report.fields import Ablation, Row
 from edgemin.report.fold import Group, Line, Statistic, Study, statistic
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
-from edgemin.report.grid import CORE, Cell, Column, Footnotes, Table, written
+from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table, written
 from edgemin.report.measure import Measure
 from edgemin.report.noise import Floor, Noise, within
 from edgemin.report.paired import Estimate, Score, estimate
@@ -144,7 +144,7 @@ def sentences(study: Study) -> list[str]:
             effects = [effect for effect in _fold(measure, known, asked) if effect is not None]
             if effects and measure.is_metric:
                 points.append(_sum(measure, asked, effects, known))
-            elif effects:
+            elif effects and measure.column.level == CORE:
                 ratios.append(_words(measure, effects[-1], known, noise.floor(measure)))
         labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, group.labels, strict=True))
         all_of = "both" if len(asked.stages) == 2 else "all"
@@ -174,9 +174,16 @@ def _known(group: Group) -> list[tuple[Run, tuple[Row, ...]]]:
 
 
 def _measures(study: Study) -> list[Measure]:
-    """Primary metrics, the size, and the latencies."""
-    metrics = m.primary_metrics(study)
-    return [*metrics, m.SIZE, *(m.latency(form, "p50", CORE) for form in m.FORMS)]
+    """Primary metrics, the size, and the latencies: in the runtimes beside torch where there are any, else in torch.
+
+    Torch's are then in the CSV alone: there a quantized model computes in float.
+    """
+    found = [*m.primary_metrics(study), m.SIZE]
+    names = {name for run in study.runs for row in run.rows for name in row.cost.runtimes}
+    for runtime in (m.TORCH, *sorted(names - {m.TORCH})):
+        level = FULL if runtime == m.TORCH and len(names) > 1 else CORE
+        found += [m.in_runtime(m.latency(form, "p50", level), runtime) for form in m.FORMS]
+    return found
 
 
 def _column(measure: Measure) -> Column:
@@ -187,7 +194,10 @@ def _column(measure: Measure) -> Column:
         return replace(own, key=key, title=f"{own.title}, difference", unit=unit, level=CORE)
     if measure.form is None:
         return Column("compression_ratio", "Compression", "x", 1.0, 2, exact=True, level=CORE)
-    return Column(f"speed_up_{measure.form}", f"Speed-up, {m.FORMS[measure.form]}", "x", 1.0, 2, level=CORE)
+    key, title = f"speed_up_{measure.form}", f"Speed-up, {m.FORMS[measure.form]}"
+    if measure.runtime != m.TORCH:
+        key, title = f"{measure.runtime}_{key}", f"{title}, {measure.runtime}"
+    return Column(key, title, "x", 1.0, 2, level=measure.column.level)
 
 
 def _values(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]]) -> list[Numbers]:

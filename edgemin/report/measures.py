@@ -181,15 +181,15 @@ def served(measures: Sequence[Measure], study: Study) -> list[Measure]:
 
     It is where every row was timed in torch and in one other runtime.
     """
-    rows = [row for run in study.runs for row in run.rows]
-    (first, *others) = [[name for name in row.cost.runtimes if name != TORCH] for row in rows]
-    if len(first) != 1 or any(other != first for other in others):
+    beside = {frozenset(row.cost.runtimes) - {TORCH} for run in study.runs for row in run.rows}
+    if len(beside) != 1 or len(names := beside.pop()) != 1:
         return list(measures)
+    (runtime,) = names
     found = []
     for measure in measures:
         if measure.form is not None and measure.runtime == TORCH and measure.column.level < FULL:
-            key, title = f"{first[0]}_{measure.column.key}", f"{measure.column.title}, {first[0]}"
-            found.append(replace(in_runtime(measure, first[0]), column=replace(measure.column, key=key, title=title)))
+            key, title = f"{runtime}_{measure.column.key}", f"{measure.column.title}, {runtime}"
+            found.append(replace(in_runtime(measure, runtime), column=replace(measure.column, key=key, title=title)))
             measure = replace(measure, column=replace(measure.column, level=FULL))
         found.append(measure)
     return found

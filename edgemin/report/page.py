@@ -31,7 +31,7 @@ def page(
         tables: the tables to show.
         files: the files beside the page, relative to it; its figures are taken from among them.
         remarks: what could not be shown, and why.
-        jobs: directories of the jobs that have a page of their own, relative to the page.
+        jobs: the page of each job, or where it has none its run.json, relative to this page.
         failed: a line for each job that failed or is missing.
     """
     runs = study.runs
@@ -60,7 +60,7 @@ def page(
         lines += [f"![{name}]({shown})", "", others, ""]
     if jobs:
         lines += ["## Jobs", ""]
-        lines += [f"- [{job}]({job}/report.md)" for job in jobs]
+        lines += [f"- [{PurePosixPath(job).parent}]({job})" for job in jobs]
         lines.append("")
     return "\n".join(lines)
 

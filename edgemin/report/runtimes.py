@@ -8,7 +8,7 @@ from dataclasses import replace
 from edgemin.report import measures as m
 from edgemin.report.entries import Entry, entries
 from edgemin.report.fold import Line, Study
-from edgemin.report.footnotes import cell_notes, column_notes, study_notes
+from edgemin.report.footnotes import cell_notes, column_notes, row_notes, study_notes
 from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
 from edgemin.report.measure import REFERENCE_TITLES, Measure
@@ -42,7 +42,7 @@ def table(study: Study) -> Table | None:
     rows = []
     for entry, runtime in lines:
         cells = [_cell(measure, entry, runtime, footnotes, noise) for measure in measures]
-        title = Cell(entry.name, footnotes.mark(row_notes(entry)))
+        title = Cell(entry.name, footnotes.mark(entry_notes(entry)))
         rows.append((*map(Cell, entry.labels), title, Cell(runtime), *cells))
     own = [m.in_runtime(measure, name) for name in named for measure in measures]
     footnotes.general += [*noise.notes(own), _HOW.format(REFERENCE_TITLES[reference]), *study_notes(own, study, every)]
@@ -63,11 +63,10 @@ def line_of(entry: Entry) -> Line:
     return line
 
 
-def row_notes(entry: Entry) -> list[str]:
+def entry_notes(entry: Entry) -> list[str]:
     """The footnotes of a row's name."""
     line = line_of(entry)
-    notes = dict.fromkeys(note for row in line.rows for note in row.notes)
-    return [*notes, *gate_notes(line.first_of_each_seed, name_task=False)]
+    return [*row_notes(line.rows), *gate_notes(line.first_of_each_seed, name_task=False)]
 
 
 def _reference(study: Study) -> str:

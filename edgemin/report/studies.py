@@ -15,8 +15,9 @@ from edgemin import cli
 from edgemin.errors import UserError
 from edgemin.report.grid import CORE, Table
 from edgemin.report.render import markdown
-from edgemin.report.schema import FILE
-from edgemin.report.write import of_study, rebuild
+from edgemin.report.schema import FILE, find
+from edgemin.report.write import PAGE as REPORT
+from edgemin.report.write import Report, of_study, rebuild
 
 PAGE = "README.md"
 _BEGIN, _END = "<!-- result:", "<!-- end of result -->"
@@ -27,6 +28,8 @@ _FOLDER = Field(title="directory", description="of studies, each with its jobs i
 
 def rebuild_all(folder: Annotated[str, _FOLDER]) -> None:
     """Builds every study of a folder again from its run.json files and predictions, and fills the tables in its page.
+
+    Jobs of a sweep that have pages of their own get these again; to be kept, run.json and predictions are enough.
 
     A page, and the README.md beside the folder, says in a comment which table of which run it wants, and which of its
     columns if not those that the run's own page shows:
@@ -44,7 +47,7 @@ def rebuild_all(folder: Annotated[str, _FOLDER]) -> None:
     for study in sorted(entry for entry in top.iterdir() if entry.is_dir()):
         found = runs(study)
         for run in found:
-            written, report = rebuild(run)
+            written, report = _built(run)
             files += len(written)
             built[run.resolve()] = report.tables
         if not found and (study / PAGE).is_file():
@@ -62,6 +65,13 @@ def runs(study: Path) -> list[Path]:
     if (study / FILE).is_file():
         return [study]
     return sorted(entry for entry in study.iterdir() if entry.is_dir() and next(entry.rglob(FILE), None) is not None)
+
+
+def _built(run: Path) -> tuple[dict[str, Path], Report]:
+    if (run / FILE).is_file() or any((file.parent / REPORT).is_file() for file in find(run)):
+        return rebuild(run)
+    report = of_study(run, with_pages=False)
+    return report.write(), report
 
 
 def filled(page: Path, built: Mapping[Path, Sequence[Table]]) -> str:

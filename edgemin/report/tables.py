@@ -20,7 +20,7 @@ from edgemin.report import measures as m
 from edgemin.report.comparisons import Comparison
 from edgemin.report.entries import Entry, entries, side_by_side
 from edgemin.report.fold import Statistic, Study
-from edgemin.report.footnotes import cell_notes, column_notes, interval_notes, study_notes
+from edgemin.report.footnotes import cell_notes, column_notes, interval_notes, row_notes, study_notes
 from edgemin.report.gate import MEASURES as GATE
 from edgemin.report.gate import gate_notes
 from edgemin.report.grid import CORE, FULL, MAIN, PAGE, Cell, Column, Footnotes, Table
@@ -279,8 +279,7 @@ def _table(
 
 def _leading(entry: Entry, study: Study, footnotes: Footnotes) -> list[Cell]:
     """The cells before the numbers: the swept values, the row's name with its notes, the number of seeds."""
-    every = [row for line in entry.lines.values() for row in line.rows]
-    notes = list(dict.fromkeys(note for row in every for note in row.notes))
+    notes = [*dict.fromkeys(note for line in entry.lines.values() for note in row_notes(line.rows))]
     several = len(entry.lines) > 1
     notes += [note for line in entry.lines.values() for note in gate_notes(line.first_of_each_seed, name_task=several)]
     if any(len(line.seeds) > len(line.models.rows) == 1 for line in entry.lines.values()):

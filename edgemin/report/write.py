@@ -29,6 +29,8 @@ from edgemin.report.schema import Run, find, read
 from edgemin.report.sensitivity_figure import sensitivities
 from edgemin.report.tables import tables
 
+PAGE = "report.md"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -37,7 +39,7 @@ class Report:
     Args:
         directory: where its files are written.
         runs: the jobs.
-        links: the directories of a study's jobs, which its page links to.
+        links: the files of a study's jobs that its page links to.
         failed: a line for each job that failed or is missing.
         devices: what was measured on other devices.
         margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
@@ -133,9 +135,9 @@ class Report:
         for drawing in drawn:
             for suffix, data in drawing.files.items():
                 contents[f"figures/{drawing.name}.{suffix}"] = data
-        links = [job.relative_to(self.directory).as_posix() for job in self.links]
+        links = [file.relative_to(self.directory).as_posix() for file in self.links]
         remarks = self._remarks + skipped
-        contents["report.md"] = page(study, self.tables, list(contents), remarks, links, self.failed).encode()
+        contents[PAGE] = page(study, self.tables, list(contents), remarks, links, self.failed).encode()
         return contents
 
 
@@ -161,6 +163,7 @@ def of_study(
     failed: Sequence[str] = (),
     devices: Sequence[Measured] = (),
     margin: float | None = None,
+    with_pages: bool = True,
 ) -> Report:
     """The report over all jobs below a directory.
 
@@ -169,13 +172,14 @@ def of_study(
         failed: a line for each job that failed or is missing.
         devices: what was measured on other devices.
         margin: a difference of the main metric below it counts as none, a fraction; None: as the jobs say.
+        with_pages: whether the jobs have pages of their own.
 
     Raises:
         UserError: there is no run.json below it, or one cannot be used.
     """
     top = Path(study_dir)
     files = find(top)
-    jobs = [file.parent for file in files if file.parent != top]
+    jobs = [file.parent / PAGE if with_pages else file for file in files if file.parent != top]
     return Report(top, [read(file) for file in files], jobs, failed, devices, margin)
 
 

@@ -129,6 +129,21 @@ def test_other_stages_of_the_order_stay_in_place_in_all_four() -> None:
     assert mean(interaction.table(study(data)), "Only prune", "accuracy_difference_fraction") == pytest.approx(-0.02)
 
 
+def test_the_latency_that_counts_is_that_of_the_runtimes_beside_torch() -> None:
+    data = run_json.with_runtimes(crossed(), {"onnxruntime": 0.5, "openvino": 0.25})
+    data["rows"][BOTH]["cost"]["runtimes"]["openvino"]["latency_ms"]["padded"]["p50"] /= 3
+    table = interaction.table(study(data))
+    assert table is not None
+    shown = [column.key for column in table.for_people().columns if "speed_up" in column.key]
+    forms = ("speed_up_padded", "speed_up_task")
+    assert shown == [f"{runtime}_{form}" for runtime in ("onnxruntime", "openvino") for form in forms]
+    in_torch = mean(table, "Interaction", "speed_up_padded")
+    assert mean(table, "Interaction", "onnxruntime_speed_up_padded") == pytest.approx(in_torch)
+    assert mean(table, "Interaction", "openvino_speed_up_padded") == pytest.approx(3 * in_torch)
+    (said,) = below(data)
+    assert "x speed-up, padded, openvino" in said and said.count("x speed-up") == 4
+
+
 def test_times_that_mean_little_are_marked() -> None:
     data = crossed()
     data["rows"][BOTH]["findings"] = {"quantization": run_json.QUANTIZATION}

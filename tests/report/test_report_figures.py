@@ -51,6 +51,13 @@ def names(figure: Figure) -> list[Annotation]:
     return [text for text in texts if isinstance(text, Annotation) and text.get_gid() == "label"]
 
 
+def test_figure_3_has_the_times_of_the_stage_table() -> None:
+    for runtimes, heading in (({"openvino": 0.25}, "padded, openvino (ms)"), ({}, "padded (ms)")):
+        data = run_json.with_runtimes(run_json.run(), runtimes)
+        drawn = {one.name: one.files["svg"].decode() for one in figures.figures(study(data))[0]}
+        assert f"<!-- Latency p50, {heading} -->" in drawn["accuracy_latency"]
+
+
 @pytest.mark.parametrize(
     "runs",
     [

@@ -110,3 +110,16 @@ def test_a_block_without_an_end_is_refused(page: Path) -> None:
         filled(page, {})
     with pytest.raises(UserError, match=r"^folder: expected a directory of studies"):
         rebuild_all(str(page.parent / "nowhere"))
+
+
+def test_jobs_of_a_sweep_are_kept_with_or_without_pages_of_their_own(page: Path) -> None:
+    sweep = page.parent / "sweep"
+    for number in range(2):
+        run_json.save(sweep / str(number), run_json.run(number=number, seed=number, overrides=(f"seed={number}",)))
+    rebuild_all(str(page.parents[1]))
+    assert "- [0](0/run.json)\n- [1](1/run.json)\n" in (sweep / "report.md").read_text()
+    assert not (sweep / "0" / "report.md").exists()
+    (sweep / "0" / "report.md").write_text("old")
+    rebuild_all(str(page.parents[1]))
+    assert "- [0](0/report.md)\n- [1](1/report.md)\n" in (sweep / "report.md").read_text()
+    assert "old" not in (sweep / "0" / "report.md").read_text() and (sweep / "1" / "report.md").is_file()

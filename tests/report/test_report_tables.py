@@ -351,3 +351,24 @@ def test_the_first_metric_of_a_task_leads_its_table() -> None:
         "size_bytes",
         "latency_padded_p50_ms",
     ]
+
+
+def test_notes_of_several_seeds_that_differ_in_numbers_alone_are_one() -> None:
+    runs = [run_json.run(seed=n, overrides=(f"seed={n}",)) for n in range(3)]
+    for run, (points, left) in zip(runs, (("+2.6", 9), ("-0.4", 10), ("+3.8", 9)), strict=True):
+        run["rows"][-1]["notes"] = [
+            f"removed 2 of 12 heads; left per layer: [{left}, 8]",
+            "removed 1 of 4 FFN units",
+            "removed 3 of 4 FFN units",
+            f"INT8 in runtime2: {points} %",
+        ]
+    name = runs[0]["rows"][-1]["name"]
+    table = tables.stage_table(study(*runs))
+    assert table is not None
+    said = notes(table, cell(table, name, "name").marks)
+    assert said[:4] == [
+        "removed 2 of 12 heads; left per layer: [9 to 10, 8]",
+        "removed 1 of 4 FFN units",
+        "removed 3 of 4 FFN units",
+        "INT8 in runtime2: -0.4 to +3.8 %",
+    ]
