@@ -56,6 +56,12 @@ class Examples:
                 yield content
         yield np.ascontiguousarray(self.labels).tobytes()
 
+    def labelled_at(self, rows: NDArray[np.int64]) -> Examples:
+        """The same texts without the labels of all others: what no kind of task has, which no loss can be formed of."""
+        labels = np.full_like(self.labels, -1 if np.issubdtype(self.labels.dtype, np.integer) else np.nan)
+        labels[rows] = self.labels[rows]
+        return Examples(self.texts, labels, self.subset)
+
     def take(self, rows: NDArray[np.int64]) -> Examples:
         """The examples at these places."""
         return Examples([self.texts[row] for row in rows], self.labels[rows], self.rows[rows])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from edgemin import toy
@@ -14,7 +15,7 @@ from edgemin.data.task import Task, find_kind
 from edgemin.progress import live_line
 from edgemin.store.content import digest
 from edgemin.store.memo import Memo
-from edgemin.tasks.base import Kind
+from edgemin.tasks.base import Kind, refusal
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,10 @@ class Splits:
         kind: What its labels mean.
         labels: The name of each output of the model, in order.
         metrics: What is reported, the primary metric first.
-        train: What is trained on (without the hold-out and what would give it away).
+        train: What is trained on (without the hold-out and what would give it away); every example has a label.
         holdout: What early stopping and searches look at, or None.
         evaluation: What is reported, by split.
+        texts: Where only some of the training examples have a label, all of them.
     """
 
     task: Task
@@ -40,6 +42,12 @@ class Splits:
     train: Examples
     holdout: Examples | None
     evaluation: dict[str, Examples]
+    texts: Examples | None = None
+
+    @cached_property
+    def without_labels(self) -> Splits:
+        """What a stage is trained on that reads no label: all training texts."""
+        return self if self.texts is None else replace(self, train=self.texts, texts=None)
 
     def fingerprint(self, kind: str) -> str:
         """SHA-256 of the labels' names and the examples of `train`, `holdout` or an evaluation split."""
@@ -65,10 +73,10 @@ _known = Memo[tuple[Splits, list[logging.LogRecord]]](most=8)
 def load(task: Task) -> Splits:
     """Read a task's data and check all of it before anything is trained.
 
-    Subsets are drawn first, then the hold-out from the subset of train ([`hold_out`][edgemin.data.holdout.hold_out]);
-    both are stratified by label and depend on the data and `task.seed` alone. A sweep asks for a task once for the plan
-    and once for each job: the last few tasks are therefore kept in memory while their files do not change. Warnings are
-    repeated every time.
+    Subsets are drawn first, then the hold-out from the subset of train ([`hold_out`][edgemin.data.holdout.hold_out]),
+    then which of the rest have a label. All draws are stratified by label and depend on the data and `task.seed` alone.
+    A sweep asks for a task once for the plan and once for each job: the last few tasks are therefore kept in memory
+    while their files do not change. Warnings are repeated every time.
 
     Args:
         task: Any task but `none`.
@@ -117,6 +125,7 @@ def _read(task: Task) -> Splits:
     holdout = None
     if task.holdout:
         train, holdout = hold_out(task, kind, train)
+    train, texts = _labelled(task, kind, train)
     if missing := kind.check_train(train.labels, labels):
         log.warning("task %s: no training example of the class %s", task.name, ", ".join(missing))
     metrics = kind.checked_metrics(task.metrics, len(labels))
@@ -128,7 +137,18 @@ def _read(task: Task) -> Splits:
             only = kind.shown(found.labels[0], labels)
             only = only if isinstance(only, str) else f"{only:g}"
             log.warning("task %s: every label of %s is %s: no score there tells models apart", task.name, split, only)
-    return Splits(task, kind, labels, metrics, train, holdout, evaluation)
+    return Splits(task, kind, labels, metrics, train, holdout, evaluation, texts)
+
+
+def _labelled(task: Task, kind: Kind, train: Examples) -> tuple[Examples, Examples | None]:
+    """The examples that have a label, and all of them where that are not the same."""
+    count = task.labelled_examples
+    if count is None or count == len(train):
+        return train, None
+    if count > len(train):
+        raise refusal("labelled_examples", f"at most the {len(train)} examples of {task.train_split}", count)
+    rows = stratified(kind.strata(train.labels), count, (task.seed, 2))
+    return train.take(rows), train.labelled_at(rows)
 
 
 def _subset(task: Task, kind: Kind, examples: Examples, limit: int | None, stream: int) -> Examples:

@@ -37,7 +37,9 @@ class Task:
             of no other. What is part of one of them, or shares one of two texts with one, is dropped from train
             ([`hold_out`][edgemin.data.holdout.hold_out]).
         max_train_examples: Seeded stratified subset of train (the hold-out is taken from it). None: all.
-        max_evaluation_examples: The same for every evaluation split.
+        labelled_examples: How many examples of train (without the hold-out) have a label, a seeded stratified subset;
+            the others are text for stages that read no label. None: all.
+        max_evaluation_examples: The same as `max_train_examples` for every evaluation split.
         metrics: What to report, primary metric first. None: all that fit.
         blank_texts: `refuse` makes an empty text an error, `keep` trains and evaluates on it with a
             warning (for benchmarks, which are scored on every row they have).
@@ -59,6 +61,7 @@ class Task:
     max_length: int = 128
     holdout: float = 0.0
     max_train_examples: int | None = None
+    labelled_examples: int | None = None
     max_evaluation_examples: int | None = None
     metrics: Sequence[str] | None = None
     blank_texts: str = "refuse"
@@ -76,7 +79,7 @@ class Task:
             raise refusal("blank_texts", " or ".join(BLANK_TEXTS), self.blank_texts)
         _check_whole("max_length", self.max_length, 4)
         _check_whole("seed", self.seed, 0)
-        for key in ("max_train_examples", "max_evaluation_examples"):
+        for key in ("max_train_examples", "labelled_examples", "max_evaluation_examples"):
             if getattr(self, key) is not None:
                 _check_whole(key, getattr(self, key), 1)
         _check_holdout(self.holdout)

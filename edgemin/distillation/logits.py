@@ -38,7 +38,7 @@ class LogitsDistillation(Distillation):
 
     several_teachers: ClassVar[bool] = True
     takes_corpus: ClassVar[bool] = False
-    same_tokens: ClassVar[bool] = False
+    same_tokens = False
 
     def __init__(
         self, *, temperature: Positive, alpha: Annotated[float, Gt(0), Le(1)], fit: Fit, teaching: Teaching

@@ -160,6 +160,11 @@ class MLKD(TwoFits):
         answers = found.trains_head and self.weights["soft"] > 0
         return replace(found, trains_head=answers, reads_answers=answers)
 
+    @property
+    def reads_labels(self) -> bool:
+        """The contrast of examples is by label."""
+        return super().reads_labels or (self._prediction is not None and self.weights["contrastive"] > 0)
+
     def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """Match the layers and choose the relation heads of each pair; refuse what does not fit."""
         (teacher,) = teachers

@@ -115,7 +115,7 @@ class RelationalDistillation(Distillation):
     """
 
     takes_corpus: ClassVar[bool] = False
-    same_tokens: ClassVar[bool] = False
+    same_tokens = False
 
     def __init__(
         self,

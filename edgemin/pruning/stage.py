@@ -144,6 +144,11 @@ class Pruning(MethodSum):
             idle=self._idle(),
         )
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the recovery does, or the gradients that rank."""
+        return super().reads_labels or self.criterion.needs == "gradients"
+
     def _idle(self) -> tuple[str, ...]:
         """Settings that decide nothing beside the others."""
         in_training = self.importance == "training"

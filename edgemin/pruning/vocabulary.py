@@ -70,6 +70,7 @@ class VocabularyPruning(Stage):
             super().effect(replace(model, vocabulary=None, tokenizer=tokens), teachers, place),
             trains_head=self.recovery.trains,
             reads_task=self.corpus is None or self.recovery.trains,
+            reads_labels=self.recovery.trains,
             corpus=self.corpus,
             not_keyed=("corpus",),  # what is in it is in the key
             idle=("corpus_subset", "corpus_split", "corpus_column") if self.corpus is None else (),

@@ -32,6 +32,7 @@ class PostTraining(Stage):
         self.quantization.check(model)
         return replace(
             super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place),
+            reads_labels=False,
             quantizes="integers",
             reads_task=self.quantization.reads_data,
         )

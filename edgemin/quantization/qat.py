@@ -82,7 +82,8 @@ class QuantizationAware(MethodSum):
         """As its methods; an epoch may be the calibration sentences, and scales alone are trained under the head."""
         self.quantization.check(model)
         if self.train_on == "calibration":
-            place = replace(place, examples=min(self.quantization.calibration_examples, place.examples))
+            most = self.quantization.calibration_examples
+            place = replace(place, examples=min(most, place.examples), texts=min(most, place.texts))
         found = super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place)
         if self.train_what == "scales":
             found = replace(found, trains_head=False, moves_encoder=False)

@@ -101,11 +101,12 @@ class Reconstruction(Stage):
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Plan one fit per block, whose epoch is the calibration sentences that are not kept aside."""
         self.quantization.check(model)
-        drawn = min(self.quantization.calibration_examples, place.examples)
+        drawn = min(self.quantization.calibration_examples, place.texts)
         if drawn == 1:
             raise UserError("calibration_examples: expected at least 2, one of them to be kept aside, given 1")
         return replace(
             super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place),
+            reads_labels=False,
             quantizes="integers",
             reaches_all=False,
             steps=(len(model.layers) + 1) * self.settings.optimizer_steps(drawn - self._kept_aside(drawn)),

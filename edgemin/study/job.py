@@ -151,6 +151,7 @@ def _content(
             "labels": list(splits.labels),
             "metric": primary[2],
             "train_examples": len(splits.train),
+            "train_texts": len(splits.without_labels.train),
             "evaluation_examples": {name: len(examples) for name, examples in splits.evaluation.items()},
         }
     order, by_hand = settings["order"], settings["stages"]

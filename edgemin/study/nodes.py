@@ -165,7 +165,7 @@ class StudyData:
         """The task's data, or that of another task, in the tokens of a node that is stored."""
         splits, tokenizer = splits or self.study.splits, self.tokenizer(node)
         assert splits is not None and tokenizer is not None
-        name = f"{splits.task.name}/{id(tokenizer)}"
+        name = f"{id(splits)}/{id(tokenizer)}"
         if name not in self._made:
             self._made[name] = DataModule(splits, tokenizer, self.store.tokens)
         return self._made[name]

@@ -199,15 +199,18 @@ class Pipeline:
             return None
         if not stage.planned.reads_task:
             return DataModule(None, tokenizer, self.store.tokens)
-        own = self.data.of(node.parent)
-        theirs = [self.data.of(teacher) for teacher in node.teachers]
+        splits = self.study.splits
+        assert splits is not None
+        splits = splits if stage.planned.reads_labels else splits.without_labels
+        own = self.data.of(node.parent, splits)
+        theirs = [self.data.of(teacher, splits) for teacher in node.teachers]
         if stage.planned.same_tokens:
             # Of equal tokens those with segments, where a teacher reads them and the student does not.
             segmented = [module for module in theirs if module.has_segments]
             return segmented[0] if segmented and node.start.outline.token_types <= 1 else own
         if all(module is own for module in theirs):
             return own
-        return DataModule(self.study.splits, tokenizer, own.cache, theirs)
+        return DataModule(splits, tokenizer, own.cache, theirs)
 
     def _provenance(self, node: Node, fitted: fitting.Fitted) -> dict[str, Any]:
         task = self.study.task

@@ -199,8 +199,9 @@ class _Planner:
                 f"pruned, given {name}"
             )
         teachers = tuple(self._teacher(teacher, name, parent) for teacher in stage.teachers)
-        examples = len(study.splits.train) if study.splits is not None else 0
-        place = Place(parent.head_trained, self._finetuned_later(path), examples, study.latency)
+        splits = study.splits
+        examples, texts = (len(splits.train), len(splits.without_labels.train)) if splits is not None else (0, 0)
+        place = Place(parent.head_trained, self._finetuned_later(path), examples, texts, study.latency)
         effect, notes = plan_stage(study, path, stage, place, parent, teachers)
         self.notes += notes
         settings = {**settings, **effect.decided}
@@ -209,7 +210,7 @@ class _Planner:
             "stage": {key: value for key, value in settings.items() if key not in (*effect.not_keyed, *effect.idle)},
             "parent": parent.key,
             "teachers": [teacher.key for teacher in teachers],
-            "data": self._data(effect.reads_holdout) if effect.reads_task else None,
+            "data": self._data(effect) if effect.reads_task else None,
             "seed": seed,
             **study.trainer.content,
             "code": code_digest(*stage_code(effect, (parent, *teachers), study.splits.kind if study.splits else None)),
@@ -262,10 +263,11 @@ class _Planner:
         }
         return any(issubclass(config.target(self._settings(name), name), Finetune) for name in later)
 
-    def _data(self, stops_early: bool) -> dict[str, Any]:
+    def _data(self, effect: Effect) -> dict[str, Any]:
         splits = self.study.splits
         assert splits is not None
-        return {"early_stopping": splits.metrics[0] if stops_early else None, **splits.content()}
+        read = splits if effect.reads_labels else splits.without_labels
+        return {"early_stopping": splits.metrics[0] if effect.reads_holdout else None, **read.content()}
 
 
 def _head(node: Node) -> str:

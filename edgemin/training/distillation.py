@@ -65,7 +65,7 @@ class Distillation(Stage):
     several_teachers: ClassVar[bool] = False
     # Whether it can learn from text without labels.
     takes_corpus: ClassVar[bool] = True
-    same_tokens: ClassVar[bool] = True
+    same_tokens: bool = True
 
     def __init__(self, *, fit: Fit, teaching: Teaching, task_weight: TaskWeight = 0.0) -> None:
         super().__init__()
@@ -139,7 +139,6 @@ class Distillation(Stage):
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Check that models can be paired and a corpus can be read, and decide `task_weight=auto`."""
         self.match(replace(model, labels=None), teachers)  # the task's head is attached when it runs
-        found = super().effect(model, teachers, place)
         if self.corpus is not None:
             self.corpus.fingerprint()
             self.corpus.open()
@@ -147,6 +146,7 @@ class Distillation(Stage):
         self.task_weight = self._asked_task_weight
         if self.task_weight == "auto":
             decided["task_weight"] = self.task_weight = self.auto_task_weight(place)
+        found = super().effect(model, teachers, place if self.reads_labels else replace(place, examples=place.texts))
         return replace(
             found,
             # the reader of a corpus is found by its name, so that only what is trained on a corpus has it in its key
@@ -154,6 +154,7 @@ class Distillation(Stage):
             trains_head=self.task_weight > 0 and self.settings.trains,
             moves_encoder=True,
             reads_task=self.corpus is None,
+            reads_labels=self.reads_labels,
             reads_answers=self.several_teachers,
             same_tokens=self.same_tokens,
             corpus=self.corpus,
@@ -163,6 +164,11 @@ class Distillation(Stage):
             # what a corpus and the teachers are is in the key, where they lie and how they are called is not
             not_keyed=("corpus", "teacher"),
         )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether any of its losses reads a label, once `task_weight` is decided."""
+        return self.task_weight != 0
 
     def auto_task_weight(self, place: Place) -> float:
         """What `task_weight=auto` comes to: 1 where a trained head would go stale, else 0."""

@@ -51,13 +51,15 @@ class MethodSum(Distillation):
         # submodules, so that what a method learns besides the student is trained and checkpointed
         self.parts = nn.ModuleList(parts.values())
         self._parts = parts
+        # the teacher is read once, for all of them
+        self.same_tokens = any(part.same_tokens for part in parts.values())
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Do what any method does."""
         found = []
         for name, part in self._parts.items():
             with _named(name):
-                part.planned = part.effect(model, teachers, Place(examples=place.examples))
+                part.planned = part.effect(model, teachers, Place(examples=place.examples, texts=place.texts))
             found.append(part.planned)
         whole = super().effect(model, teachers, place)
         assert self.task_weight != "auto"
@@ -70,6 +72,11 @@ class MethodSum(Distillation):
             trains_head=self._methods_train_head or (self.task_weight > 0 and self.settings.trains),
             reads_answers=any(effect.reads_answers for effect in found),
         )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether any of the methods does, or the task loss beside them."""
+        return super().reads_labels or any(part.reads_labels for part in self._parts.values())
 
     @property
     def _methods_train_head(self) -> bool:

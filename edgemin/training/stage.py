@@ -34,13 +34,15 @@ class Place:
     Attributes:
         head_trained: whether an earlier stage trained the classification head.
         finetuned_later: whether a later fine-tuning will train it.
-        examples: how many the training split has.
+        examples: how many of the training split have a label.
+        texts: how many the training split has in all.
         latency: how long models take, for a stage that is to reach a latency; `None` where nobody measured.
     """
 
     head_trained: bool = False
     finetuned_later: bool = False
     examples: int = 0
+    texts: int = 0
     latency: LatencyTable | None = None
 
 
@@ -54,6 +56,7 @@ class Effect:
         trains_head: whether the classification head has been trained on the task when the stage is over.
         moves_encoder: whether its training moves the encoder away from a head that is not trained with it.
         reads_task: whether the result depends on the task's training data.
+        reads_labels: whether it reads the labels of that; else it is given all training texts, where few have a label.
         reads_holdout: whether any of its fits looks at `task.holdout`.
         reads_head: whether what it does depends on what the head has learnt.
         reads_answers: whether it learns from its teachers' logits, so that their heads must have been trained.
@@ -75,6 +78,7 @@ class Effect:
     trains_head: bool = False
     moves_encoder: bool = False
     reads_task: bool = True
+    reads_labels: bool = True
     reads_holdout: bool = False
     reads_head: bool = False
     reads_answers: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from edgemin.finetune import Finetune
 from edgemin.pruning.vocabulary import VocabularyPruning
 from edgemin.quantization.post_training import PostTraining
 from edgemin.store.cache import Cache
+from edgemin.study.job import run_job
 from edgemin.study.nodes import Plan
 from edgemin.study.plan import build
 from edgemin.study.reading import read_study
@@ -235,6 +237,17 @@ def test_what_compares_tokens_with_the_teachers_is_refused_after_it() -> None:
     plan("stages=[finetune,distill,vocab]")
     for method in ("logits", "rkd"):
         plan(f"+distill@sentences={method}", "stages=[finetune,vocab,sentences]")
+
+
+def test_a_recovery_that_learns_answers_alone_compares_no_tokens(tmp_path: Path) -> None:
+    heads = ("+prune@heads=heads", "heads.ratio=0.25", "heads.epochs=null", "heads.steps=2", "heads.teacher=teacher")
+    given = (*heads, "heads.calibration_examples=8", "task.max_train_examples=24", "stages=[finetune,vocab,heads]")
+    with pytest.raises(UserError, match=r"^heads\.teacher: expected one that reads the student's tokens"):
+        plan(*given)
+    asked = studies.settings(PRUNE, *given, f"paths.store={tmp_path / 'store'}")
+    del asked["heads"]["methods"]["relations"]
+    run_job(asked, studies.job(tmp_path), {})
+    assert json.loads((tmp_path / "run.json").read_text())["rows"][-1]["stages"] == ["finetune", "vocab", "heads"]
 
 
 def test_an_order_that_distills_after_it_is_refused() -> None:
