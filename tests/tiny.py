@@ -119,7 +119,7 @@ SMALL = outline()
 def effect(stage: Stage, given: Outline = SMALL, teachers: Sequence[Outline] | None = None, **place: Any) -> Effect:
     """What a stage does that is given an encoder like this, and teachers like it; with 48 training examples."""
     learnt_from = [given] * len(stage.teachers) if teachers is None else teachers
-    stage.planned = stage.effect(given, learnt_from, Place(**{"examples": 48, **place}))
+    stage.planned = stage.effect(given, learnt_from, Place(**{"examples": 48, "texts": 48, **place}))
     return stage.planned
 
 

@@ -162,7 +162,7 @@ class MLKD(TwoFits):
 
     @property
     def reads_labels(self) -> bool:
-        """The contrast of examples is by label."""
+        """The contrast of examples is by label; planning counts it also where a task's kind has it left out."""
         return super().reads_labels or (self._prediction is not None and self.weights["contrastive"] > 0)
 
     def match(self, student: Outline, teachers: Sequence[Outline]) -> None:

@@ -131,6 +131,11 @@ class MobileBERT(Distillation):
             steps=self.settings.optimizer_steps(place.examples if found.reads_labels else place.texts),
         )
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the last fit has the labels' share."""
+        return super().reads_labels and self.alpha < 1
+
     def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """Match the layers, the lowest first; refuse hidden sizes, heads or families that cannot be compared."""
         (teacher,) = teachers

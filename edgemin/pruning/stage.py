@@ -147,7 +147,7 @@ class Pruning(MethodSum):
     @property
     def reads_labels(self) -> bool:
         """Whether the recovery does, or the gradients that rank."""
-        return super().reads_labels or self.criterion.needs == "gradients"
+        return (self.recovery.trains and super().reads_labels) or self.criterion.needs == "gradients"
 
     def _idle(self) -> tuple[str, ...]:
         """Settings that decide nothing beside the others."""

@@ -40,7 +40,8 @@ class VocabularyPruning(Stage):
         corpus_subset: the configuration inside a Hub data set.
         corpus_split: the split that is read.
         corpus_column: the column of the texts.
-        fit: the fine-tuning afterwards; 0 epochs only prune.
+        fit: the fine-tuning afterwards; 0 epochs only prune. With one, of a task whose texts do not all have a label
+            (`task.labelled_examples`) those that have one are counted alone.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class VocabularyPruning(Stage):
         if self.corpus is not None:
             read = [self.corpus.fingerprint(), self.corpus.column]
             self.corpus.open()
-        tokens = None if model.tokenizer is None else digest(json.dumps([model.tokenizer, self.min_count, read]))
+        labelled_alone = self.corpus is None and self.recovery.trains and place.examples < place.texts
+        counted = [model.tokenizer, self.min_count, read, labelled_alone]
+        tokens = None if model.tokenizer is None else digest(json.dumps(counted))
         return replace(
             super().effect(replace(model, vocabulary=None, tokenizer=tokens), teachers, place),
             trains_head=self.recovery.trains,

@@ -89,6 +89,11 @@ class QuantizationAware(MethodSum):
             found = replace(found, trains_head=False, moves_encoder=False)
         return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it trains on any: of 0 steps calibration alone is left, as of post-training quantization."""
+        return self.settings.trains and super().reads_labels
+
     def prepare(
         self, model: PreTrainedModel, data: DataModule | None, teachers: Sequence[PreTrainedModel] = ()
     ) -> None:

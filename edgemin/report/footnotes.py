@@ -31,7 +31,8 @@ _PRECISIONS = {
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-_NUMBER = re.compile(r"(?<![\w.])([+-]?\d+(?:\.\d+)?)\b")
+# A whole number or a decimal one that is a word, or begins a list; of a layer it is a name, of a machine too.
+_NUMBER = re.compile(r"(?<![\w.,/-])(?<!layer )([+-]?\d+(?:\.\d+)?)(?![\w/-]|[.,]\d)")
 
 
 def row_notes(rows: Iterable[Row]) -> list[str]:
@@ -48,7 +49,7 @@ def row_notes(rows: Iterable[Row]) -> list[str]:
 
 def _range(given: tuple[str, ...]) -> str:
     """A part of the same note in several rows: what all say, or the least and the largest number."""
-    if len(set(given)) == 1:
+    if len(set(given)) == 1 or len(set(map(float, given))) == 1:
         return given[0]
     return f"{min(given, key=float)} to {max(given, key=float)}"
 

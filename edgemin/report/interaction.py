@@ -103,7 +103,7 @@ def table(study: Study) -> Table | None:
     groups = [(group, known) for group in study.groups if (known := _known(group))]
     if not groups:
         return None
-    measures = [measure for measure in _measures(study) if any(_values(measure, known) for _, known in groups)]
+    measures = _measures(study, [known for _, known in groups])
     footnotes = Footnotes()
     leading = [Column(key, key, level=CORE, text=True) for key in study.keys]
     leading.append(Column("name", "Stages", level=CORE, text=True))
@@ -140,7 +140,7 @@ def sentences(study: Study) -> list[str]:
         asked = _asked(group)
         points: list[str] = []
         ratios: list[str] = []
-        for measure in _measures(study):
+        for measure in _measures(study, [known]):
             effects = [effect for effect in _fold(measure, known, asked) if effect is not None]
             if effects and measure.is_metric:
                 points.append(_sum(measure, asked, effects, known))
@@ -173,17 +173,23 @@ def _known(group: Group) -> list[tuple[Run, tuple[Row, ...]]]:
     return [(run, found) for run in group.runs if (found := cells(run)) is not None]
 
 
-def _measures(study: Study) -> list[Measure]:
-    """Primary metrics, the size, and the latencies: in the runtimes beside torch where there are any, else in torch.
+def _measures(study: Study, groups: Sequence[Sequence[tuple[Run, Sequence[Row]]]]) -> list[Measure]:
+    """What is known of all rows in question: primary metrics, the size, and the latencies in each runtime.
 
-    Torch's are then in the CSV alone: there a quantized model computes in float.
+    Those of torch, where a quantized model computes in float, are in the CSV alone if each group that has them was
+    timed in another runtime too.
     """
+    names = {name for run in study.runs for row in run.rows for name in row.cost.runtimes} - {m.TORCH}
+
+    def timed(runtime: str, known: Sequence[tuple[Run, Sequence[Row]]]) -> bool:
+        return any(_values(m.in_runtime(m.latency(form, "p50", CORE), runtime), known) for form in m.FORMS)
+
+    served = all(any(timed(name, known) for name in names) for known in groups if timed(m.TORCH, known))
     found = [*m.primary_metrics(study), m.SIZE]
-    names = {name for run in study.runs for row in run.rows for name in row.cost.runtimes}
-    for runtime in (m.TORCH, *sorted(names - {m.TORCH})):
-        level = FULL if runtime == m.TORCH and len(names) > 1 else CORE
+    for runtime in (m.TORCH, *sorted(names)):
+        level = FULL if runtime == m.TORCH and served else CORE
         found += [m.in_runtime(m.latency(form, "p50", level), runtime) for form in m.FORMS]
-    return found
+    return [measure for measure in found if any(_values(measure, known) for known in groups)]
 
 
 def _column(measure: Measure) -> Column:

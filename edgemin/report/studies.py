@@ -29,7 +29,7 @@ _FOLDER = Field(title="directory", description="of studies, each with its jobs i
 def rebuild_all(folder: Annotated[str, _FOLDER]) -> None:
     """Builds every study of a folder again from its run.json files and predictions, and fills the tables in its page.
 
-    Jobs of a sweep that have pages of their own get these again; to be kept, run.json and predictions are enough.
+    Where jobs of a sweep have pages, these are made again too; where none has one, none is made.
 
     A page, and the README.md beside the folder, says in a comment which table of which run it wants, and which of its
     columns if not those that the run's own page shows:

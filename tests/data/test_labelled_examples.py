@@ -11,7 +11,9 @@ import tiny
 import torch
 
 from edgemin import artifact
+from edgemin.data.examples import Examples
 from edgemin.data.splits import load
+from edgemin.data.task import find_kind
 from edgemin.errors import UserError
 from edgemin.study.nodes import Node
 
@@ -21,6 +23,9 @@ EPOCHS = ("+distill@learn=logits", "learn.epochs=1", "learn.steps=null", "learn.
 
 _SPLITS = load(tiny.task(max_train_examples=96, max_evaluation_examples=40, labelled_examples=32))
 LABELLED, TEXTS = _SPLITS.fingerprint("train"), _SPLITS.without_labels.fingerprint("train")
+
+
+CUT = "student/finetune/cut"
 
 
 def node(*overrides: str, path: str = "student/finetune/learn") -> Node:
@@ -48,6 +53,18 @@ def test_no_loss_can_be_formed_of_a_label_that_is_gone() -> None:
     labels = torch.from_numpy(splits.without_labels.train.labels)
     with pytest.raises(IndexError):
         splits.kind.loss(torch.zeros(len(labels), 2), labels)
+    for kind, numbers in (("regression", np.ones(3, np.float32)), ("multi_label", np.ones((3, 2), np.float32))):
+        few = Examples([("a",), ("b",), ("c",)], numbers).labelled_at(np.array([1]))
+        assert few.labels[1].tolist() == numbers[1].tolist() and np.isnan(few.labels[[0, 2]]).all()
+        assert find_kind(kind).loss(torch.zeros(3, numbers[0].size), torch.from_numpy(few.labels)).isnan()
+
+
+def test_a_vocabulary_of_the_labelled_texts_alone_is_another_one() -> None:
+    plans = [
+        node(FEW, "+prune@cut=vocab", f"cut.epochs={epochs}", "stages=[finetune,cut]", path=CUT) for epochs in (0, 1)
+    ]
+    tokenizers = {plan.outline.tokenizer for plan in plans}
+    assert len(tokenizers) == 2
 
 
 @pytest.mark.parametrize("count", [0, 97, 2.5])
@@ -85,17 +102,21 @@ def test_a_distillation_that_reads_no_label_is_given_all_texts(overrides: tuple[
         ("quantize", ("quantize=static",), False),
         ("quantize", ("quantize=reconstruct",), False),
         ("quantize", ("quantize=qat",), True),
+        ("quantize", ("quantize=qat", "quantize.steps=0"), False),
         ("quantize", ("quantize=qat_distill",), False),
         ("prune", ("prune.criterion=taylor", "prune.steps=0"), True),
-        ("prune", ("prune.criterion=ziplm", "prune.steps=0"), True),
+        ("prune", ("prune.criterion=ziplm", "prune.steps=0"), False),
+        ("prune", ("prune.criterion=ziplm", "prune.steps=2"), True),
         ("prune", ("prune.criterion=ziplm", "prune.teacher=parent"), False),
         ("prune", ("prune.criterion=taylor", "prune.teacher=parent"), True),
         ("cut", ("+prune@cut=vocab", "cut.epochs=0"), False),
+        ("cut", ("+prune@cut=vocab", "cut.epochs=1"), True),
     ],
 )
 def test_so_are_other_stages_that_read_none(stage: str, overrides: tuple[str, ...], reads_labels: bool) -> None:
     found = node(FEW, f"stages=[finetune,{stage}]", *overrides, path=f"student/finetune/{stage}")
     assert found.step is not None and found.step.planned.reads_labels is reads_labels
+    assert found.content["data"]["train"] == (LABELLED if reads_labels else TEXTS)
 
 
 def test_a_fine_tuning_on_few_labels_is_that_of_so_few_examples() -> None:

@@ -144,6 +144,17 @@ def test_the_latency_that_counts_is_that_of_the_runtimes_beside_torch() -> None:
     assert "x speed-up, padded, openvino" in said and said.count("x speed-up") == 4
 
 
+def test_torchs_times_stay_where_a_row_runs_in_torch_alone() -> None:
+    data = run_json.with_runtimes(crossed(), {"openvino": 0.25})
+    for place in (QUANTIZED, BOTH):
+        del data["rows"][place]["cost"]["runtimes"]["openvino"]
+    table = interaction.table(study(data))
+    assert table is not None
+    shown = [column.key for column in table.for_people().columns if "speed_up" in column.key]
+    assert shown == ["speed_up_padded", "speed_up_task"]
+    assert "x speed-up, padded" in below(data)[0]
+
+
 def test_times_that_mean_little_are_marked() -> None:
     data = crossed()
     data["rows"][BOTH]["findings"] = {"quantization": run_json.QUANTIZATION}

@@ -12,8 +12,9 @@ from report_tables import cell, column_keys, mean, notes, study
 
 from edgemin.errors import UserError
 from edgemin.report import published, render, tables
+from edgemin.report.fields import Row
 from edgemin.report.fold import Statistic, statistic
-from edgemin.report.footnotes import BESIDE, UNSTABLE
+from edgemin.report.footnotes import BESIDE, UNSTABLE, row_notes
 
 PAPER = Path(__file__).parents[2] / "experiments" / "paper" / "published.yaml"
 
@@ -372,3 +373,21 @@ def test_notes_of_several_seeds_that_differ_in_numbers_alone_are_one() -> None:
         "removed 3 of 4 FFN units",
         "INT8 in runtime2: -0.4 to +3.8 %",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["3.35 ms, -0.0 %", "3.5 ms, 0.0 %"], ["3.35 to 3.5 ms, -0.0 %"]),
+        (["[9, 8], 1 layer", "[10, 8], 1 layer"], ["[9 to 10, 8], 1 layer"]),
+        (["layer 3: 4 heads", "layer 5: 6 heads"], ["layer 3: 4 heads", "layer 5: 6 heads"]),
+        (["torch 2.9.0", "torch 2.13.0"], ["torch 2.9.0", "torch 2.13.0"]),
+        (["1e-05 off", "1e-06 off"], ["1e-05 off", "1e-06 off"]),
+        (["1,234 of them", "2,100 of them"], ["1,234 of them", "2,100 of them"]),
+        (["gains 3.5x", "gains 12.5x"], ["gains 3.5x", "gains 12.5x"]),
+        (["a 64-Core machine", "a 96-Core machine"], ["a 64-Core machine", "a 96-Core machine"]),
+    ],
+)
+def test_only_whole_numbers_of_a_note_become_ranges(given: list[str], said: list[str]) -> None:
+    rows = [Row.model_validate({**run_json.run()["rows"][0], "notes": [note]}) for note in given]
+    assert row_notes(rows) == said
