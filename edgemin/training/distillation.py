@@ -84,17 +84,13 @@ class Distillation(Stage):
     def _check_corpus(self, teaching: Teaching) -> None:
         if teaching.corpus is None:
             return
-        fit, weight = self.settings, self.task_weight
+        fit, weight, cached = self.settings, self.task_weight, teaching.teacher_cache
         refused = {
             "corpus": (self.takes_corpus, "null, as this method needs the task's labels", teaching.corpus),
             "epochs": (fit.epochs is None, "null and steps instead, as a corpus is streamed", fit.epochs),
             "patience": (fit.patience is None, "null, as no task is looked at with a corpus", fit.patience),
             "task_weight": (weight in ("auto", 0), "0, as a corpus has no labels", weight),
-            "teacher_cache": (
-                not teaching.teacher_cache,
-                "false with a corpus, which is too large to keep outputs of",
-                teaching.teacher_cache,
-            ),
+            "teacher_cache": (not cached, "false with a corpus, which is too large to keep outputs of", cached),
         }
         for key, (holds, expected, given) in refused.items():
             if not holds:
@@ -142,10 +138,8 @@ class Distillation(Stage):
         if self.corpus is not None:
             self.corpus.fingerprint()
             self.corpus.open()
-        decided = {}
-        self.task_weight = self._asked_task_weight
-        if self.task_weight == "auto":
-            decided["task_weight"] = self.task_weight = self.auto_task_weight(place)
+        asked = self._asked_task_weight
+        self.task_weight = self.auto_task_weight(place) if asked == "auto" else asked
         found = super().effect(model, teachers, place if self.reads_labels else replace(place, examples=place.texts))
         return replace(
             found,
@@ -160,7 +154,7 @@ class Distillation(Stage):
             corpus=self.corpus,
             # the student may stop below its head, and what a fit learns beside it may rest in another
             reaches_all=False,
-            decided=decided,
+            decided={"task_weight": self.task_weight} if asked == "auto" else {},
             # what a corpus and the teachers are is in the key, where they lie and how they are called is not
             not_keyed=("corpus", "teacher"),
         )
