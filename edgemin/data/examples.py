@@ -57,7 +57,7 @@ class Examples:
         yield np.ascontiguousarray(self.labels).tobytes()
 
     def labelled_at(self, rows: NDArray[np.int64]) -> Examples:
-        """The same texts without the labels of all others: what no kind of task has, which no loss can be formed of."""
+        """The same texts, where these rows alone keep their labels: the others have -1 or NaN, which gives no loss."""
         labels = np.full_like(self.labels, -1 if np.issubdtype(self.labels.dtype, np.integer) else np.nan)
         labels[rows] = self.labels[rows]
         return Examples(self.texts, labels, self.subset)

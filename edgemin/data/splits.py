@@ -141,7 +141,7 @@ def _read(task: Task) -> Splits:
 
 
 def _labelled(task: Task, kind: Kind, train: Examples) -> tuple[Examples, Examples | None]:
-    """The examples that have a label, and all of them where that are not the same."""
+    """The examples that have a label and, where not all of train has one, all of train."""
     count = task.labelled_examples
     if count is None or count == len(train):
         return train, None
