@@ -49,6 +49,10 @@ class Splits:
         """What a stage is trained on that reads no label: all training texts."""
         return self if self.texts is None else replace(self, train=self.texts, texts=None)
 
+    def given(self, reads_labels: bool) -> Splits:
+        """What a stage is given, by whether it reads labels."""
+        return self if reads_labels else self.without_labels
+
     def fingerprint(self, kind: str) -> str:
         """SHA-256 of the labels' names and the examples of `train`, `holdout` or an evaluation split."""
         examples = {"train": self.train, "holdout": self.holdout, **self.evaluation}[kind]

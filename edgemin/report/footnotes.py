@@ -31,7 +31,7 @@ _PRECISIONS = {
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-# A whole number or a decimal one that is a word, or begins a list; of a layer it is a name, of a machine too.
+# A whole or a decimal number that is a word or an item of a list; behind "layer" it is a name.
 _NUMBER = re.compile(r"(?<![\w.,/-])(?<!layer )([+-]?\d+(?:\.\d+)?)(?![\w/-]|[.,]\d)")
 
 

@@ -199,9 +199,8 @@ class Pipeline:
             return None
         if not stage.planned.reads_task:
             return DataModule(None, tokenizer, self.store.tokens)
-        splits = self.study.splits
-        assert splits is not None
-        splits = splits if stage.planned.reads_labels else splits.without_labels
+        assert self.study.splits is not None
+        splits = self.study.splits.given(stage.planned.reads_labels)
         own = self.data.of(node.parent, splits)
         theirs = [self.data.of(teacher, splits) for teacher in node.teachers]
         if stage.planned.same_tokens:

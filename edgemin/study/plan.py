@@ -266,8 +266,8 @@ class _Planner:
     def _data(self, effect: Effect) -> dict[str, Any]:
         splits = self.study.splits
         assert splits is not None
-        read = splits if effect.reads_labels else splits.without_labels
-        return {"early_stopping": splits.metrics[0] if effect.reads_holdout else None, **read.content()}
+        read = splits.given(effect.reads_labels).content()
+        return {"early_stopping": splits.metrics[0] if effect.reads_holdout else None, **read}
 
 
 def _head(node: Node) -> str:
