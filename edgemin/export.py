@@ -29,14 +29,15 @@ def export(
         Path | None,
         Field(
             title="file",
-            description="sentences to compare with torch on, as .csv, .jsonl or .parquet; else the task's",
+            description="sentences to compare with torch on, as .csv, .tsv, .jsonl or .parquet; else the task's",
         ),
     ] = None,
     grid: Annotated[
         Literal["fp32", "int8", "int4"] | None,
         Field(
             title="precision (fp32, int8 or int4)",
-            description="not the model but a layer of it at each width, to time on a device for prune.target.table",
+            description="not the model but ones of its shape, each with one width in all layers, to time on a device "
+            "for prune.target.table",
         ),
     ] = None,
     study: Annotated[

@@ -27,8 +27,8 @@ class MethodSum(Distillation):
 
     Args:
         methods: by a name of its own, each method's node as its yaml has it, with a `weight` beside; `fit` and
-            `teaching` are those of the whole. A method of several fits (TinyBERT's predictions, MobileBERT layer by
-            layer) takes part with one of them.
+            `teaching` are those of the whole. A method of several fits is refused, so TinyBERT and MLKD need
+            `prediction_share: 0`, MobileBERT `progressive: false`.
         task_weight: weight of the task loss, added to what the methods themselves give it (`logits`: weight x (1 -
             alpha)); `auto` adds nothing where a method has it.
         fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
