@@ -128,7 +128,7 @@ class MobileBERT(Distillation):
             found,
             reads_holdout=self.settings.patience is not None,
             reads_answers=found.trains_head and self.alpha > 0,
-            steps=self.settings.optimizer_steps(place.examples if found.reads_labels else place.texts),
+            steps=self.settings.optimizer_steps(place.given(found.reads_labels)),
         )
 
     @property

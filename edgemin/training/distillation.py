@@ -140,7 +140,7 @@ class Distillation(Stage):
             self.corpus.open()
         asked = self._asked_task_weight
         self.task_weight = self.auto_task_weight(place) if asked == "auto" else asked
-        found = super().effect(model, teachers, place if self.reads_labels else replace(place, examples=place.texts))
+        found = super().effect(model, teachers, replace(place, examples=place.given(self.reads_labels)))
         return replace(
             found,
             # the reader of a corpus is found by its name, so that only what is trained on a corpus has it in its key

@@ -45,6 +45,10 @@ class Place:
     texts: int = 0
     latency: LatencyTable | None = None
 
+    def given(self, reads_labels: bool) -> int:
+        """How many of the training split a stage is given, which reads labels or none."""
+        return self.examples if reads_labels else self.texts
+
 
 @dataclass(frozen=True)
 class Effect:
