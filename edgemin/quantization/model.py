@@ -182,15 +182,14 @@ class Integers:
         return [*notes, f"calibrated the activations of {watched} quantized layers again"]
 
     def summary(self, model: nn.Module, layers: Mapping[str, Quantized]) -> dict[str, Any]:
-        """Bits of every quantized layer, and what they have in common."""
-        specs = [layer.spec for layer in layers.values()]
+        """Bits of every quantized layer, and what the Linears have in common (where there are none, the tables)."""
+        linears = (layer.spec for layer in layers.values() if isinstance(layer, nn.Linear))
+        spec = next(linears, next(iter(layers.values())).spec)  # tables may have scales of their own
         return {
             "bits": {path: layer.spec.bits for path, layer in layers.items()},
-            "granularity": specs[0].granularity,
-            "group_size": specs[0].group_size,
-            "activations": next(
-                (layer.spec.activations for layer in layers.values() if isinstance(layer, nn.Linear)), "none"
-            ),
+            "granularity": spec.granularity,
+            "group_size": spec.group_size,
+            "activations": spec.activations,
             "calibration": calibration_of(model).describe(),
         }
 

@@ -48,6 +48,9 @@ class Quantization(Checked):
         `group`.
         group_size: columns of a group (`granularity=group`). It must divide every width but those inside attention
             and FFN, which pruning may have cut: they may end with a shorter group.
+        embedding_granularity: what shares a scale in embedding tables, likewise; `auto` is `granularity`, but groups
+            in place of rows where the bits are fewer than 8 and `group_size` divides the width: tables have columns
+            of large values, beside which one scale for a row leaves the others next to nothing.
         activations: what Linears read: `static` (uint8, a range found on calibration sentences), `dynamic` (uint8,
             the range of each token) or `none`.
         weight_range: scales of weights: `minmax`, or the `mse` of least squared error.
@@ -71,6 +74,7 @@ class Quantization(Checked):
     bits: Literal[WeightBits, 32] = 8
     embedding_bits: Literal["auto", WeightBits, 32] = "auto"
     granularity: Granularity = "channel"
+    embedding_granularity: Literal["auto", Granularity] = "auto"
     group_size: Count = 64
     activations: Activations = "static"
     weight_range: WeightRange = "mse"
@@ -173,13 +177,18 @@ class Quantization(Checked):
 
     def spec(self, matrix: Matrix) -> Spec:
         """The specification by which one matrix is quantized."""
-        tables = (FLOAT if self.bits == FLOAT else 8) if self.embedding_bits == "auto" else self.embedding_bits
-        return Spec(
-            tables if matrix.is_table else self.bits,
-            self.granularity,
-            self.group_size if self.granularity == "group" else None,
-            "none" if matrix.is_table else self.activations,
-        )
+        bits, granularity, activations = self.bits, self.granularity, self.activations
+        if matrix.is_table:
+            activations = "none"
+            if self.embedding_bits != "auto":
+                bits = self.embedding_bits
+            elif bits != FLOAT:
+                bits = 8
+            if self.embedding_granularity != "auto":
+                granularity = self.embedding_granularity
+            elif granularity == "channel" and bits < 8 and matrix.columns and matrix.columns % self.group_size == 0:
+                granularity = "group"
+        return Spec(bits, granularity, self.group_size if granularity == "group" else None, activations)
 
     def apply(self, model: PreTrainedModel, data: DataModule | None, seed: int) -> Applied:
         """Quantize a model in place and calibrate it.

@@ -26,6 +26,7 @@ from edgemin.pruning.stage import Pruning
 from edgemin.quantization import model as quantization
 from edgemin.quantization.post_training import PostTraining
 from edgemin.quantization.qat import QuantizationAware
+from edgemin.quantization.weights import Granularity, Spec
 from edgemin.training.stage import Effect
 
 WAYS: list[dict[str, Any]] = [
@@ -88,6 +89,43 @@ def test_thirty_two_bits_are_what_was(data: DataModule, batch: Any, tmp_path: Pa
     tables = quantized("bert", data, tmp_path / "tables", bits=32, embedding_bits=4)
     assert {layer.spec.bits for layer in quantization.quantized_layers(tables).values()} == {4}
     assert len(quantization.quantized_layers(tables)) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "tables"),
+    [
+        ({"embedding_bits": 4}, ("group", 8)),
+        ({"embedding_bits": 8}, ("channel", None)),
+        ({"embedding_bits": 4, "embedding_granularity": "channel"}, ("channel", None)),
+        ({"embedding_bits": 8, "embedding_granularity": "group"}, ("group", 8)),
+        ({"embedding_bits": 4, "granularity": "tensor"}, ("tensor", None)),
+        ({"embedding_bits": 4, "group_size": 7}, ("channel", None)),  # divides no width
+    ],
+)
+def test_tables_of_few_bits_have_scales_of_their_own(
+    asked: dict[str, Any], tables: tuple[str, int | None], data: DataModule, batch: Any, tmp_path: Path
+) -> None:
+    model = quantized("bert", data, tmp_path, **{"group_size": 8} | asked)
+    specs = {path: layer.spec for path, layer in quantization.quantized_layers(model).items()}
+    found = {(spec.granularity, spec.group_size) for path, spec in specs.items() if "embeddings" in path}
+    assert found == {tables}
+    rest = {(spec.granularity, spec.group_size) for path, spec in specs.items() if "embeddings" not in path}
+    assert rest == {(asked.get("granularity", "channel"), None)}
+    assert torch.equal(tiny.logits(reloaded(model, tmp_path / "saved"), batch), tiny.logits(model, batch))
+
+
+def test_one_scale_for_a_row_drowns_the_columns_beside_a_large_one() -> None:
+    """Why tables of few bits have groups: the error of the other columns, by each sharing of scales."""
+    torch.manual_seed(1)
+    table = nn.Embedding(50, 16)
+    with torch.no_grad():
+        table.weight[:, 0] *= 30
+    errors = {}
+    ways: list[tuple[Granularity, int | None]] = [("channel", None), ("group", 8)]
+    for granularity, size in ways:
+        layer = quantization.quantized_layer(table, Spec(4, granularity, size, "none"), "mse")
+        errors[granularity] = float((layer.quantized_weight() - table.weight).detach()[:, 8:].square().mean())
+    assert errors["group"] < errors["channel"] / 10
 
 
 def test_a_static_model_is_its_float64_reference(data: DataModule, batch: Any, tmp_path: Path) -> None:
