@@ -121,7 +121,7 @@ class EmbeddingTwin(nn.Module):
     A table of fewer than 8 bits has several integers to a byte. They are taken apart by division, which all runtimes
     have, where few look up 4-bit integers. The columns in a byte lie half a row apart (of 2 bits, a quarter), so that
     the parts need only be joined: OpenVINO interleaves neighbours one by one, and looks up unsigned bytes slowly, which
-    together took a third of the time of a small INT8 model (experiments/proposal/README.md).
+    together made a small INT8 model a third slower (experiments/proposal/README.md).
 
     Args:
         layer: the quantized table.

@@ -45,7 +45,7 @@ class Quantization(Checked):
         bits: of the weights of Linears: 2, 3, 4 or 8; 32 leaves them, and what they read, as they are.
         embedding_bits: of the embedding tables, likewise; `auto` is 8, or 32 where `bits` is.
         granularity: what shares a scale: `tensor`, `channel` (a row: an output, or a token's embedding) or
-        `group`.
+            `group`.
         group_size: columns of a group (`granularity=group`). It must divide every width but those inside attention
             and FFN, which pruning may have cut: they may end with a shorter group.
         embedding_granularity: what shares a scale in embedding tables, likewise; `auto` is `granularity`, but groups
