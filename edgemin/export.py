@@ -17,8 +17,8 @@ from edgemin.errors import UserError
 def export(
     artifact: Annotated[Path, Field(title="directory", description="the artifact: outputs/store/<key>")],
     deploy: Annotated[
-        Literal["onnxruntime", "openvino", "transformers"],
-        Field(title="format (onnxruntime, openvino or transformers)", description="what will serve it"),
+        Literal["onnxruntime", "openvino", "openvino_bf16", "transformers"],
+        Field(title="format (onnxruntime, openvino, openvino_bf16 or transformers)", description="what will serve it"),
     ],
     out: Annotated[Path, Field(title="directory", description="where the bundle goes: new, or empty")],
     length: Annotated[
@@ -99,7 +99,7 @@ def _check_settings(deploy: str, grid: str | None, length: int | None, texts: Pa
         if grid is not None and value is not None:
             raise UserError(f"{name}: expected none with grid={grid}, whose weights are random, given {value}")
     if grid is not None and deploy == "transformers":
-        raise UserError(f"deploy: expected onnxruntime or openvino with grid={grid}, given transformers")
+        raise UserError(f"deploy: expected onnxruntime, openvino or openvino_bf16 with grid={grid}, given transformers")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from edgemin import artifact
 from edgemin.deploy import inputs, model_files, torch_eager
 from edgemin.deploy.extras import extra
 from edgemin.deploy.inputs import Inputs
-from edgemin.deploy.runtime import Runtime, open_model
+from edgemin.deploy.runtime import RUNTIMES, Runtime, open_model
 from edgemin.encoder import parts, quantized
 from edgemin.errors import UserError
 
@@ -25,7 +25,6 @@ _HOW_TO_MEASURE = (
     "Not here: `python bench.py threads=2` measures latency, throughput, memory and cold start on the device that it "
     "runs on, and writes `device.json`."
 )
-_NEEDS = {"onnxruntime": "onnxruntime tokenizers", "openvino": "openvino tokenizers"}
 
 
 def write(
@@ -41,7 +40,7 @@ def write(
 
     Args:
         source: the artifact's directory; it has a tokenizer.
-        runtime: `onnxruntime` or `openvino`.
+        runtime: `onnxruntime`, `openvino` or `openvino_bf16`.
         out: an empty directory.
         length: fixed length of all inputs; `None`: any.
         texts: a file of sentences to compare on; `None`: those of the artifact's task where they can be read.
@@ -54,7 +53,8 @@ def write(
         UserError: no tokenizer, a layer that cannot be exported, a length that the model does not take, a file of
             sentences that cannot be used.
     """
-    extra(runtime, runtime)
+    package = RUNTIMES[runtime].package
+    extra(package, package)
     model, tokenizer = artifact.load(source)
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise UserError(f"artifact: expected one with a fast tokenizer (tokenizer.json), given {source} without")
@@ -73,7 +73,7 @@ def write(
         "edgemin": facts,
     }
     (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
-    start = (FILES / f"predict_{runtime}.py.txt").read_text()
+    start = (FILES / f"predict_{package}.py.txt").read_text()
     (out / "predict.py").write_text(start + (FILES / "predict_main.py.txt").read_text())
     (out / "bench.py").write_text((FILES / "bench.py.txt").read_text())
     found = compare(open_model("torch", source, 1), open_model(runtime, out, 1), tried, len(parts.label_names(model)))
@@ -131,7 +131,7 @@ def _card(
     return f"""# {title(provenance)}, exported by EdgeMIN for {facts["runtime"]}
 
 ```
-pip install {_NEEDS[facts["runtime"]]}
+pip install {RUNTIMES[facts["runtime"]].package} tokenizers
 python predict.py "a gripping story"
 python bench.py threads=2          # latency on this device, into device.json
 ```

@@ -15,7 +15,7 @@ def write(model: PreTrainedModel, runtime: str, out: Path, *, length: int | None
 
     Args:
         model: on the CPU.
-        runtime: `onnxruntime` or `openvino`.
+        runtime: one that opens no artifact.
         out: an existing directory.
         length: fixed length of all inputs; `None`: any.
 

@@ -47,11 +47,11 @@ def start(threads: int) -> None:
     extra("openvino", "openvino").Core().get_property("CPU", "FULL_DEVICE_NAME")
 
 
-def open(path: Path, threads: int) -> OpenVINO:
+def open(path: Path, threads: int, precision: str = "f32") -> OpenVINO:
     """Compile a model for latency.
 
     What is not integer is computed in fp32 (`INFERENCE_PRECISION_HINT`): left alone, OpenVINO takes bf16 on some CPUs,
-    and an fp32 row would not be one.
+    and an fp32 row would not be one. `openvino_bf16` is that runtime, by a name of its own.
 
     The first input of a length takes about 2.5 times as long as later ones of that length, because OpenVINO makes
     kernels for a length when it meets it, and keeps them (12 layers of width 384 in INT8, 6 to 45 tokens in random
@@ -59,7 +59,7 @@ def open(path: Path, threads: int) -> OpenVINO:
     (`CPU_RUNTIME_CACHE_CAPACITY`) gains nothing. Where all inputs are padded to one length, export with it.
     """
     openvino = extra("openvino", "openvino")
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     try:
         compiled = openvino.Core().compile_model(str(path / FILES[0]), "CPU", settings)
     except Exception as error:  # its classes are of many kinds

@@ -42,12 +42,18 @@ class Known(NamedTuple):
     Attributes:
         module: has `open(path, threads)`.
         form: what it opens: an `artifact`, or a file that [`export`][edgemin.deploy] writes: `onnx`, `openvino`.
-        packages: whose versions decide what it answers and how fast. An extra of the runtime's name brings them.
+        packages: whose versions decide what it answers and how fast; the first is the runtime's own, and an extra of
+            its name brings them all.
     """
 
     module: str
     form: str
     packages: tuple[str, ...]
+
+    @property
+    def package(self) -> str:
+        """The runtime's own package."""
+        return self.packages[0]
 
 
 ARTIFACT = "artifact"
@@ -57,6 +63,7 @@ RUNTIMES: dict[str, Known] = {
     "torch_compiled": Known("edgemin.deploy.torch_compiled", ARTIFACT, ("torch",)),
     "onnxruntime": Known("edgemin.deploy.onnx_runtime", "onnx", ("onnxruntime", *_EXPORTER)),
     "openvino": Known("edgemin.deploy.open_vino", "openvino", ("openvino", *_EXPORTER)),
+    "openvino_bf16": Known("edgemin.deploy.open_vino_bf16", "openvino", ("openvino", *_EXPORTER)),
 }
 
 
@@ -72,7 +79,7 @@ def check_names(names: Sequence[str], key: str) -> None:
 
 
 def check_installed(names: Sequence[str], key: str) -> None:
-    """Refuse runtimes that are not installed, or whose files could not be written.
+    """Refuse runtimes that are not installed, whose files could not be written, or that this machine cannot run.
 
     Raises:
         UserError: names the key, what is missing and the extra that brings it.
@@ -82,11 +89,12 @@ def check_installed(names: Sequence[str], key: str) -> None:
             try:
                 importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError as error:
-                raise UserError(
-                    f"{key}: expected {package} to be installed for {name} (pip install 'edgemin[{name}]'), given none"
-                ) from error
+                needed = f"{package} to be installed for {name} (pip install 'edgemin[{RUNTIMES[name].package}]')"
+                raise UserError(f"{key}: expected {needed}, given none") from error
     if "torch_compiled" in names and compiler() is None:
         raise UserError(f"{key}: expected a C++ compiler for torch_compiled (g++, or the one named by CXX), given none")
+    if "openvino_bf16" in names:
+        importlib.import_module(RUNTIMES["openvino_bf16"].module).check(key)
 
 
 def compiler() -> str | None:

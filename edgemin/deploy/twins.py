@@ -157,9 +157,12 @@ class EmbeddingTwin(nn.Module):
         if self.weight_scale.shape == (1, 1):
             return values * self.weight_scale.reshape(())
         scale = functional.embedding(input, self.weight_scale)
-        if self.group is not None:
-            scale = scale.repeat_interleave(self.group, dim=-1)[..., : self.columns]
-        return values * scale
+        if self.group is None:
+            return values * scale
+        # Values are put in their groups, as OpenVINO repeats scales one by one; a last group may be a shorter one.
+        groups = functional.pad(values, (0, -self.columns % self.group)).unflatten(-1, (-1, self.group))
+        scaled: Tensor = (groups * scale.unsqueeze(-1)).flatten(-2)
+        return scaled[..., : self.columns]
 
 
 def _rounded(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgemin import artifact
 from edgemin.deploy.extras import extra
+from edgemin.deploy.runtime import RUNTIMES
 from edgemin.encoder import quantized
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
@@ -26,7 +27,7 @@ def write_grid(source: Path, runtime: str, precision: Precision, out: Path, leng
 
     Args:
         source: the artifact whose shape they have; of a pruned one the widest layer stands for all.
-        runtime: `onnxruntime` or `openvino`.
+        runtime: `onnxruntime`, `openvino` or `openvino_bf16`.
         precision: that in which the pruned model will be served.
         out: an empty directory.
         length: fixed length of all inputs; `None`: any, timed at 128 tokens.
@@ -37,7 +38,7 @@ def write_grid(source: Path, runtime: str, precision: Precision, out: Path, leng
     Raises:
         UserError: the runtime is not installed, or a layer cannot be exported.
     """
-    extra(runtime, runtime)
+    extra(package := RUNTIMES[runtime].package, package)
     model, _ = artifact.load(source)
     outline = widest(quantized.outline(model))
     models = {}

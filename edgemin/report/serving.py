@@ -18,7 +18,7 @@ from edgemin.report.measures import in_runtime, latency
 from edgemin.report.noise import Noise
 from edgemin.report.schema import Run, find, read
 
-EXPORTED = ("onnxruntime", "openvino")  # runtimes that have a bundle
+EXPORTED = ("onnxruntime", "openvino", "openvino_bf16")  # runtimes that have a bundle
 _TIMED = latency("padded", "p50", CORE)
 _MIB = 2**20
 

@@ -85,7 +85,7 @@ class Exports:
             return Exported(path, size_bytes(path))
         content = {
             "artifact": node.key,
-            "runtime": runtime,
+            "form": RUNTIMES[runtime].form,
             "code": code_digest(*EXPORT_CODE, *providers(node)),
             "versions": versions(runtime),
         }
@@ -95,7 +95,7 @@ class Exports:
         whole = [file for file in files if file is not None]
         if len(whole) < len(files):
             # OpenVINO's file is made of the ONNX one, which need not be made twice.
-            both = runtime == "openvino" and "onnxruntime" in self.runtimes
+            both = RUNTIMES[runtime].form == "openvino" and "onnxruntime" in self.runtimes
             onnx = self.of(node, cached, "onnxruntime") if both else None
             with (
                 machine(node),
