@@ -86,7 +86,10 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (("deploy=transformers", "grid=int8"), "deploy: expected onnxruntime, openvino or openvino_bf16 with grid=int8, given transf"),
+        (
+            ("deploy=transformers", "grid=int8"),
+            "deploy: expected onnxruntime, openvino or openvino_bf16 with grid=int8, given transf",
+        ),
         (("deploy=openvino", "grid=int8", "texts=a.csv"), "texts: expected none with grid=int8, whose weights are"),
         (("deploy=openvino", "grid=int3"), "grid: expected a precision (fp32, int8 or int4), given int3"),
     ],
