@@ -88,7 +88,8 @@ def described(path: Path) -> Served:
     known = [name for name, runtime in RUNTIMES.items() if runtime.form != ARTIFACT]
     if own.runtime not in known:
         raise UserError(
-            f"model: expected an artifact, or a bundle for {' or '.join(known)}, given {path}, made for {own.runtime}"
+            f"model: expected an artifact, or a bundle for {', '.join(known[:-1])} or {known[-1]}, given {path}, "
+            f"made for {own.runtime}"
         )
     said = config.id2label, config.problem_type, config.pad_token_id or 0
     return Served(path, own.runtime, *said, own.text_columns, own.texts, own.max_length, own.length)

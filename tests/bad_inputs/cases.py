@@ -451,7 +451,7 @@ SETTINGS = [
     setting("measure=[1]", f"{MEASURES}, given [1]"),
     setting(
         "measure.runtimes=[tflite]",
-        "measure.runtimes: expected torch, torch_compiled, onnxruntime, openvino, given 'tflite'",
+        "measure.runtimes: expected torch, torch_compiled, onnxruntime, openvino, openvino_bf16, given 'tflite'",
         "measure=default",
     ),
     setting(

@@ -134,7 +134,8 @@ def test_a_word_that_cannot_be_is_one_line(
         ({"out": str(file)}, f"out: expected a new or empty directory, given {file}, which is a file"),
         (
             {"deploy": "tflite"},
-            "deploy: expected a format (onnxruntime, openvino or transformers), given tflite (see --help)",
+            "deploy: expected a format (onnxruntime, openvino, openvino_bf16 or transformers), "
+            "given tflite (see --help)",
         ),
         ({"length": "short"}, "length: expected a number of tokens, given short (see --help)"),
         ({"length": "1"}, "length: expected a whole number from 2 to 512, what the model takes, given 1"),

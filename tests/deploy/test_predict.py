@@ -381,7 +381,8 @@ def test_a_model_that_is_none_or_damaged_is_one_line(
     assert line(copied(onnx, "config.json", half=True)).startswith("model: <path>/config.json cannot be read (")
     foreign = (onnx / "config.json").read_bytes().replace(b'"onnxruntime"', b'"tflite"')
     assert line(copied(onnx, "config.json", foreign)) == (
-        "model: expected an artifact, or a bundle for onnxruntime or openvino, given <path>, made for tflite"
+        "model: expected an artifact, or a bundle for onnxruntime, openvino or openvino_bf16, "
+        "given <path>, made for tflite"
     )
     negative = (openvino / "config.json").read_bytes().replace(b'"max_length": 40', b'"max_length": -1')
     assert line(copied(openvino, "config.json", negative)).startswith(

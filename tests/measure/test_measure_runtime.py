@@ -555,7 +555,11 @@ def test_the_profiler_names_the_costliest_operators_and_no_place(tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("runtimes", ["tflite"], "runtimes: expected torch, torch_compiled, onnxruntime, openvino, given 'tflite'"),
+        (
+            "runtimes",
+            ["tflite"],
+            "runtimes: expected torch, torch_compiled, onnxruntime, openvino, openvino_bf16, given 'tflite'",
+        ),
         ("runtimes", [], "runtimes: expected at least one runtime and each once, given []"),
         ("runtimes", ["torch"] * 2, "runtimes: expected at least one runtime and each once, given ['torch', 'torch']"),
         ("runtimes", "torch", "runtimes: expected a list, each entry a string, given 'torch'"),
