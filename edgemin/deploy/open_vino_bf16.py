@@ -1,7 +1,7 @@
 """OpenVINO on the CPU with bf16 for what is not integer: the same file as `openvino`, opened by another hint.
 
-On a CPU with AMX or AVX512-BF16 this is several times as fast as fp32 for a model in float, and for weights of 4 bits,
-whose products are in float; a model in INT8 gains in attention alone. Answers differ by what bf16 rounds.
+On a CPU with AMX a model in float gains much, one with weights of 4 bits too, as its products are in float; a model in
+INT8 gains in attention alone (docs/targets.md has figures). Answers differ by what bf16 rounds.
 """
 
 from __future__ import annotations
