@@ -87,6 +87,8 @@ def _check_place(out: Path) -> None:
         raise UserError(f"out: expected a new or empty directory, given {out}, which is a file")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"out: expected a new or empty directory, given {out}, which is not empty")
+    if out.resolve() == Path.cwd():
+        raise UserError(f"out: expected a directory that can be replaced, given {out}, the one that this runs in")
 
 
 def _check_settings(deploy: str, grid: str | None, length: int | None, texts: Path | None, study: Path | None) -> None:

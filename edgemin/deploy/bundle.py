@@ -16,6 +16,7 @@ from edgemin.deploy import inputs, model_files, torch_eager
 from edgemin.deploy.extras import extra
 from edgemin.deploy.inputs import Inputs
 from edgemin.deploy.runtime import RUNTIMES, Runtime, open_model
+from edgemin.deploy.served import text_settings
 from edgemin.encoder import parts, quantized
 from edgemin.errors import UserError
 
@@ -58,10 +59,9 @@ def write(
     model, tokenizer = artifact.load(source)
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise UserError(f"artifact: expected one with a fast tokenizer (tokenizer.json), given {source} without")
-    longest = torch_eager.longest(model)
-    if length is not None and not 2 <= length <= longest:
-        raise UserError(f"length: expected a whole number from 2 to {longest}, what the model takes, given {length}")
+    torch_eager.check_length(model, length)
     facts, provenance = own(source, model, runtime, length)
+    facts |= text_settings(tokenizer)
     tried = inputs.find(model, copy.deepcopy(tokenizer), provenance, texts, length)
     model_files.write(model, runtime, out, length=length)
     tokenizer.backend_tokenizer.save(str(out / TOKENIZER))

@@ -49,8 +49,9 @@ class Inputs(NamedTuple):
         """How far two sets of logits [N, C] are apart, and what the second scores.
 
         Returns:
-            `examples`, `inputs` (what they are), `largest_difference` of two logits, `agreement` (share of equal
-            answers; `None` where answers are numbers), `metrics` (empty without labels).
+            `examples`, `inputs` (what they are), `largest_difference` of two logits, `largest_logit` of the first set
+            (its absolute value), `agreement` (share of equal answers; `None` where answers are numbers), `metrics`
+            (empty without labels).
         """
         one, other = torch.from_numpy(mine), torch.from_numpy(theirs)
         flips, scores = self.kind.flips(one, other), dict[str, float]()
@@ -60,6 +61,7 @@ class Inputs(NamedTuple):
             "examples": len(mine),
             "inputs": self.origin,
             "largest_difference": float(np.abs(mine - theirs).max()),
+            "largest_logit": float(np.abs(mine).max()),
             "agreement": None if flips is None else 1 - flips / len(mine),
             "metrics": scores,
         }

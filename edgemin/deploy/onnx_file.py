@@ -18,6 +18,7 @@ from edgemin.deploy import attention, twins
 from edgemin.deploy.extras import extra
 from edgemin.encoder import taps
 
+MOST = 2**31 - 2**24  # bytes of weights in one protobuf, some left for the graph
 SAMPLE = (2, 17)  # batch and tokens of the input that is traced: unlike any width of a model, and unequal
 _LOGGERS = ("torch.onnx", "torch.onnx._internal.exporter._registration", "transformers.exporters", "onnxscript")
 
@@ -27,7 +28,8 @@ def write(model: PreTrainedModel, path: Path, *, length: int | None = None) -> N
 
     Args:
         model: an encoder of any family, float or with EdgeMIN's quantized layers, on the CPU.
-        path: of the file, `.onnx`; everything is in it (below 2 GiB).
+        path: of the file, `.onnx`. Everything is in it, up to 2 GB, the most that the format takes: the weights of a
+            larger model are in a second file beside it, of the same name with `.data` behind.
         length: a fixed length of all inputs, for accelerators that need one; then the batch is 1. `None`: any.
 
     Raises:
@@ -47,7 +49,9 @@ def write(model: PreTrainedModel, path: Path, *, length: int | None = None) -> N
         program, _ = exporters.OnnxExporter().export_program(twin, sample, config)
     _check_axes(program, names, fixed=length is not None)
     narrow(program, twin)
-    onnx_ir.save(program, str(path))
+    tensors = [value.const_value for value in program.graph.initializers.values() if value.const_value is not None]
+    larger = sum(tensor.nbytes for tensor in tensors) > MOST
+    onnx_ir.save(program, str(path), external_data=f"{path.name}.data" if larger else None)
 
 
 def _check_axes(program: Any, names: list[str], *, fixed: bool) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from edgemin.deploy.runtime import Runtime, open_model
-from edgemin.deploy.served import TOKENIZER, Served, described
+from edgemin.deploy.served import TOKENIZER, Served, described, text_settings
 from edgemin.errors import UserError, first_line
 from edgemin.plain_text import is_text
 
@@ -61,7 +61,7 @@ class Pipeline:
         assert served.max_length is not None
         self.served, self._runtime, self._tokenizer = served, runtime, tokenizer
         tokenizer.no_padding()
-        tokenizer.enable_truncation(served.max_length)
+        tokenizer.enable_truncation(served.max_length, direction=served.truncation_side)
 
     def __call__(self, inputs: Any, *, top_k: int | EllipsisType | None = ...) -> Any:
         """Answer as transformers' text-classification pipeline does.
@@ -142,8 +142,12 @@ class Pipeline:
         assert self.served.max_length is not None
         if len(text) <= _LONG * self.served.max_length:
             return text
-        parts = self._tokenizer.encode(text).overflowing
-        return text[: max(end for _, end in parts[0].offsets)] if len(parts) > 1 else text
+        parts = self._tokenizer.encode(text).overflowing  # the first stands beside what is kept
+        if len(parts) < 2:
+            return text
+        if self.served.truncation_side == "left":
+            return text[min(start for start, end in parts[0].offsets if end) :]  # special tokens end at 0
+        return text[: max(end for _, end in parts[0].offsets)]
 
     def _batch(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
         """Padded to the longest, rounded up, or to the fixed length."""
@@ -155,7 +159,9 @@ class Pipeline:
         mask, types = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         for row, encoding in enumerate(encodings):
             tokens = len(encoding.ids)
-            ids[row, :tokens], mask[row, :tokens], types[row, :tokens] = encoding.ids, 1, encoding.type_ids
+            ids[row, :tokens], mask[row, :tokens] = encoding.ids, 1
+            if self.served.token_types:
+                types[row, :tokens] = encoding.type_ids
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
     def _probabilities(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -228,8 +234,10 @@ def open_pipeline(served: Served, threads: int = 0) -> Pipeline:
         raise UserError(f"model: {file} is damaged ({first_line(error)})") from error
     runtime = open_model(served.runtime, served.path, threads)
     if served.runtime == "torch":
-        longest = cast("TorchEager", runtime).longest()
-        served = replace(served, max_length=min(served.max_length or longest, longest))
+        opened = cast("TorchEager", runtime)
+        served = replace(served, max_length=min(served.max_length or opened.longest(), opened.longest()))
+        if opened.tokenizer is not None:
+            served = replace(served, **text_settings(opened.tokenizer))
     return Pipeline(served, runtime, tokenizer)
 
 

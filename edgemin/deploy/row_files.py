@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from edgemin.errors import UserError, first_line
+from edgemin.plain_text import is_text
+from edgemin.tab_separated import quoting
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK = 1024
@@ -62,7 +64,9 @@ def schema(path: Path) -> pa.Schema | None:
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # long documents exceed the default, a guard against hostile streams
     with path.open(encoding="utf-8-sig", newline="") as file:
-        cells = csv.reader(file, delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
+        delimiter = _DELIMITERS[path.suffix.lower()]
+        how = quoting(path) if delimiter == "\t" else csv.QUOTE_MINIMAL
+        cells = csv.reader(file, delimiter=delimiter, quoting=how, strict=True)
         header = [name.strip() for name in next(cells, [])]
         if len(set(header)) < len(header):
             raise UserError(f"input: expected distinct column names in {path}, given {', '.join(header)}")
@@ -133,6 +137,9 @@ class Writer(ABC):
 
     def _check(self, rows: Sequence[Row]) -> None:
         for row in rows:
+            if any(isinstance(cell, str) and not is_text(cell) for cell in row.values()):
+                expected = "expected .jsonl, as a cell has half a character (a lone surrogate)"
+                raise UserError(f"output: {expected}, given {self.path}")
             if more := row.keys() - set(self.columns):
                 raise UserError(
                     f"output: expected .jsonl, as not all rows have the same columns ({', '.join(sorted(more))} only "
@@ -216,4 +223,5 @@ def writer(path: Path, columns: Sequence[str], types: Mapping[str, pa.DataType])
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    found = json.dumps(value, ensure_ascii=False, default=str)
+    return found if is_text(found) else json.dumps(value, default=str)  # half a character stays the escape that it was

@@ -132,5 +132,5 @@ def open_model(name: str, path: Path, threads: int) -> Runtime:
 
 
 def taken(batch: Batch, names: Sequence[str]) -> dict[str, Any]:
-    """Those inputs of a batch that a model takes."""
-    return {name: batch[name] for name in names}
+    """Those inputs of a batch that a model takes; a tokenizer that makes no segment ids leaves them to be zeros."""
+    return {name: batch[name] if name in batch else np.zeros_like(batch["input_ids"]) for name in names}

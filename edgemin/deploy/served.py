@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from edgemin.deploy.runtime import ARTIFACT, RUNTIMES
 from edgemin.errors import UserError, first_line
 from edgemin.store.json_file import read_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The names are repeated here because `artifact.py` and `bundle.py` load torch.
 CONFIG, STRUCTURE, PROVENANCE, TOKENIZER = "config.json", "structure.json", "provenance.json", "tokenizer.json"
@@ -34,6 +37,8 @@ class _Bundle(BaseModel):
     max_length: PositiveInt
     length: PositiveInt | None = None
     text_columns: tuple[str, ...] = ()
+    truncation_side: Literal["left", "right"] = "right"
+    token_types: bool = True
 
 
 class _Config(BaseModel):
@@ -57,6 +62,8 @@ class Served:
         texts: of an example, one or two; `None` where that is not recorded.
         max_length: longest input in tokens; `None` until the model is open, where only the model tells.
         length: the length of every input, where the model has a fixed one.
+        truncation_side: where an input that is too long is cut; of an artifact its tokenizer tells when it is opened.
+        token_types: whether the tokenizer's segment ids are used, else all are 0; of an artifact likewise.
     """
 
     path: Path
@@ -68,6 +75,16 @@ class Served:
     texts: int | None
     max_length: int | None
     length: int | None = None
+    truncation_side: Literal["left", "right"] = "right"
+    token_types: bool = True
+
+
+def text_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What transformers knows of a tokenizer beside its `tokenizer.json`: the settings of that name of `Served`."""
+    return {
+        "truncation_side": tokenizer.truncation_side,
+        "token_types": "token_type_ids" in tokenizer.model_input_names,
+    }
 
 
 def described(path: Path) -> Served:
@@ -92,7 +109,8 @@ def described(path: Path) -> Served:
             f"made for {own.runtime}"
         )
     said = config.id2label, config.problem_type, config.pad_token_id or 0
-    return Served(path, own.runtime, *said, own.text_columns, own.texts, own.max_length, own.length)
+    inputs = own.text_columns, own.texts, own.max_length, own.length, own.truncation_side, own.token_types
+    return Served(path, own.runtime, *said, *inputs)
 
 
 def _artifact(path: Path, config: _Config) -> Served:

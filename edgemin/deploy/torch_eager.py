@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edgemin import artifact
 from edgemin.deploy.runtime import Batch
 from edgemin.encoder import quantized, taps
+from edgemin.errors import UserError
 
 
 def longest(model: PreTrainedModel) -> int:
@@ -19,6 +20,17 @@ def longest(model: PreTrainedModel) -> int:
     found = quantized.outline(model).max_tokens
     assert found is not None, "known of every model that there is"
     return found
+
+
+def check_length(model: PreTrainedModel, length: int | None) -> None:
+    """Refuse a fixed length of all inputs that a model does not take.
+
+    Raises:
+        UserError: names the length.
+    """
+    most = longest(model)
+    if length is not None and not 2 <= length <= most:
+        raise UserError(f"length: expected a whole number from 2 to {most}, what the model takes, given {length}")
 
 
 class TorchEager:

@@ -10,6 +10,7 @@ from typing import Any
 from edgemin import artifact
 from edgemin.deploy.extras import extra
 from edgemin.deploy.runtime import RUNTIMES
+from edgemin.deploy.torch_eager import check_length, longest
 from edgemin.encoder import quantized
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
@@ -30,23 +31,25 @@ def write_grid(source: Path, runtime: str, precision: Precision, out: Path, leng
         runtime: `onnxruntime`, `openvino` or `openvino_bf16`.
         precision: that in which the pruned model will be served.
         out: an empty directory.
-        length: fixed length of all inputs; `None`: any, timed at 128 tokens.
+        length: fixed length of all inputs; `None`: any, timed at 128 tokens, or as many as the model takes.
 
     Returns:
         How many models it holds.
 
     Raises:
-        UserError: the runtime is not installed, or a layer cannot be exported.
+        UserError: the runtime is not installed, a layer cannot be exported, or a length that the model does not take.
     """
     extra(package := RUNTIMES[runtime].package, package)
     model, _ = artifact.load(source)
+    check_length(model, length)
     outline = widest(quantized.outline(model))
     models = {}
     for number, (name, shape) in enumerate(shapes(outline).items(), start=1):
         (out / str(number)).mkdir()
         write(model.config, shape, runtime, precision, out / str(number), length)
         models[name] = str(number)
-    told = {"runtime": runtime, "precision": precision, "length": length or LENGTH, "vocabulary": outline.vocabulary}
+    timed = length or min(LENGTH, longest(model))
+    told = {"runtime": runtime, "precision": precision, "length": timed, "vocabulary": outline.vocabulary}
     (out / GRID).write_text(json.dumps({"schema": 1, **told, "shape": _shape(outline), "models": models}, indent=1))
     (out / "bench.py").write_text((FILES / "bench_layers.py.txt").read_text())
     return len(models)

@@ -74,7 +74,7 @@ def with_latency(
     outline = widest(start.outline)
     check_names([wanted.runtime], f"{wanted.key}.runtime")
     own = settings or Measure()
-    how = Measure(runtimes=(wanted.runtime,), length=own.length, threads=own.threads)
+    how = Measure(runtimes=(wanted.runtime,), length=own.length, threads=own.threads, wait_minutes=own.wait_minutes)
     if wanted.table is not None:
         try:
             table = layer_grid.read(Path(wanted.table), outline, wanted.runtime, wanted.precision, own.length)

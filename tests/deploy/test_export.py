@@ -14,6 +14,7 @@ from bundles import SENTENCES, bare, exported, mistake, saved, to_integers, unev
 
 import edgemin
 from edgemin import artifact
+from edgemin.deploy import onnx_file
 from edgemin.deploy.runtime import open_model
 from edgemin.encoder import taps
 from edgemin.errors import UserError
@@ -121,6 +122,17 @@ def test_an_artifact_that_cannot_be_exported_is_one_line(
         assert not list(out.parent.iterdir()), "nothing is left behind"
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_model_too_large_for_one_file_has_two(
+    runtime: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "MOST", 1000)
+    assert exported(f"artifact={source}", f"deploy={runtime}", f"out={tmp_path / 'out'}") == 0
+    files = {path.name for path in open_model(runtime, tmp_path / "out", 1).files()}
+    assert files == {path.name for path in (tmp_path / "out").glob("model.*")}
+    assert files == ({"model.onnx", "model.onnx.data"} if runtime == "onnxruntime" else {"model.xml", "model.bin"})
+
+
 def test_a_word_that_cannot_be_is_one_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +141,8 @@ def test_a_word_that_cannot_be_is_one_line(
     (full / "notes.txt").write_text("mine")
     file.write_text("mine")
     given = {"artifact": str(source), "deploy": "onnxruntime", "out": str(tmp_path / "out")}
+    (empty := tmp_path / "empty").mkdir()
+    monkeypatch.chdir(empty)
     cases: list[tuple[dict[str, str], str]] = [
         ({"out": str(full)}, f"out: expected a new or empty directory, given {full}, which is not empty"),
         ({"out": str(file)}, f"out: expected a new or empty directory, given {file}, which is a file"),
@@ -137,6 +151,7 @@ def test_a_word_that_cannot_be_is_one_line(
             "deploy: expected a format (onnxruntime, openvino, openvino_bf16 or transformers), "
             "given tflite (see --help)",
         ),
+        ({"out": "."}, "out: expected a directory that can be replaced, given ., the one that this runs in"),
         ({"length": "short"}, "length: expected a number of tokens, given short (see --help)"),
         ({"length": "1"}, "length: expected a whole number from 2 to 512, what the model takes, given 1"),
         ({"length": "513"}, "length: expected a whole number from 2 to 512, what the model takes, given 513"),
@@ -151,5 +166,5 @@ def test_a_word_that_cannot_be_is_one_line(
         monkeypatch.setitem(sys.modules, name, None)
         line = f"deploy: expected {name} to be installed (pip install 'edgemin[{name}]'), given none"
         assert mistake([f"{key}={value}" for key, value in (given | {"deploy": name}).items()], capsys) == line
-    assert {path.name for path in tmp_path.iterdir()} == {"full", "file"}
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "file", "empty"}
     assert [path.name for path in full.iterdir()] == ["notes.txt"]

@@ -86,6 +86,20 @@ def test_what_a_configuration_can_say_stays_small_and_equal_to_the_last_bit(tmp_
     assert (config["num_hidden_layers"], config["intermediate_size"]) == (2, 20)
 
 
+def test_large_numbers_may_round_as_they_do(tmp_path: Path) -> None:
+    model = uneven()
+    with torch.no_grad():
+        model.classifier.weight.mul_(1e5)  # type: ignore[union-attr, operator]
+    assert (
+        exported(f"artifact={saved(model, tmp_path / 'artifact')}", "deploy=transformers", f"out={tmp_path / 'out'}")
+        == 0
+    )
+    logits = stock_logits(tmp_path / "out")
+    expected = tiny.logits(model, tokens(SENTENCES))
+    assert expected.abs().max() > 1e4
+    torch.testing.assert_close(logits, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
 @pytest.mark.parametrize(("bits", "activations"), [(8, "static"), (4, "none")])
 def test_integers_become_the_floats_they_stand_for(bits: int, activations: str, tmp_path: Path) -> None:
     model = uneven()

@@ -91,6 +91,11 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
             "deploy: expected onnxruntime, openvino or openvino_bf16 with grid=int8, given transf",
         ),
         (("deploy=openvino", "grid=int8", "texts=a.csv"), "texts: expected none with grid=int8, whose weights are"),
+        (
+            ("deploy=openvino", "grid=int8", "length=513"),
+            "length: expected a whole number from 2 to 512, what the model",
+        ),
+        (("deploy=openvino", "grid=int8", "length=0"), "length: expected a whole number from 2 to 512, what the model"),
         (("deploy=openvino", "grid=int3"), "grid: expected a precision (fp32, int8 or int4), given int3"),
     ],
 )

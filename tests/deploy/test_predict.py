@@ -234,6 +234,13 @@ def test_parquet_keeps_its_types_and_columns_that_are_there_stay(model: Path, tm
     assert (code, "no column predicted_label" in err) == (2, True)
 
 
+def test_half_a_character_stays_what_it_was(model: Path, tmp_path: Path, words: Words) -> None:
+    given, made = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given.write_text('{"sentence": "the plot", "user": "\\ud83d"}\n')
+    assert words(f"model={model}", f"input={given}", f"output={made}")[0] == 0
+    assert [row["user"] for row in read_rows(made)] == ["\ud83d"]
+
+
 def test_pairs_are_read_from_two_columns(tmp_path: Path, words: Words) -> None:
     folder = saved(tmp_path / "pairs", task={**TASK, "text_columns": ["one", "two"], "max_length": 80})
     rows = [{"one": first, "two": second} for first, second in zip(TEXTS[:4], TEXTS[4:8], strict=True)]
@@ -286,6 +293,8 @@ FILES = {
     "object.jsonl": b'{"sentence": {"a": 1}}\n',
     "uneven.jsonl": b'{"sentence": "the plot"}\n' * 1024 + b'{"sentence": "the plot", "more": 1}\n',
     "mixed.jsonl": b'{"sentence": "the plot", "a": 1}\n{"sentence": "the plot", "a": "x"}\n',
+    "late.jsonl": b'{"sentence": "the plot"}\n' * 1024 + b'{"sentence": "the plot", "label": "mine"}\n',
+    "half.jsonl": b'{"sentence": "the plot", "user": "\\ud83d"}\n',
     "there.csv": b"x\n",
 }
 
@@ -326,6 +335,14 @@ FILES = {
         (
             ["input=uneven.jsonl", "output=out.csv"],
             "output: expected .jsonl, as not all rows have the same columns (more only later), given out.csv",
+        ),
+        (
+            ["input=late.jsonl", "output=out.jsonl"],
+            "input: expected a column label from the first rows on or not at all, as that is what is added, given one",
+        ),
+        (
+            ["input=half.jsonl", "output=out.csv"],
+            "output: expected .jsonl, as a cell has half a character (a lone surrogate), given out.csv",
         ),
         (
             ["input=mixed.jsonl", "output=out.parquet"],
