@@ -119,7 +119,7 @@ def _texts(task: Task, split: str, table: Table) -> list[tuple[str, ...]]:
 
 
 def _text(split: str, column: str, row: int, value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN, a table's missing cell
         return ""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         found = f"a {type(value).__name__} in row {row} of {split}"

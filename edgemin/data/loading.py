@@ -21,7 +21,10 @@ import pyarrow.parquet as pq
 from edgemin.data.task import Task
 from edgemin.errors import UserError
 from edgemin.store.content import digest
+from edgemin.tab_separated import quoting
 from edgemin.tasks.base import listed, refusal
+
+log = logging.getLogger(__name__)
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SPLIT_COLUMN = "split"
@@ -142,7 +145,12 @@ def _csv(path: Path) -> Table:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        rows = csv.reader(file, delimiter=separator, strict=True)
+        unquoted = separator == "\t" and quoting(path) == csv.QUOTE_NONE
+        if unquoted:
+            log.warning("%s: quotation marks are taken for characters, as every line is whole without them", path)
+        rows = csv.reader(
+            file, delimiter=separator, quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL, strict=True
+        )
         header = [name.strip() for name in next(rows, [])]
         _check_separator(path, header, separator)
         if len(set(header)) < len(header):

@@ -34,7 +34,8 @@ class Task:
         evaluation_splits: The splits reported. They select nothing.
         max_length: Longest input in tokens; what is longer is cut.
         holdout: Share of train, in [0, 1), that is set aside for early stopping and searches: of texts that are part
-            of no other. What is part of one of them, or shares one of two texts with one, is dropped from train
+            of no other. What is part of one of them and has at least four words, or shares one of two texts with one
+            (but a text that many examples have), is dropped from train
             ([`hold_out`][edgemin.data.holdout.hold_out]).
         max_train_examples: Seeded stratified subset of train (the hold-out is taken from it). None: all.
         labelled_examples: How many examples of train (without the hold-out) have a label, a seeded stratified subset;

@@ -15,6 +15,7 @@ from edgemin.errors import UserError
 STORE, OUTPUTS = "paths.store", "paths.outputs"  # the settings that a refusal names
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # what another place may still allow
 _IN_THE_WAY = "a file stands where a directory is needed"
+_NO_LOCKS = "the file system gives no locks (on NFS: a mount without them)"
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -22,6 +23,8 @@ _REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission to write",
     errno.EPERM: "no permission to write",
+    errno.EBADF: _NO_LOCKS,
+    errno.ENOLCK: _NO_LOCKS,
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
     errno.EISDIR: "a directory stands where a file is needed",

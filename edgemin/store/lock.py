@@ -1,7 +1,8 @@
 """A lock that several processes, of several users, may want: one file under `flock`.
 
-The kernel releases it when its holder dies, even by `kill -9`, and knows who holds it; and it needs no more than the
-right to read the file.
+The kernel releases it when its holder dies, even by `kill -9`, and knows who holds it. The right to read the file is
+enough on a local disk; on NFS, whose locks are those of `fcntl`, it takes the right to write it, so that is asked for
+first.
 """
 
 from __future__ import annotations
@@ -111,13 +112,22 @@ def _open(path: Path, mode: int | None) -> int:
     """Open a file that every user may lock. Never `O_CREAT` on an existing one: Linux forbids that in `/tmp`."""
     while True:
         with suppress(FileNotFoundError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = _open_existing(path)
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             return descriptor
         with suppress(FileExistsError):  # another process was faster
-            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
             if mode is not None:
                 os.fchmod(descriptor, mode)
             return descriptor
+
+
+def _open_existing(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR):
+            raise
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

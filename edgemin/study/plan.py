@@ -5,6 +5,7 @@ Equal prefixes are one node. Everything that can be refused is refused here, bef
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -131,7 +132,30 @@ class _Planner:
                 )
             else:
                 self.notes.append(f"row {spec.name!r} is not scored: no stage up to {spec.path} trains the head")
+        self.notes += self._unequal_controls([row.spec for row in rows])
         return Plan(list(self.nodes.values()), rows, self.notes)
+
+    def _unequal_controls(self, rows: Sequence[RowSpec]) -> list[str]:
+        """Controls that are not trained for as many steps as the stage in whose place they have another."""
+        controls, others = ([row for row in rows if row.control is wanted] for wanted in (True, False))
+        found = []
+        for control, row in itertools.product(controls, others):
+            if row.model != control.model or len(row.stages) != len(control.stages):
+                continue
+            pairs = zip(control.stages, row.stages, strict=True)
+            places = [place for place, (own, theirs) in enumerate(pairs) if own != theirs]
+            if len(places) == 1 and (own := self._steps(control, places[0])) != (theirs := self._steps(row, places[0])):
+                found.append(
+                    f"row {control.name!r} trains for {own:,} steps where {row.name!r} trains for {theirs:,}, so it is "
+                    "no control of equal length; give both the same steps: epochs are of labelled examples where "
+                    "labels are read, else of all texts"
+                )
+        return found
+
+    def _steps(self, row: RowSpec, place: int) -> int:
+        """Of the stage at a place of a row's path."""
+        step = self.nodes["/".join((row.model, *row.stages[: place + 1]))].step
+        return 0 if step is None else step.planned.steps
 
     def node(self, model: str, stages: Sequence[str]) -> Node:
         path = "/".join((model, *stages))

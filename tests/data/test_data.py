@@ -157,6 +157,27 @@ def test_a_regression_keeps_numbers(tmp_path: Path) -> None:
     assert splits.labels == ("label",)
 
 
+def test_a_tsv_that_quotes_nothing_is_read_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = ['"I loved it.\t1', 'It was great."\t0', 'a "fine" film\t1', '"so" he said\t0']
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    read = load(own(tmp_path)).train
+    assert [text for (text,) in read.texts] == [line.partition("\t")[0] for line in lines]
+    assert read.labels.tolist() == [1, 0, 1, 0] and "quotation marks are taken for characters" in caplog.text
+
+
+def test_a_tsv_that_quotes_its_cells_may_have_breaks_in_them(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text('text\tlabel\n"one\nof ""two"" lines"\t1\n"a tab\there"\t0\n')
+    assert load(own(tmp_path)).train.texts == [('one\nof "two" lines',), ("a tab\there",)]
+
+
+def test_a_missing_text_is_no_word(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text('{"text": NaN, "label": 1}\n{"text": "fine", "label": 0}\n')
+    assert "1 empty in train, the first in row 1" in refused(own(tmp_path))
+
+
 # --- data sets in the Hub's layout ------------------------------------------------------------------------
 
 

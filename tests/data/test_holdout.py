@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgemin.data.examples import Examples
-from edgemin.data.holdout import hold_out, parts_inside
+from edgemin.data.holdout import hold_out, parts_inside, stratified
 from edgemin.data.task import Task, find_kind
 from edgemin.errors import UserError
 
@@ -109,6 +109,31 @@ def test_of_pairs_train_shares_no_text_with_the_hold_out(caplog: pytest.LogCaptu
     rest = [pair for pair in rows if not set(pair) & out]
     assert train.texts == rest and len(rest) < 180
     assert "each shares a text with a held-out one" in caplog.text
+
+
+@pytest.mark.parametrize("aspect", ["aspect {}", ""])
+def test_a_second_text_that_many_examples_have_gives_none_away(aspect: str) -> None:
+    rows = [(f"review {number} of a film", aspect.format(number % 3)) for number in range(200)]
+    train, held = hold_out(task(0.1, columns=2), KIND, examples(*rows))
+    assert (len(train), len(held)) == (180, 20)
+
+
+def test_a_draw_is_fair_to_many_small_strata() -> None:
+    drawn = np.zeros(150 * 20)
+    for seed in range(200):
+        rows = stratified(np.repeat(np.arange(150), 20), 100, (seed, 0))
+        assert len(np.unique(rows)) == 100 and np.bincount(rows // 20, minlength=150).max() == 1
+        drawn[rows] += 1
+    by_stratum = drawn.reshape(150, 20).sum(1) / 200  # 2/3 are expected, with a deviation of 0.033
+    assert abs(by_stratum - 2 / 3).max() < 0.15
+
+
+def test_a_draw_keeps_shares_to_within_a_row() -> None:
+    strata = np.repeat(np.arange(4), (500, 301, 150, 49))
+    for seed in range(20):
+        taken = np.bincount(strata[stratified(strata, 97, (seed, 0))])
+        assert taken.sum() == 97 and (abs(taken - 0.097 * np.bincount(strata)) < 1).all()
+    assert np.array_equal(stratified(strata, 1000, (0, 0)), np.arange(1000)) and not len(stratified(strata, 0, (0, 0)))
 
 
 def test_where_nothing_is_given_away_nothing_is_dropped_or_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -65,3 +67,20 @@ def test_what_is_shared_keeps_out_who_wants_it_alone(tmp_path: Path) -> None:
     second.release()
     assert alone.acquire(deadline=0)
     alone.release()
+
+
+def test_a_lock_asks_to_write_as_nfs_needs_it_and_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, opened = Lock(tmp_path / "lock"), os.open
+    for _ in range(2):  # made, then found
+        lock.acquire()
+        assert lock.descriptor is not None and fcntl.fcntl(lock.descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        lock.release()
+
+    def read_only(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert lock.acquire()
+    lock.release()

@@ -375,6 +375,13 @@ def test_a_row_without_a_trained_head_is_refused_when_it_is_named() -> None:
     assert line.startswith("stages: expected a stage that trains the head on toy") and "'Bare'" in line
 
 
+def test_a_control_of_other_length_is_told_of() -> None:
+    epochs = ("order=distill", "distill.task_weight=0", "distill.steps=null", "distill.epochs=2")
+    assert not [note for note in studies.plan(*epochs).notes if "control" in note]
+    (note,) = [note for note in studies.plan(*epochs, "task.labelled_examples=32").notes if "control" in note]
+    assert note.startswith("row 'Control: no teacher' trains for ") and "give both the same steps" in note
+
+
 def test_a_prefix_with_a_stale_head_is_left_out_with_a_note() -> None:
     plan = studies.plan("stages=[finetune,distill,finetune]")
     assert [row.spec.path for row in plan.rows][1:] == ["student/finetune", "student/finetune/distill/finetune"]
