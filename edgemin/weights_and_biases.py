@@ -25,7 +25,7 @@ from edgemin.tracking import Tracker
 # What the W&B server accepts.
 _MAX_NAME, _MAX_TAG, _MAX_ID = 128, 64, 128
 _MIB = 2**20
-# The runtime whose size and latency a row is compared by.
+# The runtime whose file is the size that a row is compared by.
 _RUNTIME = "torch"
 # Of a configuration, what says where things lie and how they are logged, not what was asked for.
 _PRIVATE = ("logger", "paths", "plan")
@@ -38,8 +38,8 @@ class WandbTracker(Tracker):
     """Weights & Biases beside `training.csv`: a run per job, in `<run_dir>/wandb`.
 
     A stage's metrics are named `<stage>/<metric>` over an axis of their own, `<stage>/step`. The summary has what
-    jobs are compared by: `final/<metric>`, `final/size_mib`, `final/latency_ms`, `final/retained` of the last
-    row that is no control, and the same of every row under `row/<row>/`. All else is in the table `stages`; a
+    jobs are compared by: `final/<metric>`, `final/size_mib`, `final/latency_<runtime>_ms`, `final/retained` of the
+    last row that is no control, and the same of every row under `row/<row>/`. All else is in the table `stages`; a
     figure is logged as `figure_<name>`.
 
     The same job in the same directory goes on in its run. Console, code, git, the command line, names of user and host
@@ -236,22 +236,24 @@ def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(row: Mapping[str, Any], task: Mapping[str, Any] | None) -> dict[str, float]:
-    """What a row is compared by: the task's first metric, `size_mib`, `latency_ms` (p50, padded), `retained`.
+    """What a row is compared by: the task's first metric, `size_mib`, `latency_<runtime>_ms`, `retained`.
 
     Args:
         row: as in `run.json`.
         task: likewise; its metric on its first split.
 
     Returns:
-        Plain numbers; `retained` is the metric over the teacher's. What is not known is absent.
+        Plain numbers; latencies are p50, padded, in every runtime that was timed, `retained` is the metric over the
+        teacher's. What is not known is absent.
     """
     found: dict[str, float] = {}
     if task is not None:
         found[task["metric"]] = row["metrics"][task["name"]][task["splits"][0]][task["metric"]]
-    cost = row["cost"]["runtimes"][_RUNTIME]
-    found["size_mib"] = cost["size_bytes"] / _MIB
-    if latency := cost.get("latency_ms"):
-        found["latency_ms"] = latency["padded"]["p50"]
+    runtimes = row["cost"]["runtimes"]
+    found["size_mib"] = runtimes[_RUNTIME]["size_bytes"] / _MIB
+    for name, cost in runtimes.items():
+        if latency := cost.get("latency_ms"):
+            found[f"latency_{name}_ms"] = latency["padded"]["p50"]
     retained = (row["delta"].get("teacher") or {}).get("metric_retained")
     if retained is not None:
         found["retained"] = retained

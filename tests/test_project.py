@@ -27,7 +27,7 @@ PACKAGE = REPOSITORY / "edgemin"
 
 # The lowest layer first: a module imports from its own and those above it here; `a.b` stands with `a` unless named.
 LAYERS = (
-    ("edgemin", "errors", "medians", "plain_text", "store"),
+    ("edgemin", "errors", "medians", "plain_text", "store", "tab_separated"),
     ("config", "progress", "toy"),
     ("processes",),
     ("cli",),

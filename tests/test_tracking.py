@@ -173,7 +173,7 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
             "final/retained": 0.875,
             "row/Teacher/accuracy": 0.9,
             "row/Teacher/size_mib": 2.0,
-            "row/Teacher/latency_ms": 3.5,
+            "row/Teacher/latency_torch_ms": 3.5,
             "row/+ Distillation/accuracy": 0.8,
             "row/+ Distillation/size_mib": 1.0,
             "row/+ Distillation/retained": 0.875,
@@ -186,6 +186,12 @@ def test_two_offline_jobs_of_one_process_leave_two_whole_runs(
 def test_a_row_without_a_task_has_its_size_alone() -> None:
     cost = {"runtimes": {"torch": {"size_bytes": 2**20}}}
     assert headline({"cost": cost, "delta": {"teacher": {}}, "metrics": {}}, None) == {"size_mib": 1.0}
+
+
+def test_a_row_has_its_latency_in_every_runtime_that_was_timed() -> None:
+    timed = {"size_bytes": 2**20, "latency_ms": {"padded": {"p50": 1.25}}}
+    row = {"metrics": {}, "delta": {}, "cost": {"runtimes": {"torch": {"size_bytes": 2**20}, "openvino": timed}}}
+    assert headline(row, None) == {"size_mib": 1.0, "latency_openvino_ms": 1.25}
 
 
 class Server:
@@ -306,7 +312,7 @@ def test_a_sweep_has_a_run_of_its_own_with_table_and_figures(tmp_path: Path) -> 
     assert [line[:5] for line in tables["rows"]["data"]] == [
         [number, f"seed={number}", number, row["name"], row["control"]] for number in (0, 1) for row in ROWS
     ]
-    assert tables["rows"]["columns"][5:] == ["accuracy", "size_mib", "latency_ms", "retained"]
+    assert tables["rows"]["columns"][5:] == ["accuracy", "size_mib", "latency_torch_ms", "retained"]
     assert tables["stages"]["data"] == [["Teacher", "90.0"]]
     assert list(files.glob("media/images/figure_pareto*.png"))
     assert wandb.run is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,7 +27,8 @@ class Mark:
     """One artifact, folded over seeds.
 
     Args:
-        method: the value of `quantize` in the sweep, or the row's name.
+        method: the value of `quantize` in the sweep where one row ends in that stage; else the row's name, and that
+            value behind it where the row has the stage.
         granularity: what shares a scale.
         bits: of the weights of its Linears.
         value: the primary metric, a fraction.
@@ -44,7 +45,7 @@ def bits_figures(study: Study) -> list[Drawing]:
     made = []
     for task in study.tasks:
         groups = [group for group in study.groups if group.task == task]
-        marks = [mark for group in groups for mark in _marks(study, group)]
+        marks = list(dict.fromkeys(mark for group in groups for mark in _marks(study, group)))
         methods = {(mark.method, mark.granularity) for mark in marks}
         if len({(mark.method, mark.granularity, mark.bits) for mark in marks}) == len(methods):
             continue  # no line has a second point: that one method has fewer bits than another says nothing of bits
@@ -113,8 +114,7 @@ def _falling(mark: Mark) -> int:
 
 def _marks(study: Study, group: Group) -> list[Mark]:
     """The marks of rows whose weights have uniform bits; mixed ones have no place on this axis."""
-    found = []
-    labels = dict(zip(study.keys, group.labels, strict=True))
+    found: list[tuple[Mark, list[str]]] = []
     for name, line in group.lines.items():
         metric = line.runs[0].task.metric or "accuracy"
         findings, value = line.rows[0].findings, m.own_metric(metric).fold(line)
@@ -122,8 +122,16 @@ def _marks(study: Study, group: Group) -> list[Mark]:
             continue
         bits = _bits(findings.quantization)
         if bits is not None:
-            found.append(Mark(labels.get(_METHOD) or name, str(findings.quantization.granularity), bits, value))
-    return found
+            found.append((Mark(name, str(findings.quantization.granularity), bits, value), line.rows[0].stages))
+    label = dict(zip(study.keys, group.labels, strict=True)).get(_METHOD)
+    alone = sum(stages[-1:] == [_METHOD] for _, stages in found) == 1
+
+    def method(name: str, stages: list[str]) -> str:
+        if label is None or _METHOD not in stages:
+            return name
+        return label if alone and stages[-1] == _METHOD else f"{name}, {label}"
+
+    return [replace(mark, method=method(mark.method, stages)) for mark, stages in found]
 
 
 def _bits(quantization: Quantization) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from edgemin.report.answered import BINS, Answered, calibration_error, of_seeds
 from edgemin.report.entries import Entry, entries
 from edgemin.report.fold import Statistic, Study, statistic
 from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table
-from edgemin.report.statistics import CHANCE, holm, mcnemar_mid_p, over_seeds, shared_by_seeds
+from edgemin.report.statistics import CHANCE, Spread, holm, mcnemar_mid_p, over_seeds, shared_by_seeds
 from edgemin.report.stored import Examples
 
 FEWEST = 50
@@ -186,15 +186,23 @@ def _p(pairs: Sequence[tuple[Answered, ...]], mask: NDArray[np.bool_]) -> float:
     differences = np.stack([own.right[mask].astype(float) - parent.right[mask] for own, parent in pairs])
     if len(differences) == 1:
         return mcnemar_mid_p(int((differences < 0).sum()), int((differences > 0).sum()))
-    values = differences.mean(1)
-    return over_seeds(list(values), shared_by_seeds(differences)).p(float(values.mean()))
+    return _spread(differences).p(float(differences.mean()))
 
 
 def _mean(values: Iterable[NDArray[np.bool_] | NDArray[np.float64]]) -> Statistic:
-    """The mean over the examples of a slice, folded over seeds."""
-    found = statistic(float(np.mean(each)) for each in values)
+    """The mean over the examples of a slice, folded over seeds; of several with the interval that `_p` goes with."""
+    every = np.stack([each.astype(float) for each in values])
+    found = statistic(every.mean(1).tolist())
     assert found is not None
-    return found
+    if found.n == 1:
+        return found
+    low, high = _spread(every).around(found.mean)
+    return replace(found, low=low, high=high, examples=every.shape[1])
+
+
+def _spread(per_example: NDArray[np.float64]) -> Spread:
+    """How far the mean of `[S, N]` may be from that of other seeds and other examples."""
+    return over_seeds(per_example.mean(1).tolist(), shared_by_seeds(per_example))
 
 
 def _notes(study: Study, every: Sequence[_Row]) -> list[str]:

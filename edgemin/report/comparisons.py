@@ -10,8 +10,10 @@ from edgemin.report import paired
 from edgemin.report import statistics as st
 from edgemin.report.controls import controlled
 from edgemin.report.entries import Entry, entries
+from edgemin.report.fields import Row
 from edgemin.report.fold import Line, Study
 from edgemin.report.paired import Estimate, Score
+from edgemin.report.schema import Run
 
 Role = Literal["parent", "control", "teacher", "declared"]
 MARGIN = 0.01
@@ -125,32 +127,35 @@ def _pairs(study: Study) -> Iterator[_Pair]:
             if run.task.name is None or run.first_split is None or run.task.metric is None:
                 continue
             score = Score(run.task.name, run.first_split, run.task.metric)
-            declared = [other for name, other in run.order.comparisons if name == entry.name]
-            by_default = not any(one.order.comparisons for one in study.runs)
-            seen = {line.rows[0].name}
-            for role, other in [*_others(line), *(("declared", name) for name in declared)]:
-                against = _named(line, other)
-                if other not in seen and against is not None:
-                    is_declared = other in declared or (by_default and role in ("parent", "control"))
-                    yield _Pair(entry, other, role, is_declared, line, against, score)
+            asked = [one for own, row in zip(line.runs, line.rows, strict=True) for one in _others(own, row)]
+            family = {other for _, other, belongs in asked if belongs}
+            seen = {entry.name}
+            for role, other, _ in asked:
+                if other not in seen and (against := _named(line, other)) is not None:
+                    yield _Pair(entry, other, role, other in family, line, against, score)
                 seen.add(other)
 
 
-def _others(line: Line) -> list[tuple[Role, str]]:
-    """The rows that a row is compared with, by name: what it was made from, its controls, the teacher."""
-    run, row = line.runs[0], line.rows[0]
+def _others(run: Run, row: Row) -> list[tuple[Role, str, bool]]:
+    """The rows that a job compares a row with, by name: what it was made from, its controls, the teacher, the declared.
+
+    With each, whether the pair is one of the job's family.
+    """
     parent, teacher = run.reference("parent", row), run.reference("teacher", row)
     controls = [one for one in run.rows if one.control and row.name in (other.name for other in controlled(run, one))]
+    declared = [other for name, other in run.order.comparisons if name == row.name]
     found: list[tuple[Role, str]] = [("parent", parent.name)] if parent is not None else []
     found += [("control", one.name) for one in controls]
-    return found + ([("teacher", teacher.name)] if teacher is not None and row.model != teacher.model else [])
+    found += [("teacher", teacher.name)] if teacher is not None and row.model != teacher.model else []
+    found += [("declared", other) for other in declared]
+    by_default = () if run.order.comparisons else ("parent", "control")
+    return [(role, other, other in declared or role in by_default) for role, other in found]
 
 
 def _named(line: Line, name: str) -> Line | None:
-    """The rows of a name in the jobs of a line; None where one has none."""
-    found = [next((row for row in run.rows if row.name == name), None) for run in line.runs]
-    rows = tuple(row for row in found if row is not None)
-    return Line(line.runs, rows) if len(rows) == len(found) else None
+    """The rows of a name in those jobs of a line that have one; None where none has."""
+    found = [(run, row) for run in line.runs for row in run.rows if row.name == name]
+    return Line(tuple(run for run, _ in found), tuple(row for _, row in found)) if found else None
 
 
 def _judged(pair: _Pair, found: Estimate, corrected: float | None, margin: float) -> Comparison:

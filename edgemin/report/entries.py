@@ -11,8 +11,10 @@ from edgemin.report.schema import Run
 
 ALL = "all"
 """The label of a row that a swept key does not touch."""
-_OF_ITS_JOB = {"cost": Costs(), "delta": Delta(), "made_from": None}
+_OF_ITS_JOB = {"cost": Costs(), "delta": Delta(), "made_from": None, "predictions": None}
 """Defaults for the fields of a row that depend on its job and not on its artifact, so that rows can be compared."""
+_MEASURED = "latency in "
+"""Begins the note that sets what was measured beside what a pruning was asked for."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def _found(run: Run, row: Row) -> object:
     """What must be equal for two rows to be one; unique where it is not known what was scored."""
     if row.artifact is None:
         return id(row)
-    own, cost = row.model_copy(update=_OF_ITS_JOB), row.cost
+    said = [note for note in row.notes if not note.startswith(_MEASURED)]
+    own, cost = row.model_copy(update={**_OF_ITS_JOB, "notes": said}), row.cost
     counted = cost.params, cost.params_visible, cost.macs, cost.flops
     runtimes = {name: (one.size_bytes, one.threads, one.energy_source) for name, one in cost.runtimes.items()}
     is_measured = any(one.latency_ms is not None for one in cost.runtimes.values())

@@ -23,6 +23,7 @@ class Task(Fields):
     """What was learnt; nothing of it is known of a run of architectures alone."""
 
     name: Text = None
+    path: Text = None
     metric: Text = None
     splits: list[str] = []
     labels: list[str] = []

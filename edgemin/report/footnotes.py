@@ -106,7 +106,7 @@ def timing_notes(measure: Measure, run: Run, row: Row) -> list[str]:
         notes.append(UNSTABLE)
     if measure.cost(row).measured_beside_other_work and (measure.form is not None or measure.is_energy):
         notes.append(BESIDE)
-    if measure.runtime == TORCH and row.findings.quantization is not None:
+    if (measure.runtime or "").startswith(TORCH) and row.findings.quantization is not None:  # compiled or not
         notes.append(SIMULATED)
     return notes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,25 @@ from edgemin.report.titles import split_title, task_title
 
 MOST = 10
 """So many examples are listed for each task."""
+
+
+class _Data(NamedTuple):
+    """A split whose rows are numbered."""
+
+    task: str
+    split: str
+    path: str | None
+    subset: str | None
+
+    @property
+    def title(self) -> str:
+        """The task and the split."""
+        return f"{task_title(self.task)} {split_title(self.split)}"
+
+    @property
+    def full(self) -> str:
+        """The same with the data, where several jobs read others."""
+        return f"{self.title} of {', '.join(str(part) for part in (self.path, self.subset) if part)}"
 
 
 @dataclass
@@ -47,13 +67,15 @@ class _Counts:
 
 def table(study: Study) -> Table | None:
     """The examples that most models get wrong although parent and teacher have them right; None if there is none."""
-    found: dict[str, _Counts] = {}
+    counted: dict[_Data, _Counts] = {}
     for entry in entries(study):
         (line,) = entry.lines.values()
         run = line.runs[0]
+        data = _Data(run.task.name or "", run.first_split or "", run.task.path, run.chosen("task", "subset"))
         for own, parent, teacher in of_seeds(line, "parent", "teacher"):
-            split = f"{task_title(run.task.name or '')} {split_title(run.first_split or '')}"
-            found.setdefault(split, _Counts()).add(own, parent, teacher, run.task.labels)
+            counted.setdefault(data, _Counts()).add(own, parent, teacher, run.task.labels)
+    titles = Counter(data.title for data in counted)
+    found = {data.title if titles[data.title] == 1 else data.full: counts for data, counts in counted.items()}
     rows = [
         (
             Cell(split),
@@ -75,9 +97,9 @@ def table(study: Study) -> Table | None:
         Column("broken_models", "Broken by", "", 1.0, 0, level=CORE),
         Column("models_with_parent_and_teacher_right", "of", "", 1.0, 0, level=CORE),
     )
-    counted = ", ".join(f"{counts.models} models on {split}" for split, counts in found.items())
+    models = ", ".join(f"{counts.models} models on {split}" for split, counts in found.items())
     notes = (
-        f"of {counted} (rows that were made from another, in every seed): how many get an example wrong, of those "
+        f"of {models} (rows that were made from another, in every seed): how many get an example wrong, of those "
         "whose parent and teacher both have it right",
         "row: its number in the split as the data set has it, counted from 0",
     )

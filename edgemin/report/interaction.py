@@ -24,11 +24,9 @@ from edgemin.report.fields import Ablation, Row
 from edgemin.report.fold import Group, Line, Statistic, Study, statistic
 from edgemin.report.footnotes import BESIDE, SIMULATED, UNSTABLE, timing_notes
 from edgemin.report.grid import CORE, FULL, Cell, Column, Footnotes, Table, written
-from edgemin.report.measure import Measure
+from edgemin.report.measure import Measure, with_interval
 from edgemin.report.noise import Floor, Noise, within
-from edgemin.report.paired import Estimate, Score, estimate
 from edgemin.report.schema import Run
-from edgemin.report.statistics import CHANCE
 from edgemin.report.titles import metric_word
 
 _LEFT_OUT = "leave_one_out"
@@ -143,7 +141,7 @@ def sentences(study: Study) -> list[str]:
         for measure in _measures(study, [known]):
             effects = [effect for effect in _fold(measure, known, asked) if effect is not None]
             if effects and measure.is_metric:
-                points.append(_sum(measure, asked, effects, known))
+                points.append(_sum(measure, asked, effects))
             elif effects and measure.column.level == CORE:
                 ratios.append(_words(measure, effects[-1], known, noise.floor(measure)))
         labels = ", ".join(f"{key}={label}" for key, label in zip(study.keys, group.labels, strict=True))
@@ -217,10 +215,18 @@ def _values(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]]) -> lis
 
 
 def _fold(measure: Measure, known: Sequence[tuple[Run, Sequence[Row]]], asked: Question) -> list[Statistic | None]:
-    """Every effect, formed in each seed by itself and then folded."""
+    """Every effect, formed in each seed by itself and then folded; of a metric with the interval of its answers."""
     form = _weighted if measure.is_metric else _ratio
-    seeds = _values(measure, known)
-    return [statistic(form(weights, numbers) for numbers in seeds) for weights in asked.effects.values()]
+    seeds, runs = _values(measure, known), tuple(run for run, _ in known)
+    lines = [Line(runs, rows) for rows in zip(*(rows for _, rows in known), strict=True)]
+    effects = []
+    for weights in asked.effects.values():
+        # what is added first: a difference of two is then one of a pair
+        terms = [(weight, line) for weight, line in zip(weights, lines, strict=True) if weight]
+        terms.sort(key=lambda term: -term[0])
+        value = statistic(form(weights, numbers) for numbers in seeds)
+        effects.append(with_interval(value, terms, measure.score(runs[0])))
+    return effects
 
 
 def _weighted(weights: Numbers, numbers: Numbers) -> float:
@@ -235,14 +241,12 @@ def _cell(value: Statistic | None, floor: Floor | None, footnotes: Footnotes) ->
     return Cell(value, footnotes.mark(within(floor, value) if value is not None else []))
 
 
-def _sum(
-    measure: Measure, asked: Question, effects: Sequence[Statistic], known: Sequence[tuple[Run, Sequence[Row]]]
-) -> str:
+def _sum(measure: Measure, asked: Question, effects: Sequence[Statistic]) -> str:
     """Of a metric: what each stage does, their sum, what they do together, and whether the difference is noise."""
-    column = _column(measure)
+    factor = measure.column.factor
 
     def points(value: Statistic) -> str:
-        return f"{'+' if value.mean > 0 else ''}{written(value, column, 2)}"
+        return f"{'+' if value.mean > 0 else ''}{factor * value.mean:z.2f}"
 
     *own, together, summed, interaction = effects
     each = ", ".join(f"{stage} {points(value)}" for stage, value in zip(asked.stages, own, strict=True))
@@ -251,23 +255,12 @@ def _sum(
         f"{metric_word(measure.name)} changes by {each} {where}: {points(summed)} in sum, {points(together)} together; "
         f"the difference is {points(interaction)} points"
     )
-    found = _estimate(measure.name, asked, known)
-    if found is None:
+    low, high = interaction.low, interaction.high
+    if low is None or high is None:
         return said
-    low, high = (f"{column.factor * end:z.2f}" for end in (found.low, found.high))
-    noise = ", which may be chance alone" if found.p > CHANCE else ""
-    return f"{said} (95 % interval {low} to {high}{noise})"
-
-
-def _estimate(metric: str, asked: Question, known: Sequence[tuple[Run, Sequence[Row]]]) -> Estimate | None:
-    """The interaction in a metric from the answers to every example; None where these were not kept."""
-    runs = tuple(run for run, _ in known)
-    task, split = runs[0].task.name, runs[0].first_split
-    if task is None or split is None:
-        return None
-    lines = [Line(runs, rows) for rows in zip(*(rows for _, rows in known), strict=True)]
-    *_, weights = asked.effects.values()
-    return estimate(list(zip(weights, lines, strict=True)), Score(task, split, metric))
+    alone = " for other seeds alone" if interaction.examples is None else ""
+    noise = ", which may be chance alone" if low <= 0 <= high else ""
+    return f"{said} (95 % interval{alone} {factor * low:z.2f} to {factor * high:z.2f}{noise})"
 
 
 def _words(measure: Measure, value: Statistic, known: Sequence[tuple[Run, Sequence[Row]]], floor: Floor | None) -> str:

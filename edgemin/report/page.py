@@ -10,7 +10,7 @@ from edgemin.report.fields import Host
 from edgemin.report.fold import Study
 from edgemin.report.gate import gate_details
 from edgemin.report.grid import Table
-from edgemin.report.render import escape_markdown, markdown
+from edgemin.report.render import escape_markdown, markdown, markdown_paragraph
 
 _FOLDED_AWAY_FROM = 40
 """Tables of more rows than this open on a click."""
@@ -74,7 +74,7 @@ def failed_jobs(finished: int, failed: Sequence[str]) -> str:
 def _list(title: str, items: Sequence[str]) -> list[str]:
     if not items:
         return []
-    return [f"## {title}", "", *(f"- {escape_markdown(item)}" for item in items), ""]
+    return [f"## {title}", "", *(f"- {markdown_paragraph(item)}" for item in items), ""]
 
 
 def _facts(study: Study) -> list[str]:

@@ -258,8 +258,9 @@ def _block(key: tuple[str, str | None], measure: Measure, lines: list[Entry], pu
     cells = []
     for entry in lines:
         figure = published.rows[entry.name].get(key, Figure(None))
-        ours = entry.line(None)
-        value = ours.fold(lambda run, row: _ours(measure, task, run, row)) if ours is not None else None
+        line = entry.line(None)
+        ours = _ours(measure, task, line.runs[0], line.rows[0]) if line is not None else None
+        value = ours.fold(line) if line is not None and ours is not None else None
         cells.append((figure, value, _difference(figure, value, measure)))
     if not any(value is not None for _, value, _ in cells):
         return None
@@ -279,19 +280,20 @@ def _block(key: tuple[str, str | None], measure: Measure, lines: list[Entry], pu
     return _Block(measure, (theirs, shown, less), cells)
 
 
-def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> float | None:
-    """Our number: a metric on the task's first split that has it; a cost of the job's own task.
+def _ours(measure: Measure, task: str | None, run: Run, row: Row) -> Measure | None:
+    """Our measure: a metric on the task's first split that has it; a cost of the job's own task.
 
     Other tasks that it was scored on have timings on their own sentences; padded to one length, those of every task
     take the same time.
     """
     if measure.is_metric:
-        scores = (row.score(task, split, measure.name) for split in row.metrics.get(task or "", {}))
-        return next((score for score in scores if score is not None), None)
+        splits = row.metrics.get(task or "", {})
+        split = next((split for split, found in splits.items() if found.get(measure.name) is not None), None)
+        return replace(measure, task=task, split=split) if split is not None else None
     if measure.form == "task" and task in row.transfer:
-        return replace(measure, form="transfer", task=task).read(run, row)
+        return replace(measure, form="transfer", task=task)
     is_its = task in (None, run.task.name) or (measure.form == "padded" and task in row.transfer)
-    return measure.read(run, row) if is_its else None
+    return measure if is_its else None
 
 
 def _in_percent(measure: Measure) -> bool:

@@ -55,13 +55,18 @@ def markdown(table: Table) -> str:
             cells = [cell(text, row[place].marks) for text, place in zip(texts, places, strict=True)]
             lines.append("| " + " | ".join(cells) + " |")
     for mark, note in table.footnotes:
-        lines += ["", (f"<sup>{mark}</sup> " if mark else "") + escape_markdown(note)]
+        lines += ["", f"<sup>{mark}</sup> {escape_markdown(note)}" if mark else markdown_paragraph(note)]
     return "\n".join(lines) + "\n"
 
 
 def escape_markdown(text: str) -> str:
     """Text that no Markdown reader takes for markup."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", printable(text))
+
+
+def markdown_paragraph(text: str) -> str:
+    """The same at the beginning of a line or an item, where `+ `, `- `, `# ` or `1. ` begins an item or a heading."""
+    return re.sub(r"^(#*|\d*)([-+#.)])(?=\s|$)", r"\1\\\2", escape_markdown(text))
 
 
 def comma_separated(table: Table) -> str:

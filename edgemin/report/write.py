@@ -27,7 +27,7 @@ from edgemin.report.render import FORMATS
 from edgemin.report.runtimes_figure import latencies
 from edgemin.report.schema import Run, find, read
 from edgemin.report.sensitivity_figure import sensitivities
-from edgemin.report.tables import tables
+from edgemin.report.tables import explained, tables
 
 PAGE = "report.md"
 
@@ -240,7 +240,7 @@ def _with_published(study: Study, built: list[Table]) -> tuple[list[Table], list
     except UserError as error:
         # Our own numbers must not be lost over somebody else's.
         return built, [f"Published figures: {error}"]
-    return built + ([table] if table is not None else []), []
+    return built + ([explained(table)] if table is not None else []), []
 
 
 def _locate(name: str, runs: Sequence[Run]) -> Path | None:

@@ -50,14 +50,14 @@ def read(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, dic
     check_paths(cfg)
     context, references = HydraConfig.get(), _references(cfg)
     _check_keys(plain, references)
-    chosen = {override.partition("=")[0].lstrip("+~") for override in context.overrides.task}
     given = _given(context.overrides.task, references)
     for key in given:
         group = key.partition(".")[0]
         if group != key and group in plain and plain[group] is None:
             raise UserError(_turned_off(key))
-    if plain.get("stages") is not None and "order" in chosen:
-        raise UserError("stages: expected either stages=[...] or order=<name>, given both")
+    of_order = [key for key in given if key.partition(".")[0] == "order"]
+    if plain.get("stages") is not None and of_order:
+        raise UserError(f"stages: expected no keys of order beside stages=[...], given {', '.join(of_order)}")
     job = {
         "number": context.job.num if context.mode is RunMode.MULTIRUN else 0,
         # what launches a sweep makes no difference to its results

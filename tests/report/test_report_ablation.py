@@ -14,9 +14,10 @@ import run_json
 from report_tables import cell, mean, notes, study
 from safetensors.numpy import save_file
 
-from edgemin.report import interaction, render, schema, tables, write
+from edgemin.report import interaction, paired, render, schema, tables, write
 from edgemin.report.fold import Statistic, fold
 from edgemin.report.footnotes import SIMULATED, UNSTABLE
+from edgemin.report.paired import Score
 from edgemin.study.order import Ablation, Interaction, LeaveOneOut, Single
 
 # the rows of run_json.PAPER: + Distillation, + Head pruning, Quantized (not pruned), Pruned + quantized
@@ -89,8 +90,11 @@ def test_the_interaction_is_formed_in_each_seed_and_then_folded() -> None:
     assert folded.sd == pytest.approx(statistics.stdev(values))
     (said,) = below(*runs)
     start = "interaction of prune and quantize: accuracy changes by prune -"
-    difference = f"{100 * folded.mean:.2f} ± {100 * (folded.half or 0):.2f}"
-    assert said.startswith(start) and f" together; the difference is {difference} points; " in said
+    assert folded.low is not None and folded.high is not None
+    interval = f"95 % interval for other seeds alone {100 * folded.low:.2f} to {100 * folded.high:.2f}"
+    difference = f"{100 * folded.mean:.2f} points ({interval}, which may be chance alone); "
+    assert said.startswith(start) and f" together; the difference is {difference}" in said
+    assert "±" not in said.partition("; what both gain")[0]
     assert "0.98 x compression" in said
 
 
@@ -288,3 +292,12 @@ def test_with_kept_answers_the_difference_has_an_interval(tmp_path: Path, ablati
             runs.append(schema.read(run_json.save(place, data)))
         (said,) = interaction.sentences(fold(runs))
         assert "(95 % interval " in said and ("which may be chance alone" in said) is chance
+        assert "for other seeds alone" not in said
+        alone = isinstance(ablation, Single)
+        one, less = ("distill", "none") if alone else ("+".join(STAGES), "prune+quantize")
+        terms = [(sign, fold(runs).groups[0].lines[name]) for sign, name in ((1.0, one), (-1.0, less))]
+        expected = paired.estimate(terms, Score("sst2", "validation", "accuracy"))
+        name = "Only distill" if alone else "distill, beside the others"
+        effect = cell(interaction.table(fold(runs)), name, "accuracy_difference_fraction").value
+        assert expected is not None and isinstance(effect, Statistic)
+        assert (effect.low, effect.high, effect.examples) == (expected.low, expected.high, MANY)

@@ -30,6 +30,17 @@ def job(
     return data
 
 
+def test_only_the_row_that_the_swept_stage_made_is_called_by_its_value() -> None:
+    def methods(ends: str) -> set[str]:
+        data = job(4, "qat", 0.9)
+        data["rows"][5] |= {"findings": data["rows"][4]["findings"], "stages": [*data["rows"][3]["stages"], ends]}
+        folded = study(data, job(4, "static", 0.9, seed=2))
+        return {mark.method for mark in bits_figure._marks(folded, folded.groups[0])}
+
+    assert methods("int4") == {"qat", "Pruned + quantized"}
+    assert methods("quantize") == {"Quantized (not pruned), qat", "Pruned + quantized, qat"}
+
+
 def texts(svg: bytes) -> set[str]:
     """What is drawn as outlines stands beside them as a comment."""
     return set(re.findall(r"<!-- (.*?) -->", svg.decode()))

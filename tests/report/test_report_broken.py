@@ -21,12 +21,14 @@ from edgemin.errors import UserError
 from edgemin.report import broken, hardest, schema, write
 from edgemin.report.answered import Answered, calibration_error
 from edgemin.report.fold import Statistic, Study, fold
+from edgemin.report.statistics import over_seeds, shared_by_seeds
 from edgemin.report.stored import Examples
 
 # of run_json.PAPER: Teacher, Student baseline, + Distillation (made from it), + Head pruning (made from that)
 TEACHER, BASELINE, DISTILLED, PRUNED = range(4)
 MANY = 200
 LABELS = np.arange(MANY) % 2
+LOST = ((151,), (151, 153), (151, 153, 155))
 TOKENS = 3 + np.arange(MANY) // 10  # quartiles: 3-7, 8-12, 13-17, 18-22 tokens, 50 examples each
 
 
@@ -161,7 +163,7 @@ def test_a_slice_whose_change_may_be_chance_is_marked(tmp_path: Path) -> None:
 
 
 def test_seeds_are_means_and_a_teacher_that_they_share_is_one_model(tmp_path: Path) -> None:
-    for seed, lost in enumerate([(151,), (151, 153), (151, 153, 155)], 1):
+    for seed, lost in enumerate(LOST, 1):
         job(tmp_path / str(seed), {TEACHER: (0,), BASELINE: (), DISTILLED: lost}, seed)
     table = broken.table(study(*(tmp_path / str(seed) for seed in (1, 2, 3))))
     lost_by = cell(table, "+ Distillation", "lost_against_parent_examples").value
@@ -170,6 +172,11 @@ def test_seeds_are_means_and_a_teacher_that_they_share_is_one_model(tmp_path: Pa
     assert isinstance(calibrated, Statistic) and calibrated.n == 1
     worst = cell(table, "+ Distillation", "worst_slice")
     assert worst.value == "18-22 tokens: 96.0 %, -4.00 pp"
+    change = cell(table, "+ Distillation", "change_18_22_tokens_fraction").value
+    assert isinstance(change, Statistic) and change.examples == 50
+    per_example = -np.array([[151 + 2 * place in lost for place in range(50)] for lost in LOST], dtype=float)
+    spread = over_seeds(list(per_example.mean(1)), shared_by_seeds(per_example))
+    assert (change.low, change.high) == pytest.approx(spread.around(-0.04))
     assert notes(table, worst.marks)[0].endswith("a t test over seeds and examples")
     assert table is not None and any("200 examples, means over seeds" in text for _, text in table.footnotes)
 
@@ -217,6 +224,22 @@ def test_the_hardest_examples_are_those_that_most_models_break(tmp_path: Path) -
         ["SST-2 validation", "27", "positive", 3.0, 1.0, 3.0],
     ], "pruned models are counted only for what their parents have right"
     assert table.footnotes[0][1].startswith("of 4 models on SST-2 validation")
+
+
+def test_rows_of_other_data_are_other_examples(tmp_path: Path) -> None:
+    for name in "ab":
+        data = job(tmp_path / name, {TEACHER: (), BASELINE: (), DISTILLED: (5,)})
+        data["task"]["path"] = f"data/{name}"
+        data["job"]["overrides"] = [f"task.path=data/{name}"]
+        for row in data["rows"]:
+            row["artifact"] += name
+        run_json.save(tmp_path / name, data)
+    table = hardest.table(study(tmp_path / "a", tmp_path / "b"))
+    assert table is not None
+    assert [(row[0].value, row[1].value) for row in table.rows] == [
+        ("SST-2 validation of data/a", "15"),
+        ("SST-2 validation of data/b", "15"),
+    ]
 
 
 def test_at_most_ten_are_listed(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from edgemin.report import comparisons_table, paired, render, schema, tables, wr
 from edgemin.report import statistics as st
 from edgemin.report.__main__ import main
 from edgemin.report.comparisons import Comparison, comparisons
+from edgemin.report.entries import ALL, entries
+from edgemin.report.fields import Costs
 from edgemin.report.fold import Line, Statistic, Study, fold
 from edgemin.report.paired import Score
 
@@ -170,6 +172,75 @@ def test_an_order_declares_its_own_family(tmp_path: Path) -> None:
     declared = of(found, "+ Head pruning", "declared")
     assert declared.other == "Student baseline" and declared.corrected == declared.p
     assert [one for one in found if one.corrected is not None] == [declared]
+
+
+def test_a_job_that_declares_nothing_has_the_default_family(tmp_path: Path) -> None:
+    """Whatever another job of the sweep declares."""
+    wrong = [range(10), range(60), range(40, 60), range(40, 60)]
+    order = {"name": "x", "stages": [], "comparisons": [["+ Head pruning", "Student baseline"]]}
+    x, y = ({"overrides": [f"order={name}"]} for name in "xy")
+    runs = [job(tmp_path / "0", wrong, seed=1, order=order, job=x), job(tmp_path / "1", wrong, seed=2, job=y)]
+    found = [one for one in comparisons(fold(runs)) if one.corrected is not None]
+    assert [(one.labels, one.row, one.other) for one in found] == [
+        (("x",), "+ Head pruning", "Student baseline"),
+        (("y",), "+ Distillation", "Student baseline"),
+        (("y",), "+ Head pruning", "+ Distillation"),
+    ]
+
+
+CONTROL = "Control: no teacher"
+
+
+def with_control(run: schema.Run, place: int | None, order: str) -> schema.Run:
+    """The job as one of a sweep over orders; the row at a place is a control that is the same in all jobs."""
+    config = {
+        "distill": {"_target_": "edgemin.distillation.minilmv2.MiniLMv2"},
+        "no_teacher": {"_target_": "edgemin.finetune.Finetune"},
+    }
+    control = {"name": CONTROL, "stages": ["finetune", "no_teacher"], "control": True, "artifact": "control"}
+    rows = list(run.rows)
+    if place is not None:
+        rows[place] = rows[place].model_copy(update={**control, "made_from": None, "cost": Costs()})
+    asked = run.job.model_copy(update={"overrides": [f"order={order}"]})
+    return run.model_copy(update={"rows": rows, "config": config, "job": asked})
+
+
+def test_a_control_that_orders_share_is_one_row_and_one_comparison(tmp_path: Path) -> None:
+    short = job(tmp_path / "0", [range(10), range(60), range(40, 60), range(50)])
+    long = job(tmp_path / "1", [range(10), range(60), range(40, 60), range(30, 60), range(50)])
+    runs = [with_control(short, 3, "short"), with_control(long, 4, "long")]
+    folded = fold(runs)
+    assert [one.labels for one in entries(folded) if one.name == CONTROL] == [(ALL,)]
+    (one,) = [one for one in comparisons(folded) if one.other == CONTROL]
+    assert (one.row, one.labels, one.role) == ("+ Distillation", (ALL,), "control")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_shared_row_is_compared_with_a_control_that_only_one_job_has(tmp_path: Path, first: int) -> None:
+    wrong = [range(10), range(60), range(40, 60), range(50)]
+    runs = [
+        with_control(job(tmp_path / "0", wrong[:3]), None, "without"),
+        with_control(job(tmp_path / "1", wrong), 3, "with"),
+    ]
+    (one,) = [one for one in comparisons(fold([runs[first], runs[1 - first]])) if one.other == CONTROL]
+    assert (one.row, one.labels, one.role) == ("+ Distillation", (ALL,), "control")
+
+
+def test_a_published_metric_beside_ours_has_the_interval_of_our_answers(tmp_path: Path) -> None:
+    wrong = [[range(9), range(40), range(20 + 5 * seed)] for seed in range(3)]
+    runs = [job(tmp_path / str(seed), own, seed=seed) for seed, own in enumerate(wrong)]
+    file = tmp_path / "published.yaml"
+    file.write_text("rows: {Teacher: {accuracy_percent: {sst2: 98}}, + Distillation: {accuracy_percent: {sst2: 94}}}")
+    runs = [run.model_copy(update={"published": str(file)}) for run in runs]
+    (table,) = [table for table in write.Report(tmp_path, runs).tables if table.name == "published"]
+    ours = tables.stage_table(fold(runs))
+    for row in ("Teacher", "+ Distillation"):
+        value = cell(table, row, "sst2_accuracy_fraction").value
+        assert isinstance(value, Statistic) and value.examples == N
+        assert value == cell(ours, row, "accuracy_fraction").value
+    assert table.footnotes[-1][1].startswith(
+        f"± is half of the 95 % interval: of metrics for other examples like these {N}"
+    )
 
 
 def test_the_table_and_the_marks_that_it_leaves(tmp_path: Path) -> None:

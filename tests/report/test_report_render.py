@@ -97,6 +97,32 @@ def test_markdown_keeps_its_columns_whatever_a_name_holds() -> None:
     assert r"\[link\]" in lines[2] and r"\<b\>" in lines[2]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("+ Pruning and - tokens", r"\+ Pruning and - tokens"),
+        ("- Unused tokens", r"\- Unused tokens"),
+        ("## 2", r"#\# 2"),
+        ("1. of 3", r"1\. of 3"),
+        ("12) x", r"12\) x"),
+        ("-1 point", "-1 point"),
+        ("1.5 x", "1.5 x"),
+        ("#1 of 2", "#1 of 2"),
+        ("± is half", "± is half"),
+    ],
+)
+def test_no_sign_at_the_beginning_of_a_text_makes_it_an_item_or_a_heading(text: str, said: str) -> None:
+    table = replace(nasty(), footnotes=(("a", NASTY), ("", text)))
+    assert render.markdown(table).splitlines()[-1] == said
+
+
+def test_a_row_in_a_list_of_the_page_keeps_its_sign(tmp_path: Path) -> None:
+    data = run_json.run()
+    data["rows"][2] |= {"made_from": "Student baseline", "gate": run_json.gate(data, 2, parent=1, passed=False)}
+    page = write.of_job(run_json.save(tmp_path, data)).write()["report.md"].read_text(encoding="utf-8")
+    assert "\n- \\+ Distillation: quality gate not passed" in page
+
+
 def test_markdown_shows_folded_numbers_with_their_interval() -> None:
     runs = [run_json.run(seed=n, overrides=(f"seed={n}",), shift=0.01 * n) for n in range(3)]
     text = render.markdown(stages(*runs))

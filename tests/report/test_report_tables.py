@@ -108,7 +108,8 @@ def test_rows_that_say_something_else_in_another_job_stay_apart() -> None:
         return len(table.rows)
 
     metrics = run_json.run(shift=0.01)["rows"][0]["metrics"]
-    assert rows() == 6
+    measured = "latency in openvino, int8: 4.20 ms measured, 4.00 asked (+5.0 %), 3.95 predicted"
+    assert rows() == rows(predictions="predictions/7") == rows(notes=[measured]) == 6
     for change in ({"artifact": "another"}, {"artifact": None}, {"metrics": metrics}, {"notes": ["x"]}):
         assert rows(**change) == 7, change
     threads = [run_json.run(number=n, overrides=(f"measure.threads={n + 1}",)) for n in range(2)]

@@ -66,8 +66,8 @@ def shell(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
         ),
         (["stages=[foo]"], r"stages: expected names of stages .*given 'foo'"),
         (
-            ["stages=[finetune]", "order=paper"],
-            r"stages: expected either stages=\[\.\.\.\] or order=<name>, given both",
+            ["stages=[finetune]", "order=paper", "order.comparisons=[[typo,nope]]"],
+            r"stages: expected no keys of order beside stages=\[\.\.\.\], given order, order\.comparisons$",
         ),
         (["dynamic_int8.bits=4"], r"dynamic_int8\.bits: expected 8.*given 4"),
         (["task.path=/nosuch/data", "task=sst2"], r"task\.path: expected an existing directory.*given /nosuch/data"),
@@ -314,6 +314,14 @@ def test_users_can_add_their_own_configuration(command: Command, tmp_path: Path)
     done = command("order=short", flags=("--config-dir", str(tmp_path / "mine")))
     assert (done.code, done.err) == (0, "")
     assert [row["stages"] for row in rows(tmp_path / "outputs")[0]][1:] == [["finetune"], ["finetune", "quantize"]]
+
+
+def test_stages_by_hand_leave_out_what_an_experiment_says_of_the_order(command: Command, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "experiment"
+    mine.mkdir(parents=True)
+    (mine / "pairs.yaml").write_text("# @package _global_\norder: {comparisons: [[Teacher, Student baseline]]}\n")
+    asked = ("experiment=pairs", "stages=[finetune]", "plan=true")
+    assert command(*asked, flags=("--config-dir", str(tmp_path / "mine"))).code == 0
 
 
 @pytest.mark.parametrize("flag", ["--help", "--cfg job"])
