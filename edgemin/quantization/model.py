@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -31,7 +32,8 @@ def quantize(
     Scales of weights are chosen at once, those of activations by [`fit_inputs`][edgemin.quantization.model.fit_inputs].
     The weights themselves stay where they are until they settle: training that begins here knows how near each is to
     the next step. A layer that is quantized already stays as it is if it was in the same way; else it is quantized
-    anew, from the weights it has.
+    anew, from the weights it has. Ranges of activations stay if all layers do and they were chosen in the same way, by
+    however many examples.
 
     Args:
         model: an encoder.
@@ -39,7 +41,7 @@ def quantize(
         weight_range: how scales of weights are chosen.
         calibration: how ranges of activations are chosen, now and when a later stage has changed the structure.
     """
-    if calibration_of(model) != calibration:
+    if replace(calibration_of(model), examples=calibration.examples) != calibration:
         cast(Any, model).ranges_of = None
     for path, spec in counted(specs.items(), "choosing scales"):
         old = model.get_submodule(path)

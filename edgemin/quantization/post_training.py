@@ -8,7 +8,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from edgemin.data.module import DataModule
-from edgemin.encoder.outline import Outline, QuantizedLayers
+from edgemin.encoder.outline import Outline
 from edgemin.quantization.settings import Quantization, quantize_given
 from edgemin.training.stage import Effect, Place, Stage
 
@@ -29,9 +29,8 @@ class PostTraining(Stage):
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """The task's sentences are read to calibrate static activations, and to find what each layer does."""
-        self.quantization.check(model)
         return replace(
-            super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place),
+            super().effect(self.quantization.after(model), teachers, place),
             reads_labels=False,
             quantizes="integers",
             reads_task=self.quantization.reads_data,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
 from edgemin.encoder import quantized
-from edgemin.encoder.outline import Outline, QuantizedLayers
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.quantization import model as quantization
 from edgemin.quantization.model import ScaleOwner
@@ -48,7 +48,8 @@ class QuantizationAware(MethodSum):
         quantization: which layers, and how. A model that is quantized in this way already is trained on as it is.
         scaling: what the scales do.
         fit: as for any [`Distillation`][edgemin.training.distillation.Distillation].
-        teaching: likewise; `teacher` is `parent`, the model that is quantized, in full precision, unless given.
+        teaching: likewise; `teacher` is `parent`, the model that is quantized, as it was before, unless given. One that
+            was quantized in this way already has nothing to teach and is refused.
     """
 
     def __init__(
@@ -80,11 +81,17 @@ class QuantizationAware(MethodSum):
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """As its methods; an epoch may be the calibration sentences, and scales alone are trained under the head."""
-        self.quantization.check(model)
+        after = self.quantization.after(model)
         if self.train_on == "calibration":
             most = self.quantization.calibration_examples
             place = replace(place, examples=min(most, place.examples), texts=min(most, place.texts))
-        found = super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place)
+        found = super().effect(after, teachers, place)
+        learns_from_itself = self.teachers == ("parent",) and self.task_weight == 0
+        if learns_from_itself and self.quantization.changes_nothing(model):
+            raise UserError(
+                "teacher: expected another model than parent, which is quantized in this very way already and would "
+                "learn from itself, given parent"
+            )
         if self.train_what == "scales":
             found = replace(found, trains_head=False, moves_encoder=False)
         return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)

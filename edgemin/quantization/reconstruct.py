@@ -20,7 +20,7 @@ from edgemin.config import Share
 from edgemin.data.batches import Batches
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, parts, quantized, taps
-from edgemin.encoder.outline import Outline, QuantizedLayers
+from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.processes import ranks
 from edgemin.quantization import model as quantization
@@ -100,12 +100,17 @@ class Reconstruction(Stage):
 
     def effect(self, model: Outline, teachers: Sequence[Outline], place: Place) -> Effect:
         """Plan one fit per block, whose epoch is the calibration sentences that are not kept aside."""
-        self.quantization.check(model)
+        after = self.quantization.after(model)
+        if self.quantization.changes_nothing(model):
+            raise UserError(
+                "_target_: expected a model in full precision or quantized in another way, as its outputs are learnt, "
+                "given one that is quantized in this very way already"
+            )
         drawn = min(self.quantization.calibration_examples, place.texts)
         if drawn == 1:
             raise UserError("calibration_examples: expected at least 2, one of them to be kept aside, given 1")
         return replace(
-            super().effect(replace(model, quantized=QuantizedLayers("integers")), teachers, place),
+            super().effect(after, teachers, place),
             reads_labels=False,
             quantizes="integers",
             reaches_all=False,

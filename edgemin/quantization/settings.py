@@ -14,7 +14,7 @@ from edgemin.config import Checked, Count, Positive
 from edgemin.data.module import DataModule
 from edgemin.encoder import building, quantized
 from edgemin.encoder.families import BY_NAME
-from edgemin.encoder.outline import Matrix, Outline
+from edgemin.encoder.outline import Matrix, Outline, QuantizedLayers
 from edgemin.errors import UserError
 from edgemin.progress import live_line
 from edgemin.quantization import model as quantization
@@ -121,6 +121,24 @@ class Quantization(Checked):
                     f"group_size: expected a divisor of {matrix.columns}, the width of {path}, given {spec.group_size}"
                 )
 
+    def after(self, model: Outline) -> Outline:
+        """The outline of what it makes of a model; how its layers are quantized may be known only when it runs.
+
+        Raises:
+            UserError: as `check`.
+        """
+        self.check(model)
+        held = model.quantized or QuantizedLayers("integers", {})
+        if self.sensitivity or held.layers is None:
+            return replace(model, quantized=replace(held, layers=None))
+        specs = self.specs(model.matrices).items()
+        new = {path: spec.describe() for path, spec in specs if spec.bits != FLOAT}
+        return replace(model, quantized=replace(held, layers=held.layers | new))
+
+    def changes_nothing(self, model: Outline) -> bool:
+        """Whether planning knows that a model is quantized in this very way already, so that it stays as it is."""
+        return bool(model.quantized and model.quantized.layers) and self.after(model) == model
+
     def _check_candidates(self, model: Outline, uniform: Mapping[str, Spec]) -> None:
         """Check, before there are weights, that the fewest bits of the matrices alone stay within `size_mib`."""
         matrices = model.matrices
@@ -150,9 +168,10 @@ class Quantization(Checked):
 
     def _candidates(self, matrices: Mapping[str, Matrix], uniform: Mapping[str, Spec]) -> dict[str, list[Spec]]:
         """The ways to quantize each matrix whose bits are to be chosen."""
+        ways = [replace(self, bits=bits, embedding_bits=bits) for bits in self.candidates]
         return {
-            path: [replace(spec, bits=bits) for bits in self.candidates]
-            for path, spec in uniform.items()
+            path: [way.spec(matrices[path]) for way in ways]
+            for path in uniform
             if not matrices[path].is_table or self.embedding_bits == "auto"
         }
 
@@ -212,10 +231,12 @@ class Quantization(Checked):
             return Applied(["nothing is quantized: all layers are exempt or keep 32 bits"], {})
         kept = sum(layer.spec == specs.get(path) for path, layer in quantization.quantized_layers(model).items())
         quantization.quantize(model, specs, self.weight_range, self.calibration)
-        if self.reads_data and quantization.needs_ranges(model):
+        calibrates = self.reads_data and quantization.needs_ranges(model)
+        if calibrates:
             assert data is not None
             quantization.fit_inputs(model, data.calibration(self.calibration_examples, CALIBRATION_BATCH, seed))
-        notes = [f"{kept} layers were quantized in this way already: they keep their scales"] if kept else []
+        scales = "the scales of their weights, ranges of activations are chosen here" if calibrates else "their scales"
+        notes = [f"{kept} layers were quantized in this way already: they keep {scales}"] if kept else []
         ragged = [path for path, spec in specs.items() if spec.group_size and matrices[path].size[1] % spec.group_size]
         if ragged:
             notes.append(f"rows of {len(ragged)} pruned layers end with a group shorter than {self.group_size}")
@@ -257,8 +278,8 @@ class Quantization(Checked):
                 for path in free
             ],
         }
-        specs = {path: replace(spec, bits=chosen.get(path, spec.bits)) for path, spec in uniform.items()}
-        return specs, {"sensitivity": found}
+        best = {path: next(spec for spec in ways if spec.bits == chosen[path]) for path, ways in free.items()}
+        return uniform | best, {"sensitivity": found}
 
 
 def quantize_given(stage: Stage, how: Quantization, data: DataModule | None) -> None:

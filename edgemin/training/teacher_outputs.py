@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -146,12 +147,14 @@ def _check_size(examples: int, tokens: int, logits: Tensor | None, parts: dict[s
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A hash of all weights and the configuration: two models with one fingerprint give the same outputs."""
+    """A hash of weights, configuration and quantization: two models with one fingerprint give the same outputs."""
     return digest(_contents(model))
 
 
 def _contents(model: PreTrainedModel) -> Iterator[bytes | str]:
     yield model.config.to_json_string()
+    if (held := quantized.outline(model).quantized) is not None:  # no tensor tells how activations are
+        yield json.dumps(asdict(held), sort_keys=True)
     for name, value in sorted(model.state_dict().items()):
         yield name
         for tensor in value if isinstance(value, tuple) else (value,):  # torch's packed Linears: weight and bias

@@ -245,21 +245,24 @@ def test_the_model_is_left_as_it_was_and_runs_without_dropout(training: bool) ->
         close(scores(model, batched(data, 5), "gradient_norm"), first)
 
 
-def test_the_accumulator_divides_out_how_the_training_loss_weighs_its_examples() -> None:
-    model, data = tiny("bert").eval(), examples()
-    expected = reference(model, "bert", data, "gradient_norm")
-    weights = torch.linspace(0.5, 2.0, 5)
+@pytest.mark.parametrize("criterion", [*BY_GRADIENT, "fisher"])
+def test_the_accumulator_divides_out_how_the_training_loss_weighs_its_examples(criterion: str) -> None:
+    """Batches of 4 and of 2, so that a mean weighs the examples of one twice those of the other."""
+    model, data = tiny("bert").eval(), examples(6)
+    expected = scores(model, batched(data, 6), criterion)
+    weights = torch.linspace(0.5, 2.0, 4)
 
     def by_mean(losses: Tensor) -> tuple[Tensor, float | Tensor]:
         return losses.mean() / 4 * 1024, 1024 / (4 * len(losses))
 
     def by_weight(losses: Tensor) -> tuple[Tensor, float | Tensor]:
-        return (losses * weights).sum(), weights
+        own = weights[: len(losses)]
+        return (losses * own).sum(), own
 
     for reduce in (by_mean, by_weight):
-        accumulator = accumulator_of("gradient_norm")
+        accumulator = accumulator_of(criterion)
         with taps.head_contexts(model) as contexts:
-            for batch in batched(data, 5):
+            for batch in batched(data, 4):
                 loss, weight = reduce(example_losses(taps.logits(model, batch), batch["labels"]))
                 loss.backward()
                 gradients = [context.grad for context in contexts]
@@ -299,6 +302,13 @@ def test_sixteen_bit_gradients_are_summed_in_float32(dtype: torch.dtype) -> None
     gradient = torch.full((1, 64, 16), 300.0, dtype=dtype)  # its square alone is beyond float16
     found = gradient_norm(gradient, torch.ones(1, 64), 2)
     torch.testing.assert_close(found, torch.full((1, 2), 300.0 * (64 * 8) ** 0.5))
+
+
+def test_a_loss_scale_is_divided_out_in_float32() -> None:
+    accumulator = accumulator_of("gradient_norm")
+    gradient = torch.ones(1, 4, 8, dtype=torch.float16)
+    accumulator.update([gradient], [gradient], torch.ones(1, 4), [2], 2.0**30)  # float16 would come to 0
+    close(accumulator.scores(), [[4 / 2**30] * 2])
 
 
 def test_losses_can_be_given_and_a_reduced_one_is_refused() -> None:

@@ -26,8 +26,10 @@ from edgemin.pruning.stage import Pruning
 from edgemin.quantization import model as quantization
 from edgemin.quantization.post_training import PostTraining
 from edgemin.quantization.qat import QuantizationAware
+from edgemin.quantization.reconstruct import Reconstruction
 from edgemin.quantization.weights import Granularity, Spec
 from edgemin.training.stage import Effect
+from edgemin.training.teacher_outputs import fingerprint
 
 WAYS: list[dict[str, Any]] = [
     {},
@@ -427,6 +429,55 @@ def test_quantization_after_torchs_dynamic_stage_is_refused(tmp_path: Path) -> N
         studies.plan("quantize=dynamic", "+quantize@qat=qat", "stages=[finetune,quantize,qat]")
     with pytest.raises(UserError, match=r"^dynamic\._target_: expected a float model for torch's dynamic INT8"):
         studies.plan("quantize=static", "+quantize@dynamic=dynamic", "stages=[finetune,quantize,dynamic]")
+
+
+BLOCKS = ("+quantize@blocks=reconstruct", "stages=[finetune,first,blocks]")
+QAT = ("quantize=qat_distill", "stages=[finetune,first,quantize]")
+TO_BLOCKS = r"^blocks\._target_: expected a model in full precision or quantized in another way[^\n]*$"
+TO_QAT = r"^quantize\.teacher: expected another model than parent, [^\n]*, given parent$"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ((*BLOCKS, "+quantize@first=static"), TO_BLOCKS),
+        ((*BLOCKS, "+quantize@first=static", "stages=[finetune,first,prune,blocks]"), TO_BLOCKS),
+        ((*BLOCKS, "+quantize@first=static", "blocks.bits=2"), None),
+        ((*BLOCKS, "+quantize@first=weight_only"), None),
+        ((*BLOCKS, "+quantize@first=static", "first.exempt=[classifier,first]"), None),
+        ((*BLOCKS, "+quantize@first=static", "first.sensitivity=true"), None),
+        ((*BLOCKS, "+quantize@first=static", "first.bits=32", "blocks.bits=32"), None),
+        ((*QAT, "+quantize@first=reconstruct"), TO_QAT),
+        ((*QAT, "+quantize@first=reconstruct", "quantize.train=scales"), TO_QAT),
+        ((*QAT, "+quantize@first=reconstruct", "quantize.teacher=teacher"), None),
+        ((*QAT, "+quantize@first=reconstruct", "quantize.task_weight=1"), None),
+        ((*QAT, "+quantize@first=reconstruct", "quantize.embedding_bits=4"), None),
+        ((*QAT, "+quantize@first=reconstruct", "quantize=qat", "quantize.train=scales"), None),  # EfficientQAT
+    ],
+)
+def test_nothing_learns_from_a_model_that_is_quantized_in_the_same_way(
+    overrides: tuple[str, ...], line: str | None
+) -> None:
+    if line is None:
+        assert studies.plan(*overrides).rows[-1].node.outline.quantized
+        return
+    with pytest.raises(UserError, match=line):
+        studies.plan(*overrides)
+
+
+def test_nor_from_one_that_was_so_when_it_came(data: DataModule, tmp_path: Path) -> None:
+    start = reloaded(quantized("bert", data, tmp_path / "work"), tmp_path / "saved")
+    with pytest.raises(UserError, match=r"^_target_: expected a model in full precision or quantized in another way"):
+        tiny.plan(tiny.stage(Reconstruction, **BUDGET), start)
+    tiny.plan(tiny.stage(Reconstruction, **BUDGET, bits=4), start)
+
+
+def test_what_activations_are_rounded_to_is_part_of_a_fingerprint(data: DataModule, tmp_path: Path) -> None:
+    """Neither way has tensors of its own, and the logits differ."""
+    ways = ("none", "dynamic")
+    models = [quantized("bert", data, tmp_path / way, activations=way, bits=4) for way in ways]
+    assert tiny.same_weights(*models)
+    assert fingerprint(models[0]) != fingerprint(models[1])
 
 
 def test_static_activations_need_a_task() -> None:

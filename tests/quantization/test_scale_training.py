@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from edgemin.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from edgemin.quantization.post_training import PostTraining
 from edgemin.quantization.qat import QuantizationAware
 from edgemin.quantization.reconstruct import Reconstruction
+from edgemin.quantization.settings import Quantization
 from edgemin.quantization.weights import Spec
 
 SETTINGS: dict[str, Any] = {"calibration_examples": 16, "granularity": "group", "group_size": 16, "bits": 4}
 FIT: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-2}
+PHASES = ("reconstruct", "qat")
 QAT: dict[str, Any] = {"methods": {}, "task_weight": 1.0, **SETTINGS, **FIT}
 
 
@@ -113,14 +116,31 @@ def test_training_of_scales_alone_changes_no_integer_and_no_scale_that_is_not_as
 
 
 def test_a_second_phase_trains_the_scales_of_the_first_ones_integers(data: DataModule, tmp_path: Path) -> None:
-    """EfficientQAT: block by block, then the scales alone end to end."""
-    first = tiny.fit(tiny.stage(Reconstruction, **SETTINGS, **FIT), tiny.model(), data, work=tmp_path / "first")
-    before = scales_and_integers(first.model)
-    stage = tiny.stage(QuantizationAware, train="scales", **QAT | {"steps": 0})
+    """EfficientQAT: block by block, then the scales alone end to end; each calibrates on as many as its file says."""
+    own, theirs = ({"calibration_examples": tiny.node("quantize", name)["calibration_examples"]} for name in PHASES)
+    assert own != theirs
+    settings = SETTINGS | FIT | own | {"learning_rate": 1e-4}
+    first = tiny.fit(tiny.stage(Reconstruction, **settings), tiny.model(), data, work=tmp_path / "first")
+    before, calibrated = scales_and_integers(first.model), copy.deepcopy(first.model)
+    quantization.fit_inputs(calibrated, data.calibration(48, 32, seed=1))
+    assert any(not torch.equal(one, before[1][path]) for path, one in scales_and_integers(calibrated)[1].items())
+    stage = tiny.stage(QuantizationAware, train="scales", **QAT | {"steps": 0} | theirs)
     second = tiny.fit(stage, first.model, data, work=tmp_path / "second", inherited=first.state)
     for one, other in zip(before, scales_and_integers(second.model), strict=True):
         assert all(torch.equal(other[path], tensor) for path, tensor in one.items())
     assert "22 layers were quantized in this way already: they keep their scales" in second.notes
+
+
+def test_ranges_that_are_to_be_chosen_in_another_way_are_and_a_note_says_so(data: DataModule) -> None:
+    model = tiny.model()
+    Quantization(**SETTINGS).apply(model, data, seed=1)
+    before = scales_and_integers(model)
+    notes = Quantization(**SETTINGS, activation_range="mse").apply(model, data, seed=1).notes
+    after = scales_and_integers(model)
+    assert all(torch.equal(after[0][path], scale) for path, scale in before[0].items())
+    assert any(not torch.equal(after[1][path], scale) for path, scale in before[1].items())
+    kept = "they keep the scales of their weights, ranges of activations are chosen here"
+    assert notes == [f"22 layers were quantized in this way already: {kept}"]
 
 
 @pytest.mark.parametrize(

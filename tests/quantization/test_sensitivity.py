@@ -124,6 +124,16 @@ def test_tables_with_bits_of_their_own_keep_them(data: DataModule, tmp_path: Pat
     assert not any("embeddings" in layer["name"] for layer in done.findings["sensitivity"]["layers"])
 
 
+@pytest.mark.parametrize("chosen", [8, 4, 2])
+def test_a_matrix_of_so_many_bits_is_quantized_as_by_uniform_settings_of_so_many(chosen: int, data: DataModule) -> None:
+    model, settings = tiny.model(), SETTINGS | {"bits": 8, "group_size": 8}
+    Quantization(**settings, candidates=[chosen]).apply(model, data, 1)
+    uniform = Quantization(**settings | {"bits": chosen, "embedding_bits": chosen, "sensitivity": False})
+    found = {path: layer.spec for path, layer in quantization.quantized_layers(model).items()}
+    assert found == uniform.specs(building.outline(model).matrices)
+    assert found["bert.embeddings.word_embeddings"].granularity == ("channel" if chosen == 8 else "group")
+
+
 def test_a_size_that_cannot_be_reached_is_refused(data: DataModule, tmp_path: Path) -> None:
     stage, start = tiny.stage(PostTraining, **SETTINGS, size_mib=0.001), tiny.model()
     tiny.effect(stage, building.outline(start).with_heads([None] * 3))  # widths are not known in planning

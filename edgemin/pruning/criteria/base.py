@@ -208,20 +208,17 @@ class Accumulator:
             units: U_g of every group.
             loss_weight: what an example's own loss was multiplied by in what was differentiated, a number or
                 `[B]`: 1 for a sum, 1 / B for a mean, times a loss scale, over the number of accumulated
-                batches. It is divided out.
+                batches. It is divided out of the gradients.
         """
         assert len(outputs) == len(gradients) == len(units)
         groups = zip(outputs, gradients, units, strict=True)
+        masks = (mask.repeat(1, output.shape[1] // mask.shape[1]) for output in outputs)
         found = [
-            self.criterion.per_example(output, gradient, mask.repeat(1, output.shape[1] // mask.shape[1]), count)
-            for output, gradient, count in groups
+            self.criterion.per_example(output, _of_own_loss(gradient, loss_weight), seen, count)
+            for (output, gradient, count), seen in zip(groups, masks, strict=True)
         ]
         per_example = torch.cat(found, dim=1).cpu().double()  # [B, all units]: one transfer from the device
-        if isinstance(loss_weight, Tensor):
-            total = (per_example / loss_weight.cpu().double().reshape(-1, 1)).sum(0)
-        else:
-            total = per_example.sum(0) / loss_weight
-        self.add(total.split(list(units)), len(mask))
+        self.add(per_example.sum(0).split(list(units)), len(mask))
 
     def add(self, sums: Sequence[Tensor], examples: int) -> None:
         """Add what was summed elsewhere: `[U_g]` per group, over so many examples."""
@@ -243,6 +240,15 @@ class Accumulator:
         assert state["criterion"] == type(self.criterion).__name__
         self.examples = state["examples"]
         self._sums = list(state["sums"])
+
+
+def _of_own_loss(gradient: Tensor | None, loss_weight: float | Tensor) -> Tensor | None:
+    """The gradient of each example's own loss, at least float32: without its loss scale float16 may underflow."""
+    if gradient is None:
+        return None
+    if isinstance(loss_weight, Tensor):
+        loss_weight = loss_weight.to(gradient.device).reshape(-1, 1, 1)
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / loss_weight
 
 
 def by_unit(tensor: Tensor, mask: Tensor, units: int) -> Tensor:
