@@ -54,8 +54,8 @@ class Facts:
     config: PretrainedConfig
     outline: Outline
     is_artifact: bool  # of EdgeMIN, whose widths the configuration cannot say
-    labels: tuple[str, ...] | None  # of a trained classification head; `None` without one
-    draws_head: bool  # parts of its head besides the classifier are missing and drawn at random
+    labels: tuple[str, ...] | None  # of a trained classification head; `None` without one, or without all its weights
+    draws_head: bool  # parts of its head that a task may keep are missing and drawn at random
 
 
 # All jobs of a sweep ask for the same models, for their plans and for themselves.
@@ -101,7 +101,10 @@ def _facts(directory: Path) -> Facts:
     draws_head = not all(any(part in name for name in names) for part in parts.head_parts(config))
     facts = Facts(directory, config, outline, held is not None, labels, draws_head)
     with torch.random.fork_rng(devices=[]):  # leave the caller's generator alone
-        _try_out(load_checkpoint(facts, 0), directory)
+        model, drawn = _loaded(facts, 0)
+        _try_out(model, directory)
+    if facts.labels is not None and drawn:  # the architecture's name promises a head that the file has not got
+        facts = replace(facts, labels=None, draws_head=True)
     return facts
 
 
@@ -207,8 +210,13 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
     Raises:
         UserError: the weights are damaged, of other shapes, or the encoder's are not all there.
     """
+    return _loaded(facts, seed)[0]
+
+
+def _loaded(facts: Facts, seed: int) -> tuple[PreTrainedModel, list[str]]:
+    """The same, and the names of the weights of its head that were drawn."""
     if facts.is_artifact:
-        return artifact.load(facts.directory)[0]
+        return artifact.load(facts.directory)[0], []
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
@@ -234,7 +242,8 @@ def load_checkpoint(facts: Facts, seed: int) -> PreTrainedModel:
         ) from error
     _check_report(report, model, facts.directory)
     building.silence_padding(model)
-    return cast(PreTrainedModel, model)
+    drawn = [key for key in report["missing_keys"] if key.startswith(parts.head_prefixes(model))]
+    return cast(PreTrainedModel, model), drawn
 
 
 def _check_report(report: Mapping[str, Any], model: PreTrainedModel, directory: Path) -> None:
@@ -291,13 +300,26 @@ def _name_labels(model: PreTrainedModel, labels: Sequence[str], problem_type: Pr
 
 
 def head_order(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
-    """For each wanted label the row of the head that scores it, or `None` where the labels do not match."""
-    if [name.upper() for name in have] == [f"LABEL_{index}" for index in range(len(want))]:
+    """For each wanted label the row of the head that scores it, or `None` where the labels do not match.
+
+    Names are compared as they are, then in plain letters; generic ones that are not wanted stand for their places.
+    """
+    if is_generic(have, want):
         return list(range(len(want)))
-    rows = {_plain(name): index for index, name in enumerate(have)}
-    if len(have) != len(want) or set(rows) != {_plain(name) for name in want}:
+    return _by_name(have, want) or _by_name([*map(_plain, have)], [*map(_plain, want)])
+
+
+def is_generic(have: Sequence[str], want: Sequence[str]) -> bool:
+    """Whether a head has as many labels as are wanted but no names for them: `LABEL_0` and so on."""
+    places = [f"LABEL_{index}" for index in range(len(want))]
+    return [name.upper() for name in have] == places and {name.upper() for name in want} != {*places}
+
+
+def _by_name(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
+    rows = {name: index for index, name in enumerate(have)}
+    if len(have) != len(want) or len(rows) < len(have) or rows.keys() != {*want}:
         return None
-    return [rows[_plain(name)] for name in want]
+    return [rows[name] for name in want]
 
 
 def _plain(label: str) -> str:

@@ -1,13 +1,15 @@
-"""Stages that cannot work where their path has them, refused before anything is trained."""
+"""Stages that cannot work where their path has them, refused before anything is trained; controls that are none."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgemin.errors import UserError
 from edgemin.study.family import FAMILY
 from edgemin.study.nodes import Node, Study
+from edgemin.study.order import RowSpec
 from edgemin.study.starts import check_same_tokens
 from edgemin.training.stage import Effect, Place, Stage
 
@@ -95,3 +97,31 @@ def _check_inputs(name: str, effect: Effect, readers: Sequence[Node]) -> None:
                 f"{name}.corpus_length: expected at most {limit} tokens, what {reader.path} takes, given "
                 f"{effect.corpus.length}"
             )
+
+
+def unequal_controls(rows: Sequence[RowSpec], nodes: Mapping[str, Node]) -> list[str]:
+    """Notes on controls that are not trained for as many steps as the stage in whose place they have another.
+
+    Args:
+        rows: those that are printed.
+        nodes: what their paths stand for, by path.
+    """
+
+    def steps(row: RowSpec, place: int) -> int:
+        step = nodes["/".join((row.model, *row.stages[: place + 1]))].step
+        return 0 if step is None else step.planned.steps
+
+    controls, others = ([row for row in rows if row.control is wanted] for wanted in (True, False))
+    found = []
+    for control, row in itertools.product(controls, others):
+        if row.model != control.model or len(row.stages) != len(control.stages):
+            continue
+        pairs = zip(control.stages, row.stages, strict=True)
+        places = [place for place, (own, theirs) in enumerate(pairs) if own != theirs]
+        if len(places) == 1 and (own := steps(control, places[0])) != (theirs := steps(row, places[0])):
+            found.append(
+                f"row {control.name!r} trains for {own:,} steps where {row.name!r} trains for {theirs:,}, so it is no "
+                "control of equal length; give both the same steps: epochs are of labelled examples where labels are "
+                "read, else of all texts"
+            )
+    return found

@@ -5,12 +5,12 @@ Equal prefixes are one node. Everything that can be refused is refused here, bef
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from edgemin import config
+from edgemin.checkpoint import is_generic
 from edgemin.encoder import quantized
 from edgemin.errors import UserError
 from edgemin.finetune import Finetune
@@ -18,7 +18,7 @@ from edgemin.store.content import content_key, digest
 from edgemin.store.digest import code_digest
 from edgemin.store.provenance import releases
 from edgemin.study import roots
-from edgemin.study.checks import plan_stage, stages_key
+from edgemin.study.checks import plan_stage, stages_key, unequal_controls
 from edgemin.study.family import FAMILY
 from edgemin.study.nodes import STALE, Node, Plan, Row, Study
 from edgemin.study.order import RowSpec
@@ -127,35 +127,13 @@ class _Planner:
             elif spec.named or spec is self.study.rows[-1] or spec.model == "teacher":
                 raise UserError(
                     f"{'teacher.stages' if spec.model == 'teacher' else 'stages'}: expected a stage that trains the "
-                    f"head on {self.study.task.name} "
-                    f"(finetune) before the row {spec.name!r} is scored, given {spec.path}{_head(node)}"
+                    f"head on {self.study.task.name} (finetune) before the row {spec.name!r} is scored, given "
+                    f"{spec.path}{_head(node, self.study.splits.kind)}"
                 )
             else:
                 self.notes.append(f"row {spec.name!r} is not scored: no stage up to {spec.path} trains the head")
-        self.notes += self._unequal_controls([row.spec for row in rows])
+        self.notes += unequal_controls([row.spec for row in rows], self.nodes)
         return Plan(list(self.nodes.values()), rows, self.notes)
-
-    def _unequal_controls(self, rows: Sequence[RowSpec]) -> list[str]:
-        """Controls that are not trained for as many steps as the stage in whose place they have another."""
-        controls, others = ([row for row in rows if row.control is wanted] for wanted in (True, False))
-        found = []
-        for control, row in itertools.product(controls, others):
-            if row.model != control.model or len(row.stages) != len(control.stages):
-                continue
-            pairs = zip(control.stages, row.stages, strict=True)
-            places = [place for place, (own, theirs) in enumerate(pairs) if own != theirs]
-            if len(places) == 1 and (own := self._steps(control, places[0])) != (theirs := self._steps(row, places[0])):
-                found.append(
-                    f"row {control.name!r} trains for {own:,} steps where {row.name!r} trains for {theirs:,}, so it is "
-                    "no control of equal length; give both the same steps: epochs are of labelled examples where "
-                    "labels are read, else of all texts"
-                )
-        return found
-
-    def _steps(self, row: RowSpec, place: int) -> int:
-        """Of the stage at a place of a row's path."""
-        step = self.nodes["/".join((row.model, *row.stages[: place + 1]))].step
-        return 0 if step is None else step.planned.steps
 
     def node(self, model: str, stages: Sequence[str]) -> Node:
         path = "/".join((model, *stages))
@@ -194,7 +172,7 @@ class _Planner:
         content = start.content(self.study.splits, parent.key if parent else None)
         content |= {"code": code_digest(*ROOT_CODE, *quantized.modules(outline.provider)), "versions": releases(*KEYED)}
         trained = start.own_labels or (giver is not None and giver.head_trained)
-        if start.own_labels and start.generic_labels:
+        if start.own_labels and self._has_generic_labels(start):
             self.notes.append(f"{path}: its checkpoint names no labels; its outputs are taken in the task's order")
         return Node(
             path,
@@ -207,6 +185,10 @@ class _Planner:
             trained,
             parent=parent,
         )
+
+    def _has_generic_labels(self, start: Start) -> bool:
+        facts, splits = start.facts, self.study.splits
+        return facts is not None and splits is not None and is_generic(facts.labels or (), splits.labels)
 
     # -- stages ------------------------------------------------------------------------------------
 
@@ -294,12 +276,14 @@ class _Planner:
         return {"early_stopping": splits.metrics[0] if effect.reads_holdout else None, **read}
 
 
-def _head(node: Node) -> str:
+def _head(node: Node, task: Kind) -> str:
     """What is wrong with the head of the checkpoint that a path starts at, if it starts at one."""
     start = node.start
     if start.facts is None or start.root.inherit != "all":
         return ""
     head = f"whose head has the labels {', '.join(start.facts.labels)}" if start.facts.labels else "which has no head"
+    if start.facts.labels and not task.takes_head(said := start.facts.config.problem_type):
+        head += f" and, in its config.json, the problem_type {said or 'null'} instead of {task.problem_type}"
     return f" of {start.root.source}, {head}"
 
 

@@ -57,11 +57,6 @@ class Start:
     from_trained: bool = False
     latent: bool = False
 
-    @property
-    def generic_labels(self) -> bool:
-        """Whether its checkpoint's labels are `LABEL_0` and so on."""
-        return self.facts is not None and all(name.startswith("LABEL_") for name in self.facts.labels or ())
-
     def cut_from(self, source: Outline) -> Outline:
         """The outline of the model that starts here, if the one it is cut from was changed by stages of its own.
 

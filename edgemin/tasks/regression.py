@@ -42,6 +42,10 @@ class Regression(Kind):
         """Refuse any: numbers have no names."""
         raise refusal("labels", "null for a regression", list(names))
 
+    def takes_head(self, problem_type: str | None) -> bool:
+        """Also a head of which nothing is said, as transformers takes one output for a regression."""
+        return problem_type in (None, self.problem_type)
+
     def names(self, train: LabelColumn) -> tuple[str, ...]:
         """One name, that of the column."""
         if train.named is not None:

@@ -441,6 +441,15 @@ def test_generic_labels_are_taken_in_the_order_they_come(batch: Any) -> None:
         (["positive", "negative", "neutral"], ["negative", "positive"], None),
         (["good", "bad"], ["negative", "positive"], None),
         (["a", "A"], ["a", "b"], None),
+        (["a", "A", "b"], ["A", "a", "b"], [1, 0, 2]),
+        (["a-b", "a_b"], ["a b", "A_B"], None),
+        (["LABEL_0", "LABEL_1"], ["LABEL_1", "LABEL_0"], [1, 0]),
+        (["label_0", "label_1"], ["LABEL_1", "LABEL_0"], [1, 0]),
+        (
+            [f"LABEL_{place}" for place in range(11)],
+            sorted(f"LABEL_{place}" for place in range(11)),
+            [0, 1, 10, *range(2, 10)],
+        ),
     ],
 )
 def test_labels_are_matched_by_name_and_never_by_place(have: list[str], want: list[str], order: Any) -> None:
@@ -491,7 +500,25 @@ def test_a_head_without_its_classifier_has_all_that_is_not_replaced(family: str,
     """A classifier for the task's labels is attached anyway, by the stage that trains it."""
     folder = written(tmp_path / "source", family, layers=1)
     without(folder, classifier_prefix(tiny.model(family)) + ".")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("ForSequenceClassification", "Model"))
     assert not checkpoint.read_facts(str(folder), "teacher.source").draws_head
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_classifier_that_is_not_in_the_file_is_not_taken_for_trained(
+    renamed: bool, family: str, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "source", family, layers=1)
+    prefix = f"{classifier_prefix(tiny.model(family))}."
+    tensors = load_file(folder / "model.safetensors")
+    moved = {name.replace(prefix, f"{prefix}2."): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    without(folder, prefix)
+    if renamed:
+        save_file(load_file(folder / "model.safetensors") | moved, folder / "model.safetensors", {"format": "pt"})
+    facts = checkpoint.read_facts(str(folder), "teacher.source")
+    assert facts.labels is None and facts.draws_head
 
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "electra"])

@@ -173,5 +173,6 @@ def test_numbers_have_no_names_and_classes_are_at_least_two() -> None:
         CLASSES.check_names(["a"])
 
 
-def test_a_checkpoint_that_says_nothing_of_its_head_is_taken_for_classes_alone() -> None:
-    assert CLASSES.takes_head(None) and not NUMBERS.takes_head(None)
+def test_a_head_of_which_nothing_is_said_may_be_of_classes_or_a_number_as_in_transformers() -> None:
+    assert CLASSES.takes_head(None) and NUMBERS.takes_head(None)
+    assert not find("multi_label").takes_head(None)

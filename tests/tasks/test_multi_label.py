@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import studies
+import tiny
 import torch
 from transformers import pipeline
 
@@ -202,6 +203,21 @@ def test_every_stage_runs_on_sets_of_labels(
         layers = last["findings"]["sensitivity"]["layers"]
         assert min(damage for layer in layers for damage in layer["damage"].values()) >= 0
     assert "Micro-F1" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_head_whose_configuration_does_not_say_what_it_is_for_is_refused_with_the_reason(
+    own: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = tiny.model()
+    model.config.id2label, model.config.problem_type = {0: "odd", 1: "positive"}, None
+    model.save_pretrained(tmp_path / "source")
+    toy.tokenizer().save_pretrained(tmp_path / "source")
+    shape = ("student.hidden=null", "student.layers=null", "student.heads=null", "student.intermediate=null")
+    asked = (*own, f"student.source={tmp_path / 'source'}", *shape, "stages=[quantize]")
+    with pytest.raises(UserError) as refused:
+        studies.plan(*asked)
+    said = "has the labels odd, positive and, in its config.json, the problem_type null instead of multi_label_cla"
+    assert said in str(refused.value)
 
 
 def test_an_artifact_answers_as_transformers_multi_label_models_do(own: tuple[str, ...], tmp_path: Path) -> None:
