@@ -26,5 +26,5 @@ def write(model: PreTrainedModel, runtime: str, out: Path, *, length: int | None
     onnx_file.write(model, onnx, length=length)
     if RUNTIMES[runtime].form == "openvino":
         open_vino.write(onnx, out)
-        for file in out.glob(f"{onnx.name}*"):
-            file.unlink()
+        onnx.unlink()
+        (out / onnx_runtime.DATA).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from edgemin.deploy.runtime import Batch, taken
 from edgemin.errors import UserError, first_line
 
 FILE = "model.onnx"
+DATA = f"{FILE}.data"  # the weights of a model that is too large for one file
 
 
 class OnnxRuntime:
@@ -29,7 +30,7 @@ class OnnxRuntime:
 
     def files(self) -> list[Path]:
         """The one file, of a very large model two."""
-        return sorted(self.path.glob(f"{FILE}*"))
+        return [file for name in (FILE, DATA) if (file := self.path / name).is_file()]
 
     def release(self) -> None:
         """Give back its memory and threads."""

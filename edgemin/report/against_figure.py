@@ -20,6 +20,7 @@ _WIDTH, _LEFT, _LINE, _GAP = 6.6, 2.5, 0.12, 0.1
 _ABOVE, _BELOW = 0.72, 0.62
 _NOISE, _WORSE, _BETTER = "#9a9a9a", "#D55E00", "#0072B2"
 _FONT: dict[str, Any] = {"fontsize": 7.0}
+_OTHERS = {"control": "its control", "parent": "its parent", "declared": "the row that the order compares it with"}
 
 
 def against(compared: Sequence[Comparison]) -> list[Drawing]:
@@ -65,8 +66,8 @@ def draw(shown: Sequence[Comparison]) -> Figure:
     metrics = list(dict.fromkeys(one.metric for one in shown))
     words = " and ".join(map(metric_word, metrics))
     axes.set_xlabel(literal(f"difference of {words} (points)"), fontsize=8)
-    others = "its control and its parent" if any(one.role == "control" for one in shown) else "its parent"
-    title = f"Each row against {others}: {words}"
+    roles = {one.role for one in shown}
+    title = f"Each row against {' and '.join(said for role, said in _OTHERS.items() if role in roles)}: {words}"
     headline(figure, title)
     _legend(figure, shown, margin, height)
     return figure
