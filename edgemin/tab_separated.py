@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Literal
 
 
-def quoting(path: Path) -> int:
+def quoting(path: Path) -> Literal[0, 3]:
     """How `csv` is to read a TSV file: `QUOTE_MINIMAL`, or `QUOTE_NONE` where marks can enclose nothing.
 
     That is where every line by itself has as many cells as the header, but by its quotation marks a row would span
