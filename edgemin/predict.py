@@ -91,12 +91,12 @@ def _file(served: Served, source: Path, output: Path, asked: str | None, threads
     with row_files.writer(output, [*there, *added], types) as file:
         for rows in chain([first], chunks):
             examples = [_texts(row, columns, done + number, source) for number, row in enumerate(rows, start=1)]
-            labels, scores, places = pipeline.answers(examples)
             if taken := {name for row in rows for name in added if name in row}:
                 raise UserError(
                     f"input: expected a column {min(taken)} from the first rows on or not at all, as that is what is "
                     f"added, given one later in {source}"
                 )
+            labels, scores, places = pipeline.answers(examples)
             both = zip(labels, scores, strict=True)
             file.write([row | dict(zip(added, pair, strict=True)) for row, pair in zip(rows, both, strict=True)])
             first_cut = first_cut or (done + places[0] + 1 if places else 0)

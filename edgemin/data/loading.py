@@ -145,12 +145,10 @@ def _csv(path: Path) -> Table:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        unquoted = separator == "\t" and quoting(path) == csv.QUOTE_NONE
-        if unquoted:
+        how = quoting(path) if separator == "\t" else csv.QUOTE_MINIMAL
+        if how == csv.QUOTE_NONE:
             log.warning("%s: quotation marks are taken for characters, as every line is whole without them", path)
-        rows = csv.reader(
-            file, delimiter=separator, quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL, strict=True
-        )
+        rows = csv.reader(file, delimiter=separator, quoting=how, strict=True)
         header = [name.strip() for name in next(rows, [])]
         _check_separator(path, header, separator)
         if len(set(header)) < len(header):

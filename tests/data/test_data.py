@@ -172,6 +172,11 @@ def test_a_tsv_that_quotes_its_cells_may_have_breaks_in_them(tmp_path: Path) -> 
     assert load(own(tmp_path)).train.texts == [('one\nof "two" lines',), ("a tab\there",)]
 
 
+def test_a_tsv_of_one_column_may_have_breaks_in_its_cells(tmp_path: Path) -> None:
+    (tmp_path / "one.tsv").write_text('text\n"one\nof two lines"\n')
+    assert loading.read_file(tmp_path / "one.tsv").columns == {"text": ["one\nof two lines"]}
+
+
 def test_a_missing_text_is_no_word(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text('{"text": NaN, "label": 1}\n{"text": "fine", "label": 0}\n')
