@@ -151,7 +151,8 @@ class DistilbertDistillation(Distillation):
     The paper's soft targets are the teacher's distribution over the vocabulary. That takes its language-model head,
     which a classifier does not have: on a corpus there are none here, on a task they are the classifier's.
 
-    Student and teacher need equal hidden sizes.
+    Student and teacher need equal hidden sizes where `cosine_weight` is above 0. On a corpus with `cosine_weight` 0
+    masked words alone are learnt and the teacher does not run: the control of a distillation on the same text.
 
     Args:
         temperature: τ of the soft targets, above 0.
@@ -182,10 +183,9 @@ class DistilbertDistillation(Distillation):
         self.soft_weight = (_SOFT_WEIGHT if on_task else 0.0) if soft_weight == "auto" else soft_weight
         self.temperature, self.cosine_weight = temperature, cosine_weight
         self.word_weight = 0.0 if on_task else hard_weight
-        if self.soft_weight == cosine_weight == 0:
-            raise UserError(
-                "cosine_weight: expected a number above 0, for nothing else comes from the teacher, given 0"
-            )
+        if self.soft_weight == cosine_weight == self.word_weight == 0:
+            other = "soft_weight" if on_task else "hard_weight"
+            raise UserError(f"cosine_weight: expected cosine_weight or {other} above 0, given both 0")
         self._last = (0, 0)
         self._vocabulary = 0
         self.word_head: MaskedLanguageHead | None = None
