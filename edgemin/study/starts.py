@@ -21,6 +21,7 @@ from edgemin.errors import UserError
 from edgemin.store.content import digest, file_digest
 from edgemin.study import roots
 from edgemin.study.roots import Root
+from edgemin.tasks.base import listed
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,10 @@ def _read(name: str, root: Root, origin: Start | None, teacher: Start | None, sp
         and splits.kind.takes_head(facts.config.problem_type)
         and checkpoint.head_order(facts.labels, splits.labels) is not None
     )
+    if root.inherit == "all" and facts is not None and facts.labels and splits is not None and not own:
+        log.warning(
+            "%s: its head has labels that are not the task's, %s: a new one is drawn", name, listed(facts.labels)
+        )
     return Start(
         name,
         root,

@@ -80,3 +80,15 @@ def test_a_tokenizer_that_knows_few_words_is_warned_of(command: Command, tmp_pat
     make({"m": checkpoint, "m/tokenizer.json": words(lambda word: word if next(known) else f"x{word}")}, tmp_path)
     done = command(*(word.replace("{here}", str(tmp_path)) for word in CHECKPOINT), "plan=true")
     assert done.code == 0 and re.search(r"teacher: to its tokenizer \d\d % of the words are unknown", done.out), done
+
+
+def test_a_head_of_other_labels_is_warned_of_before_a_new_one_is_trained(command: Command, tmp_path: Path) -> None:
+    texts = "text,label\n" + "a good film,x\na bad film,y\n"
+    make({"m": checkpoint, "d/train.csv": texts, "d/validation.csv": texts}, tmp_path)
+    asked = [
+        word.replace("{here}", str(tmp_path)) for word in (*CHECKPOINT, "task.path={here}/d", "task.max_length=16")
+    ]
+    done = command(*asked, "task=custom", "teacher.stages=[finetune]", "plan=true")
+    line = "teacher: its head has labels that are not the task's, negative, positive: a new one is drawn"
+    assert done.code == 0 and line in done.out, done
+    assert line not in command(*asked[:-2], "teacher.stages=[finetune]", "plan=true").out, "the toy task's own"
