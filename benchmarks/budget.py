@@ -132,7 +132,9 @@ def main() -> None:
     model, units = given(asked.source), Several(structures("heads_ffn", None))
     began = time.monotonic()
     shape = widest(quantized.outline(model))
-    timed, _ = latency_table(model.config, shape, RUNTIME, "int8", Measure(runtimes=(RUNTIME,), threads=asked.threads))
+    timed = latency_table(
+        model.config, shape, RUNTIME, "int8", Measure(runtimes=(RUNTIME,), threads=asked.threads)
+    ).table
     table_seconds = time.monotonic() - began
     began = time.monotonic()
     scores = importance(model, units, asked.criterion, asked.examples)

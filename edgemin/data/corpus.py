@@ -27,10 +27,27 @@ from edgemin.tasks.base import listed
 
 SHORTEST = 8
 BROKEN = (OSError, HTTPError)  # HTTPError: of the HTTP library that the Hub's client is built on
+
+
+class _JsonColumn(Json):  # type: ignore[misc]
+    """JSON of which one column is read: the others may differ from file to file, or from row to row."""
+
+    column: str
+
+    def _cast_table(self, pa_table: pa.Table, *args: Any, **named: Any) -> pa.Table:
+        if self.column in pa_table.column_names:
+            pa_table = pa_table.select([self.column])
+            if pa.types.is_null(pa_table.schema.field(0).type):  # no text so far
+                pa_table = pa_table.cast(pa.schema([(self.column, pa.string())]))
+        elif self.info.features is not None and self.column in self.info.features:
+            pa_table = pa.table({self.column: pa.nulls(len(pa_table), pa.string())})
+        return super()._cast_table(pa_table, *args, **named)
+
+
 FORMATS: dict[str, tuple[type[datasets.DatasetBuilder], dict[str, Any]]] = {  # by suffix
     ".txt": (Text, {}),
-    ".jsonl": (Json, {}),
-    ".json": (Json, {}),
+    ".jsonl": (_JsonColumn, {}),
+    ".json": (_JsonColumn, {}),
     ".csv": (Csv, {"sep": ","}),
     ".tsv": (Csv, {"sep": "\t"}),
     ".parquet": (Parquet, {}),
@@ -121,6 +138,10 @@ class Corpus:
             columns = rows.column_names or list(next(iter(rows), {}))
             if columns and self.column not in columns:
                 raise refusal("corpus_column", f"a column of {self.path} ({listed(columns)})", self.column)
+            if type(builder) is Parquet:  # files of the user's own: other columns may differ from file to file
+                builder = self._source().builder
+                builder.config.columns = [self.column]
+                rows = builder.as_streaming_dataset(self.split)
             return rows.select_columns([self.column])
 
     def _source(self) -> _Source:
@@ -154,7 +175,10 @@ def _local(corpus: Corpus, path: Path) -> datasets.DatasetBuilder:
     if reader is Csv:  # cells stay what they are: NA is a word, and 01 is not 1
         settings = {**settings, "keep_default_na": False, "converters": {corpus.column: str}}
     names = [glob.escape(str(file)) for file in files]
-    return reader(cache_dir=_cache(), data_files={corpus.split: names}, **settings)
+    builder = reader(cache_dir=_cache(), data_files={corpus.split: names}, **settings)
+    if isinstance(builder, _JsonColumn):
+        builder.column = corpus.column
+    return builder
 
 
 def _laid_out(corpus: Corpus, directory: Path) -> datasets.DatasetBuilder:
@@ -234,7 +258,14 @@ def _as_user_errors(corpus: Corpus) -> Iterator[None]:
         raise
     except datasets.exceptions.DatasetNotFoundError as error:
         raise refusal("corpus", "an existing directory or file, or a data set of the Hub", corpus.path) from error
-    except (*BROKEN, ValueError, StopIteration, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except (
+        *BROKEN,
+        ValueError,
+        TypeError,
+        StopIteration,
+        pa.ArrowException,
+        datasets.exceptions.DatasetsError,
+    ) as error:
         names = _NAMES.search(str(error))
         if names is not None:
             raise refusal("corpus_subset", f"one of {listed(_unquoted(names[1]))}", corpus.subset) from error

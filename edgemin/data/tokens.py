@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = (1.0, 4.0, 16.0)  # after that a broken stream is given up
 _ROWS = 64
 _CHARACTERS = 1 << 18  # tokenized at once; few, as tokens not yet taken are part of `state_dict`
-_DAMAGED = (ValueError, EOFError, zlib.error, pa.ArrowException)
+_DAMAGED = (ValueError, TypeError, EOFError, zlib.error, pa.ArrowException)
 
 
 class Tokens:

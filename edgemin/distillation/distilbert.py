@@ -186,6 +186,8 @@ class DistilbertDistillation(Distillation):
         if self.soft_weight == cosine_weight == self.word_weight == 0:
             other = "soft_weight" if on_task else "hard_weight"
             raise UserError(f"cosine_weight: expected cosine_weight or {other} above 0, given both 0")
+        if self.soft_weight == cosine_weight == 0:
+            self.teachers, self.same_tokens = (), False
         self._last = (0, 0)
         self._vocabulary = 0
         self.word_head: MaskedLanguageHead | None = None
@@ -194,22 +196,22 @@ class DistilbertDistillation(Distillation):
         """Soft targets and labels train the classification head; a corpus has neither."""
         found = super().effect(model, teachers, place)
         trains_head = found.trains_head or (self.soft_weight > 0 and self.settings.trains)
-        return replace(found, trains_head=trains_head, reads_answers=self.soft_weight > 0)
+        idle = () if self.teachers else ("teacher",)
+        return replace(found, trains_head=trains_head, reads_answers=self.soft_weight > 0, idle=(*found.idle, *idle))
 
     def match(self, student: Outline, teachers: Sequence[Outline]) -> None:
         """Match the last layers; refuse unequal hidden sizes where they are compared, and other outputs."""
-        (teacher,) = teachers
-        if self.cosine_weight > 0 and student.hidden != teacher.hidden:
+        if self.cosine_weight > 0 and student.hidden != teachers[0].hidden:
             raise UserError(
                 f"cosine_weight: expected 0 where the student's hidden size {student.hidden} is not the teacher's "
-                f"{teacher.hidden}, as their states cannot be compared, given {self.cosine_weight}"
+                f"{teachers[0].hidden}, as their states cannot be compared, given {self.cosine_weight}"
             )
+        self._last = len(student.layers), len(teachers[0].layers) if teachers else 0
         if self.soft_weight > 0:
             check_outputs(student, teachers)
-        self._last = len(student.layers), len(teacher.layers)
-        # Either side must know what a word is replaced by; a table may be longer than the tokenizer. How many rows a
-        # stage leaves may not be known in planning.
-        known = [side.vocabulary for side in (student, teacher) if side.vocabulary is not None]
+        # Whoever reads the text must know what a word is replaced by; a table may be longer than the tokenizer. How
+        # many rows a stage leaves may not be known in planning.
+        known = [side.vocabulary for side in (student, *teachers) if side.vocabulary is not None]
         self._vocabulary = min(known, default=0)
 
     def equip(self, student: Outline, teachers: Sequence[Outline]) -> None:
@@ -247,15 +249,14 @@ class DistilbertDistillation(Distillation):
 
     def terms(self, student: Reading, teachers: Sequence[Reading], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The terms with a weight above 0: `soft` (answers), `cosine` (hidden states) and `word` (masked words)."""
-        (teacher,) = teachers
         mine, theirs = self._last
         found = {}
         if self.soft_weight > 0:
-            assert student.logits is not None and teacher.logits is not None
-            soft = output_loss(self.data.kind, [teacher.logits], student.logits, self.temperature)
+            assert student.logits is not None and teachers[0].logits is not None
+            soft = output_loss(self.data.kind, [teachers[0].logits], student.logits, self.temperature)
             found["soft"] = self.soft_weight * soft
         if self.cosine_weight > 0:
-            distance = hidden_cosine(teacher.hidden[theirs], student.hidden[mine], batch["attention_mask"])
+            distance = hidden_cosine(teachers[0].hidden[theirs], student.hidden[mine], batch["attention_mask"])
             found["cosine"] = self.cosine_weight * distance
         if self.word_head is not None:
             targets = batch["masked_words"]

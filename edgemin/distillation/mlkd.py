@@ -106,6 +106,8 @@ class MLKD(TwoFits):
         teaching: likewise.
     """
 
+    of_answers = (*TwoFits.of_answers, *(f"{name}_weight" for name in _PREDICTION), "contrastive_temperature")
+
     def __init__(
         self,
         *,

@@ -1,7 +1,7 @@
 """How much a unit matters by its weights alone: two scores, of what it reads with and what it writes with.
 
-A unit may be rescaled without a change of what the model computes: what it reads with times c, what it writes with
-divided by c. `products` do not see that, `norms` do.
+A head's values may be rescaled without a change of what the model computes: what it reads with times c, what it writes
+with divided by c. `products` do not see that, `norms` do.
 
 Shapes: U units of a layer, S size of a unit (that of a head; 1 for a single neuron), N inputs and M outputs of a layer.
 """

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -89,6 +90,22 @@ def shapes(outline: Outline) -> dict[str, Outline]:
     return found
 
 
+class Timed(NamedTuple):
+    """A table of latencies, and how far its timings can be trusted.
+
+    Attributes:
+        table: the costs, smoothed so that they never fall as a layer keeps more.
+        alone: whether nothing else ran beside.
+        unstable: shapes whose rounds differ by more than `max_spread` from one another.
+        shapes: how many were timed.
+    """
+
+    table: LatencyTable
+    alone: bool
+    unstable: int
+    shapes: int
+
+
 def latency_table(
     config: PretrainedConfig,
     outline: Outline,
@@ -99,7 +116,7 @@ def latency_table(
     progress: Callable[[int, int, str], None] | None = None,
     waiting: Callable[[str], None] | None = None,
     lock_directory: Path | None = None,
-) -> tuple[LatencyTable, bool]:
+) -> Timed:
     """Time a model's layers at each width; what its weights are does not matter.
 
     Args:
@@ -111,9 +128,6 @@ def latency_table(
         progress: called after each step with (steps done, steps in all, what was done).
         waiting: called once with a line if something else uses the machine.
         lock_directory: of the machine's lock, if not the usual one.
-
-    Returns:
-        The costs, smoothed so that they never fall as a layer keeps more; and whether nothing else ran beside.
 
     Raises:
         UserError: the runtime is not installed, or the model cannot be exported.
@@ -138,7 +152,8 @@ def latency_table(
         threads=settings.threads or available_cores(),
         device=host()["cpu"],
     )
-    return table, not any(BESIDE in one for one in found.values())
+    unstable = sum(found[name]["latency_ms"]["padded"]["unstable"] for name in variants)
+    return Timed(table, not any(BESIDE in one for one in found.values()), unstable, len(variants))
 
 
 def assembled(

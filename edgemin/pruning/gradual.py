@@ -164,7 +164,7 @@ class GradualPruning(MethodSum):
                 self.check_reachable(model)
         found = super().effect(after, teachers, place)
         unmasked = () if self.masking.sparsity > 0 else _MASKING
-        return replace(found, reaches_all=False, idle=(*unmasked, *self._untaught))
+        return replace(found, reaches_all=False, idle=(*found.idle, *unmasked, *self._untaught))
 
     @abstractmethod
     def check_reachable(self, model: Outline) -> None:

@@ -141,7 +141,7 @@ class Pruning(MethodSum):
             reaches_all=not self._parts,
             reads_latency=self.amount.reads_latency,
             decided={**found.decided, **self.amount.decided},
-            idle=self._idle(),
+            idle=(*found.idle, *self._idle()),
         )
 
     @property

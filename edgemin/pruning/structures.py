@@ -64,7 +64,10 @@ class Units(ABC):
 
     @abstractmethod
     def weights(self, model: PreTrainedModel) -> list[UnitWeights] | None:
-        """The weights of each group by unit, quantized ones as they compute; `None`: units have none of their own."""
+        """The weights of each group by unit, of quantized Linears those before rounding where they are known.
+
+        `None`: units have none of their own.
+        """
 
     @abstractmethod
     def outputs(self, model: PreTrainedModel) -> Watch:

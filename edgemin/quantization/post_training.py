@@ -34,6 +34,7 @@ class PostTraining(Stage):
             reads_labels=False,
             quantizes="integers",
             reads_task=self.quantization.reads_data,
+            idle=self.quantization.idle(model),
         )
 
     def prepare(

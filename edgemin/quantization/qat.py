@@ -69,6 +69,17 @@ class QuantizationAware(MethodSum):
             raise UserError(f"scales: expected learned, as nothing else is trained (train=scales), given {given}")
         if teaching.corpus is not None and not methods:
             raise UserError("methods: expected at least one with a corpus, which has no labels to learn, given none")
+        if not methods and teaching.teacher is not None:
+            raise UserError(
+                "teacher: expected null without methods (quantize=qat_distill has some), as labels alone are learnt, "
+                f"given {teaching.teacher}"
+            )
+        if not methods and teaching.teacher_cache:
+            raise UserError("teacher_cache: expected false without methods, given true")
+        if not methods and task_weight == 0 and fit.trains:
+            raise UserError(
+                "task_weight: expected auto or a number above 0 without methods, given 0, which learns nothing"
+            )
         if teaching.corpus is not None and train_on == "calibration":
             raise UserError("train_on: expected train with a corpus, which takes its place, given calibration")
         teaching = replace(teaching, teacher=teaching.teacher or "parent")
@@ -94,7 +105,12 @@ class QuantizationAware(MethodSum):
             )
         if self.train_what == "scales":
             found = replace(found, trains_head=False, moves_encoder=False)
-        return replace(found, quantizes="integers", reads_task=found.reads_task or self.quantization.reads_data)
+        return replace(
+            found,
+            quantizes="integers",
+            reads_task=found.reads_task or self.quantization.reads_data,
+            idle=(*found.idle, *self.quantization.idle(model, draws=self.train_on == "calibration")),
+        )
 
     @property
     def reads_labels(self) -> bool:

@@ -114,6 +114,7 @@ class Reconstruction(Stage):
             reads_labels=False,
             quantizes="integers",
             reaches_all=False,
+            idle=self.quantization.idle(model, draws=True),
             steps=(len(model.layers) + 1) * self.settings.optimizer_steps(drawn - self._kept_aside(drawn)),
         )
 

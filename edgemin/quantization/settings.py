@@ -105,6 +105,24 @@ class Quantization(Checked):
         """Whether it looks at the task's sentences."""
         return self.sensitivity or (self.activations == "static" and self.bits != FLOAT)
 
+    def idle(self, model: Outline, *, draws: bool = False) -> tuple[str, ...]:
+        """Settings that decide nothing beside the others.
+
+        Args:
+            model: to be quantized.
+            draws: whether the stage reads the calibration sentences for something else, too.
+        """
+        specs = self.specs(model.matrices).values()
+        static = any(spec.activations == "static" and spec.bits != FLOAT for spec in specs)
+        unread = {
+            "activation_range": not static,
+            "percentile": not static or self.activation_range != "percentile",
+            "calibration_examples": not (static or self.sensitivity or draws),
+            "candidates": not self.sensitivity,
+            "group_size": not self.sensitivity and all(spec.group_size is None for spec in specs),
+        }
+        return tuple(name for name, holds in unread.items() if holds)
+
     def check(self, model: Outline) -> None:
         """Refuse patterns that match nothing, groups that do not divide a width, and sizes that cannot be reached."""
         specs = self.specs(model.matrices)

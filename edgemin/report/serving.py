@@ -21,6 +21,7 @@ from edgemin.report.schema import Run, find, read
 EXPORTED = ("onnxruntime", "openvino", "openvino_bf16")  # runtimes that have a bundle
 _TIMED = latency("padded", "p50", CORE)
 _MIB = 2**20
+_ROUNDING = 1e-6  # metrics are computed in single precision
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class _Served:
 def commands(directory: Path) -> list[str]:
     """How to export and ask the fastest row that passed the quality gate, over all jobs below a directory.
 
-    Of rows whose latencies differ by no more than noise, it is the most accurate one, then the smallest.
+    Without a gate any row is as good. Of rows whose latencies differ by no more than noise, it is the most accurate
+    one, then the smallest.
 
     Args:
         directory: of a job or a sweep; its `run.json` files have just been written.
@@ -73,7 +75,7 @@ def commands(directory: Path) -> list[str]:
         _Served(run, row, name)
         for run in runs
         for row in run.rows
-        if not row.control and not row.collapsed and (row.gate is None or row.gate.passed)
+        if not row.control and _passes(run, row)
         for name, cost in row.cost.runtimes.items()
         if name in EXPORTED and _padded(cost).p50
     ]
@@ -89,6 +91,9 @@ def commands(directory: Path) -> list[str]:
         for one in as_fast
         if (one.row.name, one.runtime) != (row.name, best.runtime)
     )
+    gated = (
+        "passed the quality gate the" if any(one.gate for run in runs for one in run.rows) else "can be exported the"
+    )
     said = f"; as fast within the noise, and no more accurate: {', '.join(others)}" if others else ""
     artifact = Path(str(best.run.chosen("paths", "store"))) / str(row.artifact)
     export = {"artifact": artifact, "deploy": best.runtime, "study": best.run.file.parent, "out": out}
@@ -96,11 +101,24 @@ def commands(directory: Path) -> list[str]:
     if len(best.run.chosen("task", "text_columns") or ()) == 2:
         ask["text_pair"] = "a dull one"
     return [
-        f"To serve {row.name}, of the rows that passed the quality gate the fastest "
+        f"To serve {row.name}, of the rows that {gated} fastest "
         f"({', '.join(filter(None, facts))} in {best.runtime}{said}):",
         f"  {_command('edgemin.export', export)}",
         f"  {_command('edgemin.predict', ask)}",
     ]
+
+
+def _passes(run: Run, row: Row) -> bool:
+    """Whether it passed its quality gate; after a row that did not, its loss counts from the last one that did."""
+    if row.collapsed or (row.gate is not None and not row.gate.passed):
+        return False
+    before = run.reference("parent", row)
+    if row.gate is None or row.gate.max_drop is None or before is None or _passes(run, before):
+        return True
+    while before is not None and not _passes(run, before):
+        before = run.reference("parent", before)
+    own, earlier = run.score(row), run.score(before) if before is not None else None
+    return own is None or earlier is None or earlier - own <= row.gate.max_drop + _ROUNDING
 
 
 def _padded(cost: Runtime) -> Latency:

@@ -227,23 +227,26 @@ def _without_predictions(study: Study) -> list[str]:
 
 def _with_published(study: Study, built: list[Table]) -> tuple[list[Table], list[str]]:
     """The tables and the published figures beside ours; and why these are missing where they are."""
-    names = [*dict.fromkeys(run.published for run in study.runs if run.published)]
-    if not names:
+    named = [run for run in study.runs if run.published]
+    files = [_locate(run) for run in named]
+    lost = [run.published for run, file in zip(named, files, strict=True) if file is None]
+    found = [file for file in files if file is not None]
+    if not named:
         return built, []
-    if len(names) > 1:
-        return built, ["Published figures: the jobs name different ones, see their own pages"]
-    path = _locate(names[0], study.runs)
-    if path is None:
-        return built, [f"Published figures: {names[0]} was not found"]
+    if lost:
+        return built, [f"Published figures: {lost[0]} was not found"]
+    if len(named) < len(study.runs) or len({file.read_bytes() for file in found}) > 1:
+        return built, ["Published figures: not all jobs name the same, see their own pages"]
     try:
-        table = literature.compare(study, literature.read(path))
+        table = literature.compare(study, literature.read(found[0]))
     except UserError as error:
         # Our own numbers must not be lost over somebody else's.
         return built, [f"Published figures: {error}"]
     return built + ([explained(table)] if table is not None else []), []
 
 
-def _locate(name: str, runs: Sequence[Run]) -> Path | None:
-    """A file that run.json names: as it stands, or seen from a directory above the run, as a clone is."""
-    above = [folder / name for run in runs for folder in run.file.resolve().parents]
-    return next((path for path in (Path(name), *above) if path.is_file()), None)
+def _locate(run: Run) -> Path | None:
+    """The file that a run.json names: beside it, seen from a directory above it, as a clone is, or from here."""
+    assert run.published is not None
+    folders = (run.file.parent, *run.file.resolve().parents, Path())
+    return next((path for folder in folders if (path := folder / run.published).is_file()), None)

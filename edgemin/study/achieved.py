@@ -34,11 +34,15 @@ def asked(node: Node, store: Store) -> Mapping[str, Any] | None:
 
 def precision(model: nn.Module) -> Precision | None:
     """The precision in which a model is served; `None` where it is none that a latency can be asked for."""
-    summary = quantized.summary(model)
-    if summary is None:
+    if quantized.kind_of(model) is None:
         return "fp32"
+    summary = quantized.summary(model)
+    if summary is None:  # torch's dynamic INT8
+        return None
     bits = summary["bits"]
     linears = [bits[name] for name, part in model.named_modules() if isinstance(part, nn.Linear) and name in bits]
+    if not linears:  # the tables alone are quantized
+        return None
     served: dict[tuple[int, bool], Precision] = {(8, True): "int8", (4, False): "int4"}
     return served.get((statistics.mode(linears), summary["activations"] != "none"))
 

@@ -111,7 +111,8 @@ def unequal_controls(rows: Sequence[RowSpec], nodes: Mapping[str, Node]) -> list
         step = nodes["/".join((row.model, *row.stages[: place + 1]))].step
         return 0 if step is None else step.planned.steps
 
-    controls, others = ([row for row in rows if row.control is wanted] for wanted in (True, False))
+    controls = [row for row in rows if row.control]
+    others = [row for row in rows if not row.control and not row.optional]  # an ablation's rows have no controls
     found = []
     for control, row in itertools.product(controls, others):
         if row.model != control.model or len(row.stages) != len(control.stages):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgemin.cli import Failure
+from edgemin.errors import UserError
 
 FILE, RESULT = "error.txt", "run.json"
 
@@ -19,6 +20,21 @@ def keep(run_dir: Path, failure: Failure, error: Exception) -> bool:
     except OSError:  # the full disk may be what is being told of
         return False
     return True
+
+
+def check_alone(directory: Path, jobs: int) -> None:
+    """Refuse a sweep's directory in which an earlier sweep of more jobs left results: one table would mix them.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    left = sorted(int(job.parent.name) for job in directory.glob(f"*/{RESULT}") if job.parent.name.isdecimal())
+    others = [number for number in left if number >= jobs]
+    if others:
+        raise UserError(
+            f"hydra.sweep.dir: expected a directory without results of other jobs than the {jobs} of this command, "
+            f"given {directory}, which has {directory / str(others[0]) / RESULT}"
+        )
 
 
 def below(directory: Path, names: Sequence[str] = ()) -> list[Failure]:

@@ -17,7 +17,7 @@ from edgemin.report import published as literature
 from edgemin.report.write import Report, of_job
 from edgemin.store.disk import disk_errors, write_atomically
 from edgemin.store.provenance import git_revision, versions
-from edgemin.study import predictions, results, tree
+from edgemin.study import failures, predictions, results, tree
 from edgemin.study.nodes import Study
 from edgemin.study.order import ablation, order_name, student_stages
 from edgemin.study.pipeline import Done, Pipeline
@@ -72,6 +72,8 @@ def run_job(settings: Settings, job: Settings, transfer: Mapping[str, Settings])
                 order_name(settings["order"], settings["stages"]),
                 *(root.name for root in asked.study.roots.values()),
             ]
+            # one that an earlier command left here is not this job's, should it end without a result
+            ranks.from_main(lambda: (run_dir / failures.RESULT).unlink(missing_ok=True))
             ranks.from_main(lambda: tracker.start(run_dir, job["group"], _name(job), settings, tags))
             pipeline = Pipeline(asked.study, plan, store, tracker)
             done = pipeline.train()

@@ -123,6 +123,8 @@ class Jobs(Callback):
                 ahead.plan(jobs, alone=alone)
                 if alone:
                     raise Ended
+            if jobs:
+                failures.check_alone(Path(config.hydra.sweep.dir), len(jobs))
             self._names, self._sweep = [job.name for job in jobs], config
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ from edgemin.deploy.runtime import check_installed, check_names, versions
 from edgemin.encoder.outline import Outline
 from edgemin.errors import UserError
 from edgemin.measure import layer_grid
-from edgemin.measure.layer_latency import latency_table, widest
+from edgemin.measure.layer_latency import Timed, latency_table, widest
 from edgemin.measure.machine import host
 from edgemin.measure.runtime import Measure
 from edgemin.processes import ranks
@@ -73,7 +73,7 @@ def with_latency(
     start = read_starts(study.roots, study.splits)["student"]
     outline = widest(start.outline)
     check_names([wanted.runtime], f"{wanted.key}.runtime")
-    own = settings or Measure()
+    own = settings or Measure(length=min(Measure().length, outline.max_tokens or Measure().length))
     how = Measure(runtimes=(wanted.runtime,), length=own.length, threads=own.threads, wait_minutes=own.wait_minutes)
     if wanted.table is not None:
         try:
@@ -93,7 +93,7 @@ def with_latency(
     name = content_key(content)
     kept = store.result(_KIND, name)
     if kept is not None:
-        return replace(study, latency=LatencyTable.read(kept["table"])), []
+        return replace(study, latency=LatencyTable.read(kept["table"])), kept.get("notes", [])
     if not measured:
         return study, [
             f"{wanted.key}: the latency table ({wanted.precision} in {wanted.runtime}) is not measured yet, so whether "
@@ -102,15 +102,27 @@ def with_latency(
     with store.lock(name, lambda: node_line("latency table", "waiting", "another run measures it")):
         kept = store.result(_KIND, name)
         if kept is not None:  # another run was faster
-            return replace(study, latency=LatencyTable.read(kept["table"])), []
-        table, alone = _measured(start, outline, wanted, how)
-        if alone or ranks.world() > 1:  # several processes must have the same
-            store.keep_result(_KIND, name, {"table": table.written(), "content": content})
-    beside = f"{wanted.key}: the latency table was measured beside other work, and is measured again next time"
-    return replace(study, latency=table), [] if alone else [beside]
+            return replace(study, latency=LatencyTable.read(kept["table"])), kept.get("notes", [])
+        timed = _measured(start, outline, wanted, how)
+        notes = _unstable(wanted.key, timed, how.max_spread)
+        if timed.alone or ranks.world() > 1:  # several processes must have the same
+            store.keep_result(_KIND, name, {"table": timed.table.written(), "content": content, "notes": notes})
+    if not timed.alone:
+        notes.append(f"{wanted.key}: the latency table was measured beside other work, and is measured again next time")
+    return replace(study, latency=timed.table), notes
 
 
-def _measured(start: Start, outline: Outline, wanted: Wanted, settings: Measure) -> tuple[LatencyTable, bool]:
+def _unstable(key: str, timed: Timed, spread: float) -> list[str]:
+    """A note where the machine was too noisy for some of the shapes."""
+    if not timed.unstable:
+        return []
+    return [
+        f"{key}: in the latency table the rounds of {timed.unstable} of {timed.shapes} shapes spread by more than "
+        f"{100 * spread:.0f} %, so the latencies that it predicts are rough"
+    ]
+
+
+def _measured(start: Start, outline: Outline, wanted: Wanted, settings: Measure) -> Timed:
     node_line("latency table", "measuring", f"layers at each width, {wanted.precision} in {wanted.runtime}")
     with live_line("latency table") as line:
 

@@ -270,6 +270,7 @@ def _row(row: Any, key: str, own_stages: Mapping[str, Sequence[str]], *, control
         raise UserError(f"{key}.{unknown[0]}: unknown key (there are: name, model, stages)")
     check_type(row.get("name"), str, f"{key}.name")
     model = row.get("model", "student")
+    check_type(model, str, f"{key}.model")
     if model not in own_stages:
         raise UserError(f"{key}.model: expected one of {', '.join(own_stages)}, given {model!r}")
     stages = row.get("stages", list(own_stages[model]) if model != "student" else None)

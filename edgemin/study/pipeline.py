@@ -79,11 +79,11 @@ class Pipeline:
                 return Done(node.path, node.key, teachers, cached=True)
             with live_line(f"{node.path}  loading"):
                 fitted, tokenizer = ranks.together(lambda: self._start(node))
-            if node.stage != "weights":
+            if node.step is not None:
                 fitted = self._run(node, fitted)
             with live_line(f"{node.path}  saving"):
                 ranks.from_main(lambda: self._commit(node, fitted, tokenizer))
-        if node.stage != "weights" and fitted.steps == 0:  # what trains says so itself
+        if node.step is not None and fitted.steps == 0:  # what trains says so itself
             node_line(node.path, "done", duration(fitted.seconds))
         for note in fitted.notes:
             node_line(node.path, "note", note)
@@ -127,7 +127,7 @@ class Pipeline:
 
     def _start(self, node: Node) -> tuple[fitting.Fitted, PreTrainedTokenizerBase | None]:
         """What a node begins with: its parent's result, or for a root the weights themselves."""
-        if node.stage == "weights":
+        if node.step is None:
             return self._root(node)
         assert node.parent is not None
         path = self.store.path(node.parent.key)

@@ -84,13 +84,13 @@ def _asked(settings: Settings, job: Settings, transfer: Mapping[str, Settings], 
     others = _other_tasks(study, transfer)
     published = _published(settings.get("published"))
     store, plan = Store(settings["paths"]["store"], settings["paths"]["outputs"]), build(study)
+    if measure is not None:
+        check_lengths(measure, [row.node for row in plan.rows])
     timed, notes = with_latency(study, plan, store, measure, measured=measured)  # minutes: after all else was checked
     if timed is not study:
         study, plan = timed, build(timed)
     plan.notes += notes
     store.check_writable({node.key: node.path for node in plan.nodes})
-    if measure is not None:
-        check_lengths(measure, [row.node for row in plan.rows])
     plan.notes += unused(plan, settings, job["given"])
     return Asked(study, plan, store, tracker, measure, others, published)
 

@@ -201,12 +201,12 @@ def _task(name: str, own: dict[str, Any]) -> dict[str, Any]:
     """The configuration of another task, read where this task is read from."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [f"task={name}", f"task.max_evaluation_examples={own['max_evaluation_examples'] or 'null'}"]
-    if own["subset"] is not None and own["path"] is not None:
-        overrides.append(f"task.path='{own['path']}'")
     try:
         composed = loader.load_configuration("train", overrides, run_mode=RunMode.RUN)
     except HydraException as error:
         raise UserError(f"evaluate.transfer: {one_line(error)}") from error
+    if own["subset"] is not None and own["path"] is not None:
+        composed.task.path = own["path"]
     found = OmegaConf.to_container(composed.task, resolve=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

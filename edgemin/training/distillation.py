@@ -31,6 +31,7 @@ TaskWeight = Literal["auto"] | NonNegative
 # What projections to another width begin with is found on so much text.
 _SENTENCES, _SENTENCES_AT_ONCE = 512, 32
 _CORPUS_TOKENS = 8192
+_OF_A_CORPUS = ("corpus_subset", "corpus_split", "corpus_column", "corpus_length")  # settings that only that has
 
 
 class Asks(NamedTuple):
@@ -157,6 +158,7 @@ class Distillation(Stage):
             decided={"task_weight": self.task_weight} if asked == "auto" else {},
             # what a corpus and the teachers are is in the key, where they lie and how they are called is not
             not_keyed=("corpus", "teacher"),
+            idle=_OF_A_CORPUS if self.corpus is None else (),
         )
 
     @property

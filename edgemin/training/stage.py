@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage stands: what comes before and after it on its path, never which rows are printed.
+    """Where a stage stands: what comes before it on its path, and whether a row goes on from it to a fine-tuning.
 
     Attributes:
         head_trained: whether an earlier stage trained the classification head.
-        finetuned_later: whether a later fine-tuning will train it.
+        finetuned_later: whether a later fine-tuning will train it, in any of the rows.
         examples: how many of the training split have a label.
         texts: how many the training split has in all.
         latency: how long models take, for a stage that is to reach a latency; `None` where nobody measured.
@@ -273,9 +273,8 @@ class Stage(pl.LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=fused)
         total = math.ceil(self.batch_count / fit.accumulate)
         name = "constant_with_warmup" if fit.decay == "constant" else fit.decay
-        scheduler = get_scheduler(
-            name, optimizer, num_warmup_steps=math.ceil(fit.warmup * total), num_training_steps=total
-        )
+        warmup = min(math.ceil(fit.warmup * total), total - 1)  # a single step in it would have a rate of 0
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def grouped(self, groups: list[dict[str, Any]], fit: Fit) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Teaching(Checked):
             the method takes several. `None` is `teacher`, with a corpus `teacher.source`.
         teacher_cache: compute what is read of the teachers once, before training, and read it from disk (memory-mapped,
             shared by every job on the same data). Worth it where the training set is passed over several times, or by
-            several jobs.
+            several jobs. More than 8 GiB of them are refused, once the texts are tokenized.
         corpus: unlabelled text instead of the task's sentences: a Hub id or a local directory of text or parquet, or
             several of these. The result then does not depend on the task.
         corpus_weights: of several, how many of the sequences are of each, up to a factor; `None`: equally many.

@@ -32,6 +32,9 @@ class TwoFits(Distillation):
         teaching: as for any [`Distillation`][edgemin.training.distillation.Distillation].
     """
 
+    # Settings that only the fit on the answers reads.
+    of_answers: ClassVar[tuple[str, ...]] = ("prediction_learning_rate", "temperature")
+
     def __init__(
         self, *, prediction_share: Part, prediction_learning_rate: Positive, fit: Fit, teaching: Teaching
     ) -> None:
@@ -48,7 +51,8 @@ class TwoFits(Distillation):
         """The head is trained, and the teacher's is read, where the teacher's answers are learnt."""
         found = super().effect(model, teachers, place)
         answers = self._prediction is not None
-        return replace(found, trains_head=answers, reads_answers=answers)
+        idle = () if answers else self.of_answers if self.corpus is None else (*self.of_answers, "prediction_share")
+        return replace(found, trains_head=answers, reads_answers=answers, idle=(*found.idle, *idle))
 
     def fits(self) -> list[Fit]:
         """The fit on the inside and, if there is one, the fit on the answers."""

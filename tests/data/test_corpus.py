@@ -463,6 +463,28 @@ def test_empty_documents_are_skipped_counted_and_told_once(
     assert [record.getMessage() for record in caplog.records] == ["corpus: 5 of 23 documents are empty and skipped"]
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.jsonl": '{"text": "good", "n": 1}\n', "b.jsonl": '{"id": "q", "text": "bad"}\n'},
+        {"a.jsonl": '{"text": "good", "n": 1}\n', "b.jsonl": '{"text": "bad", "n": "x"}\n'},
+        {"a.jsonl": '{"text": null}\n', "b.jsonl": '{"text": "good"}\n{"text": "bad"}\n'},
+        {"a.jsonl": '{"text": "good"}\n{"text": "bad"}\n', "b.jsonl": '{"content": "ugly"}\n'},
+        {"a.parquet": {"text": ["good"], "n": [1]}, "b.parquet": {"text": ["bad"], "id": ["x"]}},
+    ],
+    ids=["other columns", "other types", "null first", "no text", "parquet"],
+)
+def test_columns_that_are_not_read_may_differ_from_file_to_file(files: dict[str, Any], tmp_path: Path) -> None:
+    for name, content in files.items():
+        if isinstance(content, str):
+            (tmp_path / name).write_text(content)
+        else:
+            datasets.Dataset.from_dict(content).to_parquet(tmp_path / name)
+    found = tokens.Tokens(Corpus(str(tmp_path)), toy.tokenizer())
+    good, bad, separator = toy.tokenizer().convert_tokens_to_ids(["good", "bad", "[SEP]"])
+    assert np.concatenate(list(found.once())).tolist() == [good, separator, bad, separator]
+
+
 def test_missing_texts_count_as_empty(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": null}\n{"id": 1}\n')
     found = batches(tmp_path, steps=1, batch_size=1, shuffle_window=1)

@@ -283,19 +283,20 @@ def test_on_a_corpus_it_is_cosine_and_masked_words_on_the_same_masked_text(
     assert words.grad is not None and words.grad.abs().sum(-1).count_nonzero() == len(words), "the decoder is tied"
 
 
-def test_without_the_cosine_a_corpus_teaches_masked_words_alone_and_the_teacher_does_not_run(
+def test_without_the_cosine_a_corpus_teaches_masked_words_alone_without_a_teacher(
     masking: DataModule, batch: dict[str, Tensor], corpus: str
 ) -> None:
-    student, teacher = tiny.model(dropout=0.0), tiny.model(hidden=64, seed=5)
+    student = tiny.model(dropout=0.0)
     stage = distillation(corpus=corpus, cosine_weight=0.0)
-    tiny.prepared(stage, student, teacher, masking)
-    runs: list[object] = []
-    teacher.register_forward_pre_hook(lambda *given: runs.append(given))
+    assert stage.teachers == () and distillation(corpus=corpus).teachers == ("teacher.source",)
+    tiny.plan(stage, student)
+    assert not stage.planned.same_tokens and stage.planned.idle == ("teacher",)
+    stage.prepare(student, masking)
     torch.manual_seed(3)
     loss = stage.loss(batch)
     torch.manual_seed(3)
     read = stage.inputs(batch)
-    assert stage.word_head is not None and not runs
+    assert stage.word_head is not None
     words = student.get_submodule("bert.embeddings.word_embeddings").weight
     predicted = stage.word_head(last_states(student, read)[read["masked_words"] != IGNORED], words)
     torch.testing.assert_close(loss, 2.0 * masked_word_loss(predicted, read["masked_words"]), atol=1e-6, rtol=1e-5)

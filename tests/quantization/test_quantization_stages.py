@@ -465,6 +465,24 @@ def test_nothing_learns_from_a_model_that_is_quantized_in_the_same_way(
         studies.plan(*overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ("quantize.task_weight=0",),
+            r"^quantize\.task_weight: expected auto or a number above 0 [^\n]* given 0[^\n]*$",
+        ),
+        (("quantize.teacher=teacher",), r"^quantize\.teacher: expected null without methods [^\n]* given teacher$"),
+        (("quantize.teacher_cache=true",), r"^quantize\.teacher_cache: expected false without methods, given true$"),
+    ],
+)
+def test_training_on_labels_alone_takes_no_teacher_and_has_something_to_learn(
+    overrides: tuple[str, ...], line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        studies.plan("quantize=qat", "quantize.steps=2", "stages=[finetune,quantize]", *overrides)
+
+
 def test_nor_from_one_that_was_so_when_it_came(data: DataModule, tmp_path: Path) -> None:
     start = reloaded(quantized("bert", data, tmp_path / "work"), tmp_path / "saved")
     with pytest.raises(UserError, match=r"^_target_: expected a model in full precision or quantized in another way"):

@@ -196,6 +196,24 @@ def test_published_figures_are_found_from_the_run_and_their_absence_is_said(
     assert "rows: expected an object" in (job / "report.md").read_text(encoding="utf-8")
 
 
+def test_published_figures_are_the_jobs_own_wherever_the_report_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "published.yaml").write_text("rows: {Teacher: {size_mib: 777}}")
+    for number, size in enumerate((255.41, 255.41)):
+        job = run_json.save(
+            tmp_path / "x" / str(number),
+            {**run_json.run(number=number, seed=number), "published": "published.yaml"},
+        )
+        (job / "published.yaml").write_text(f"rows: {{Teacher: {{size_mib: {size}}}}}")
+    found = write.of_study(tmp_path / "x").write()["tables/published.md"].read_text()
+    assert "255.41" in found and "777" not in found
+    (job / "published.yaml").write_text("rows: {Teacher: {size_mib: 99}}")
+    made = write.of_study(tmp_path / "x").write()
+    assert "tables/published.md" not in made and "not all jobs name the same" in made["report.md"].read_text()
+
+
 def test_runs_of_architectures_alone_print_size_and_operations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,26 @@ def test_a_row_that_should_not_be_served_is_not_named(tmp_path: Path, changed: d
     assert "Quantized (not pruned)" in commands(served(tmp_path / "0", **changed))[0]
 
 
+@pytest.mark.parametrize(("accuracy", "named"), [(0.909, True), (0.85, False)], ids=["recovered", "still lost"])
+def test_after_a_row_that_failed_the_loss_counts_from_the_last_one_that_passed(
+    accuracy: float, named: bool, tmp_path: Path
+) -> None:
+    content = json.loads((served(tmp_path / "0") / "run.json").read_text())
+    rows = {row["name"]: row for row in content["rows"]}
+    last, pruned = rows[FASTEST], rows[rows[FASTEST]["made_from"]]
+    rows[pruned["made_from"]]["metrics"]["sst2"]["validation"]["accuracy"] = 0.91
+    last["metrics"]["sst2"]["validation"]["accuracy"] = accuracy
+    pruned["gate"] = {"passed": False, "max_drop": 0.01}
+    last["gate"] = {"passed": True, "max_drop": 0.01}
+    (tmp_path / "0" / "run.json").write_text(json.dumps(content))
+    said = commands(tmp_path / "0")[0]
+    assert (FASTEST in said) == named and "of the rows that passed the quality gate the fastest" in said
+
+
+def test_without_a_gate_none_was_passed(tmp_path: Path) -> None:
+    assert "of the rows that can be exported the fastest" in commands(served(tmp_path / "0"))[0]
+
+
 def test_of_a_sweep_one_row_is_named_and_of_torch_alone_none(tmp_path: Path) -> None:
     served(tmp_path / "sweep" / "0")
     served(tmp_path / "sweep" / "1", gate={"passed": False})

@@ -11,6 +11,7 @@ import tiny
 
 from edgemin.encoder import building
 from edgemin.quantization import model as quantization
+from edgemin.quantization import torch_layers
 from edgemin.quantization.settings import Quantization
 from edgemin.study import achieved
 
@@ -42,6 +43,7 @@ def test_nothing_is_said_of_what_was_not_measured_so() -> None:
         ({"bits": 4, "granularity": "group", "group_size": 8, "activations": "none"}, "int4"),
         ({"bits": 4}, None),
         ({"bits": 8, "activations": "none"}, None),
+        ({"bits": 32, "embedding_bits": 8, "activations": "none"}, None),
     ],
 )
 def test_the_precision_of_a_quantized_model(settings: Mapping[str, Any], expected: str | None) -> None:
@@ -50,3 +52,7 @@ def test_the_precision_of_a_quantized_model(settings: Mapping[str, Any], expecte
     made = copy.deepcopy(model)
     quantization.quantize(made, how.specs(building.outline(made).matrices), how.weight_range, how.calibration)
     assert achieved.precision(made) == expected
+
+
+def test_torchs_dynamic_int8_is_not_full_precision() -> None:
+    assert achieved.precision(torch_layers.quantize(tiny.model())) is None

@@ -296,8 +296,9 @@ def test_a_key_of_a_stage_that_no_row_has_is_named_in_a_note(
 
 
 def test_transfer_reads_the_other_tasks_where_this_one_is_read(command: Command, tmp_path: Path) -> None:
-    glue = studies.glue(tmp_path / "glue")
-    done = command("task=sst2", f"task.path={glue}", "evaluate.transfer=[mnli,qqp]", "stages=[finetune]")
+    glue = studies.glue(tmp_path / "o'brien's glue")
+    path = str(glue).replace("'", "\\'")
+    done = command("task=sst2", f"task.path='{path}'", "evaluate.transfer=[mnli,qqp]", "stages=[finetune]")
     assert (done.code, done.err) == (0, "")
     ((teacher, _),) = rows(tmp_path / "outputs")
     assert teacher["transfer"] == ["mnli", "qqp"]

@@ -11,8 +11,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from edgemin import cli
+from edgemin.errors import UserError
 from edgemin.report import write
-from edgemin.study import ahead
+from edgemin.study import ahead, failures
 from edgemin.study.jobs import Ended, Jobs, current
 
 
@@ -46,6 +47,16 @@ def test_the_table_over_a_sweep_is_written_printed_and_its_failed_jobs_are_named
     assert [failure.foreseen for failure in jobs.failed] == [False]
     jobs.on_multirun_end(sweep(tmp_path / "none"))
     assert capsys.readouterr().err.startswith("No table over the sweep: study: expected")
+
+
+def test_a_sweep_does_not_mix_its_jobs_with_those_of_an_earlier_one(tmp_path: Path) -> None:
+    for number in range(3):
+        run_json.save(tmp_path / str(number), run_json.run(number=number))
+    failures.check_alone(tmp_path, 3)
+    with pytest.raises(
+        UserError, match=r"^hydra\.sweep\.dir: expected [^\n]* the 2 of this command, given [^\n]*/2/run"
+    ):
+        failures.check_alone(tmp_path, 2)
 
 
 def test_a_disk_that_is_full_when_the_table_is_written_is_told(

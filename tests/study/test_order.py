@@ -94,6 +94,7 @@ def test_stages_by_hand_leave_the_orders_rows_and_controls_out(stages: list[str]
         ({"rows": [{"name": "a", "stages": ["finetune"]}]}, "order.stages: "),
         ({"rows": [{"name": "a", "stagse": []}]}, "order.rows[0].stagse: "),
         ({"rows": [{"name": "a", "stages": [], "model": "assistant"}]}, "order.rows[0].model: "),
+        ({"rows": [{"name": "a", "stages": [], "model": ["teacher"]}]}, "order.rows[0].model: "),
         ({"rows": [{"name": "a"}]}, "order.rows[0].stages: "),
         ({"rows": [{"stages": []}]}, "order.rows[0].name: "),
         ({"rows": ["finetune"]}, "order.rows[0]: "),

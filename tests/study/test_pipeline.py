@@ -617,3 +617,10 @@ def test_a_stage_killed_in_its_middle_ends_with_the_same_numbers(
     assert resumed["rows"] == unbroken["rows"]
     curves = [(directory / "training.csv").read_text() for directory in (place / "unbroken", tmp_path / "resumed")]
     assert curves[0] == curves[1], "what was logged before the kill is there again, once"
+
+
+def test_a_stage_may_have_any_name(tmp_path: Path) -> None:
+    """Nodes of models alone are told from stages by what they are, not by a name."""
+    found = studies.run(tmp_path / "run", "+finetune@weights=short", "stages=[weights]")
+    (trained,) = [node for node in found["nodes"] if node["path"] == "student/weights"]
+    assert trained["steps"] > 0

@@ -9,6 +9,7 @@ import pytest
 import studies
 
 from edgemin.errors import UserError
+from edgemin.measure.layer_latency import Timed
 from edgemin.report.controls import controlled
 from edgemin.report.schema import Run
 from edgemin.store.artifacts import Store
@@ -105,6 +106,32 @@ def test_settings_that_decide_nothing_beside_a_target_are_told(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("quantize=weight_only", "quantize.bits=4", "quantize.group_size=32"), ["quantize.group_size"]),
+        (("quantize=weight_only", "quantize.percentile=99", "quantize.candidates=[8,4]"), ["percentile", "candidates"]),
+        (("quantize=weight_only", "quantize.calibration_examples=9"), ["quantize.calibration_examples"]),
+        (("quantize=reconstruct", "quantize.calibration_examples=9", "quantize.activations=none"), []),
+        (("quantize=static", "quantize.activation_range=mse", "quantize.percentile=99"), ["quantize.percentile"]),
+        (("quantize=static", "quantize.granularity=group", "quantize.group_size=8"), []),
+        (("distill.corpus_length=64", "distill.corpus_column=review"), ["corpus_length", "corpus_column"]),
+        (("distill=mlkd", "distill.prediction_share=0", "distill.soft_weight=2"), ["distill.soft_weight"]),
+        (("distill=mlkd", "distill.steps=20", "distill.soft_weight=2", "distill.temperature=2"), []),
+        (("quantize=qat", "quantize.steps=2", "quantize.candidates=[8,4]"), ["quantize.candidates"]),
+    ],
+)
+def test_settings_that_decide_nothing_in_quantization_and_distillation_are_told(
+    overrides: tuple[str, ...], told: list[str], tmp_path: Path
+) -> None:
+    asked = studies.settings("stages=[finetune,distill,quantize]", *overrides, f"paths.store={tmp_path / 'store'}")
+    job = studies.job(tmp_path) | {"given": {override.partition("=")[0]: [] for override in overrides}}
+    notes = [note for note in plan_job(asked, job, {}, timed=False).notes if "decides nothing" in note]
+    assert [note.partition(":")[0].removeprefix("quantize.").removeprefix("distill.") for note in notes] == [
+        name.rpartition(".")[2] for name in told
+    ]
+
+
+@pytest.mark.parametrize(
     ("overrides", "line"),
     [
         (("prune.target.factors=[0.5,0.5]", "prune.target.measure=macs"), r"prune\.target\.factors: expected each"),
@@ -142,7 +169,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def table(config: Any, outline: Any, runtime: str, precision: str, settings: Any, **_: Any) -> Any:
         found.append((outline, runtime, precision, settings))
-        return TABLE, True
+        return Timed(TABLE, True, 0, 1)
 
     monkeypatch.setattr(latency_tables, "latency_table", table)
     return found
@@ -189,13 +216,26 @@ def test_a_stage_of_no_row_has_its_table_too(measured: list[Any], tmp_path: Path
 def test_a_table_that_was_measured_beside_other_work_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency_tables, "latency_table", lambda *_, **__: (TABLE, False))
+    monkeypatch.setattr(latency_tables, "latency_table", lambda *_, **__: Timed(TABLE, False, 2, 9))
     study, store = read_study(studies.settings(*STAGES, *LATENCY)), Store(tmp_path / "store")
     found, notes = latency_tables.with_latency(study, build(study), store, None, measured=True)
     assert found.latency == TABLE
-    assert notes == ["prune.target: the latency table was measured beside other work, and is measured again next time"]
+    assert notes == [
+        "prune.target: in the latency table the rounds of 2 of 9 shapes spread by more than 25 %, so the latencies "
+        "that it predicts are rough",
+        "prune.target: the latency table was measured beside other work, and is measured again next time",
+    ]
     found, notes = latency_tables.with_latency(study, build(study), store, None, measured=False)
     assert found.latency is None and "not measured yet" in notes[0]
+
+
+def test_a_table_whose_rounds_spread_is_kept_and_says_so_whenever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency_tables, "latency_table", lambda *_, **__: Timed(TABLE, True, 2, 9))
+    study, store = read_study(studies.settings(*STAGES, *LATENCY)), Store(tmp_path / "store")
+    told = [latency_tables.with_latency(study, build(study), store, None, measured=now)[1] for now in (True, False)]
+    assert told[0] == told[1] and "the rounds of 2 of 9 shapes" in told[0][0]
 
 
 def test_a_latency_that_cannot_be_reached_is_refused_before_anything_is_trained(

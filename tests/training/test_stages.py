@@ -156,6 +156,15 @@ def test_weight_decay_leaves_biases_and_layernorms_alone_and_the_rate_warms_up_a
     assert [{parameter.ndim for parameter in group["params"]} for group in groups] == [{2}, {1}]
 
 
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+def test_a_fit_of_one_step_moves_the_weights(decay: str, tmp_path: Path) -> None:
+    stage = tiny.stage(Finetune, steps=1, decay=decay, warmup=0.1, weight_decay=0.0, learning_rate=1e-3)
+    model = tiny.model()
+    before = model.get_submodule("classifier").weight.detach().clone()
+    tiny.fit(stage, model, tiny.data(tmp_path), work=tmp_path)
+    assert not torch.equal(model.get_submodule("classifier").weight, before)
+
+
 # Loss and head
 
 
