@@ -24,14 +24,12 @@ from edgemin.training.fit import Fit
 from edgemin.training.projections import Projection
 from edgemin.training.stage import Effect, Place, Stage
 from edgemin.training.teacher_outputs import TeacherOutputs, teacher_outputs
-from edgemin.training.teaching import CORPUS_READER, Teaching, corpus_reader
+from edgemin.training.teaching import CORPUS_READER, OF_A_CORPUS, Teaching, corpus_reader
 
 TaskWeight = Literal["auto"] | NonNegative
 
 # What projections to another width begin with is found on so much text.
-_SENTENCES, _SENTENCES_AT_ONCE = 512, 32
-_CORPUS_TOKENS = 8192
-_OF_A_CORPUS = ("corpus_subset", "corpus_split", "corpus_column", "corpus_length")  # settings that only that has
+_SENTENCES, _SENTENCES_AT_ONCE, _CORPUS_TOKENS = 512, 32, 8192
 
 
 class Asks(NamedTuple):
@@ -158,7 +156,7 @@ class Distillation(Stage):
             decided={"task_weight": self.task_weight} if asked == "auto" else {},
             # what a corpus and the teachers are is in the key, where they lie and how they are called is not
             not_keyed=("corpus", "teacher"),
-            idle=_OF_A_CORPUS if self.corpus is None else (),
+            idle=OF_A_CORPUS if self.corpus is None else (),
         )
 
     @property

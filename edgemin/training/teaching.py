@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # What reads a corpus. Found by its name, so that only the keys of what is trained on a corpus have it.
 CORPUS_READER = "edgemin.data.packing"
+# Settings that nothing reads where there is no corpus.
+OF_A_CORPUS = ("corpus_subset", "corpus_split", "corpus_column", "corpus_length")
 
 
 def corpus_reader() -> Any:
