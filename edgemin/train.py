@@ -20,6 +20,7 @@ if __name__ == "__main__":
     stopping.install()  # before all that takes time to load
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from edgemin import cli
@@ -42,7 +43,20 @@ def main() -> None:
     sys.exit(cli.guarded(_all_jobs))
 
 
+def _flags_first(words: list[str]) -> list[str]:
+    """The same command line with its keys in one piece, which Hydra's parser asks for, wherever its flags stood."""
+    keys: list[str] = get_args_parser().parse_intermixed_args(words).overrides
+    flags, left = [], list(keys)
+    for word in words:
+        if left and word == left[0]:
+            left.pop(0)
+        else:
+            flags.append(word)
+    return [*flags, *keys]
+
+
 def _all_jobs() -> int:
+    sys.argv[1:] = _flags_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines and leaving
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray drops lines that differ from others in numbers alone
     here, mine = launch.place(), jobs.Jobs()

@@ -111,15 +111,25 @@ def unequal_controls(rows: Sequence[RowSpec], nodes: Mapping[str, Node]) -> list
         step = nodes["/".join((row.model, *row.stages[: place + 1]))].step
         return 0 if step is None else step.planned.steps
 
-    controls = [row for row in rows if row.control]
-    others = [row for row in rows if not row.control and not row.optional]  # an ablation's rows have no controls
+    def kind(row: RowSpec, place: int) -> str:
+        """`pruning`, `distillation` ...: the package that the stage's class is of."""
+        step = nodes["/".join((row.model, *row.stages[: place + 1]))].step
+        return ".".join(type(step).__module__.split(".")[:2])
+
+    controls, others = ([row for row in rows if row.control is wanted] for wanted in (True, False))
     found = []
     for control, row in itertools.product(controls, others):
         if row.model != control.model or len(row.stages) != len(control.stages):
             continue
         pairs = zip(control.stages, row.stages, strict=True)
         places = [place for place, (own, theirs) in enumerate(pairs) if own != theirs]
-        if len(places) == 1 and (own := steps(control, places[0])) != (theirs := steps(row, places[0])):
+        if len(places) != 1:
+            continue
+        # as `edgemin.report.controls` has it: another of the same kind, or further training instead of a distillation
+        instead = {"edgemin.finetune": "edgemin.distillation"}
+        if kind(row, places[0]) != instead.get(own_kind := kind(control, places[0]), own_kind):
+            continue
+        if (own := steps(control, places[0])) != (theirs := steps(row, places[0])):
             found.append(
                 f"row {control.name!r} trains for {own:,} steps where {row.name!r} trains for {theirs:,}, so it is no "
                 "control of equal length; give both the same steps: epochs are of labelled examples where labels are "

@@ -250,6 +250,11 @@ def test_a_sweep_over_seeds_prints_one_table_with_mean_and_deviation(command: Co
     assert str((study / "report.md").relative_to(tmp_path)) in done.out
 
 
+def test_flags_may_stand_between_keys(command: Command) -> None:
+    done = command("plan=true", "-m", "seed=1,2", "stages=[finetune]")
+    assert (done.code, done.err) == (0, "") and "job 1" in done.out
+
+
 def test_a_finished_job_is_planned_as_cached(command: Command) -> None:
     assert command("stages=[finetune]").code == 0
     assert "4 nodes (4 cached)" in command("stages=[finetune]", "plan=true").out

@@ -382,6 +382,13 @@ def test_a_control_of_other_length_is_told_of() -> None:
     assert note.startswith("row 'Control: no teacher' trains for ") and "give both the same steps" in note
 
 
+@pytest.mark.parametrize("ablate", ["interaction", "leave_one_out"])
+def test_a_control_is_only_compared_with_rows_that_it_is_there_for(ablate: str) -> None:
+    """Pruning at random differs from the row `Only quantize` in one stage, too, but of another kind."""
+    notes = studies.plan("order=distill_prune_quantize", f"ablate={ablate}", "prune.steps=9").notes
+    assert not [note for note in notes if "give both the same steps" in note]
+
+
 def test_a_prefix_with_a_stale_head_is_left_out_with_a_note() -> None:
     plan = studies.plan("stages=[finetune,distill,finetune]")
     assert [row.spec.path for row in plan.rows][1:] == ["student/finetune", "student/finetune/distill/finetune"]
