@@ -132,7 +132,7 @@ def _card(
 
 ```
 pip install {RUNTIMES[facts["runtime"]].package} tokenizers
-python predict.py "a gripping story"
+python predict.py "the plot was good"
 python bench.py threads=2          # latency on this device, into device.json
 ```
 

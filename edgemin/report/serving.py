@@ -97,9 +97,9 @@ def commands(directory: Path) -> list[str]:
     said = f"; as fast within the noise, and no more accurate: {', '.join(others)}" if others else ""
     artifact = Path(str(best.run.chosen("paths", "store"))) / str(row.artifact)
     export = {"artifact": artifact, "deploy": best.runtime, "study": best.run.file.parent, "out": out}
-    ask = {"model": out, "text": "a gripping story"}
+    ask = {"model": out, "text": "the plot was good"}
     if len(best.run.chosen("task", "text_columns") or ()) == 2:
-        ask["text_pair"] = "a dull one"
+        ask["text_pair"] = "the cast was dull"
     return [
         f"To serve {row.name}, of the rows that {gated} fastest "
         f"({', '.join(filter(None, facts))} in {best.runtime}{said}):",
