@@ -91,9 +91,8 @@ def commands(directory: Path) -> list[str]:
         for one in as_fast
         if (one.row.name, one.runtime) != (row.name, best.runtime)
     )
-    gated = (
-        "passed the quality gate the" if any(one.gate for run in runs for one in run.rows) else "can be exported the"
-    )
+    has_gates = any(one.gate for run in runs for one in run.rows)
+    which = "passed the quality gate" if has_gates else "can be exported"
     said = f"; as fast within the noise, and no more accurate: {', '.join(others)}" if others else ""
     artifact = Path(str(best.run.chosen("paths", "store"))) / str(row.artifact)
     export = {"artifact": artifact, "deploy": best.runtime, "study": best.run.file.parent, "out": out}
@@ -101,7 +100,7 @@ def commands(directory: Path) -> list[str]:
     if len(best.run.chosen("task", "text_columns") or ()) == 2:
         ask["text_pair"] = "the cast was dull"
     return [
-        f"To serve {row.name}, of the rows that {gated} fastest "
+        f"To serve {row.name}, of the rows that {which} the fastest "
         f"({', '.join(filter(None, facts))} in {best.runtime}{said}):",
         f"  {_command('edgemin.export', export)}",
         f"  {_command('edgemin.predict', ask)}",
@@ -112,11 +111,11 @@ def _passes(run: Run, row: Row) -> bool:
     """Whether it passed its quality gate; after a row that did not, its loss counts from the last one that did."""
     if row.collapsed or (row.gate is not None and not row.gate.passed):
         return False
-    before = run.reference("parent", row)
-    if row.gate is None or row.gate.max_drop is None or before is None or _passes(run, before):
-        return True
+    parent = before = run.reference("parent", row)
     while before is not None and not _passes(run, before):
         before = run.reference("parent", before)
+    if row.gate is None or row.gate.max_drop is None or before is parent:
+        return True
     own, earlier = run.score(row), run.score(before) if before is not None else None
     return own is None or earlier is None or earlier - own <= row.gate.max_drop + _ROUNDING
 

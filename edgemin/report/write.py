@@ -228,13 +228,13 @@ def _without_predictions(study: Study) -> list[str]:
 def _with_published(study: Study, built: list[Table]) -> tuple[list[Table], list[str]]:
     """The tables and the published figures beside ours; and why these are missing where they are."""
     named = [run for run in study.runs if run.published]
-    files = [_locate(run) for run in named]
-    lost = [run.published for run, file in zip(named, files, strict=True) if file is None]
-    found = [file for file in files if file is not None]
     if not named:
         return built, []
-    if lost:
-        return built, [f"Published figures: {lost[0]} was not found"]
+    found = []
+    for run in named:
+        if (file := _locate(run)) is None:
+            return built, [f"Published figures: {run.published} was not found"]
+        found.append(file)
     if len(named) < len(study.runs) or len({file.read_bytes() for file in found}) > 1:
         return built, ["Published figures: not all jobs name the same, see their own pages"]
     try:

@@ -99,6 +99,14 @@ def _check_inputs(name: str, effect: Effect, readers: Sequence[Node]) -> None:
             )
 
 
+_INSTEAD = {"edgemin.finetune": "edgemin.distillation"}
+
+
+def _kind(stage: Stage) -> str:
+    """The package that the stage's class is of: `edgemin.pruning`, `edgemin.distillation` ..."""
+    return ".".join(type(stage).__module__.split(".")[:2])
+
+
 def unequal_controls(rows: Sequence[RowSpec], nodes: Mapping[str, Node]) -> list[str]:
     """Notes on controls that are not trained for as many steps as the stage in whose place they have another.
 
@@ -107,14 +115,10 @@ def unequal_controls(rows: Sequence[RowSpec], nodes: Mapping[str, Node]) -> list
         nodes: what their paths stand for, by path.
     """
 
-    def steps(row: RowSpec, place: int) -> int:
+    def stage(row: RowSpec, place: int) -> Stage:
         step = nodes["/".join((row.model, *row.stages[: place + 1]))].step
-        return 0 if step is None else step.planned.steps
-
-    def kind(row: RowSpec, place: int) -> str:
-        """`pruning`, `distillation` ...: the package that the stage's class is of."""
-        step = nodes["/".join((row.model, *row.stages[: place + 1]))].step
-        return ".".join(type(step).__module__.split(".")[:2])
+        assert step is not None, "only a root has none"
+        return step
 
     controls, others = ([row for row in rows if row.control is wanted] for wanted in (True, False))
     found = []
@@ -125,11 +129,11 @@ def unequal_controls(rows: Sequence[RowSpec], nodes: Mapping[str, Node]) -> list
         places = [place for place, (own, theirs) in enumerate(pairs) if own != theirs]
         if len(places) != 1:
             continue
+        instead, replaced = stage(control, places[0]), stage(row, places[0])
         # as `edgemin.report.controls` has it: another of the same kind, or further training instead of a distillation
-        instead = {"edgemin.finetune": "edgemin.distillation"}
-        if kind(row, places[0]) != instead.get(own_kind := kind(control, places[0]), own_kind):
+        if _kind(replaced) != _INSTEAD.get(_kind(instead), _kind(instead)):
             continue
-        if (own := steps(control, places[0])) != (theirs := steps(row, places[0])):
+        if (own := instead.planned.steps) != (theirs := replaced.planned.steps):
             found.append(
                 f"row {control.name!r} trains for {own:,} steps where {row.name!r} trains for {theirs:,}, so it is no "
                 "control of equal length; give both the same steps: epochs are of labelled examples where labels are "

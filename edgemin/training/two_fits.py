@@ -51,8 +51,9 @@ class TwoFits(Distillation):
         """The head is trained, and the teacher's is read, where the teacher's answers are learnt."""
         found = super().effect(model, teachers, place)
         answers = self._prediction is not None
-        idle = () if answers else self.of_answers if self.corpus is None else (*self.of_answers, "prediction_share")
-        return replace(found, trains_head=answers, reads_answers=answers, idle=(*found.idle, *idle))
+        share = () if self.corpus is None else ("prediction_share",)
+        idle = (*found.idle, *share, *(() if answers else self.of_answers))
+        return replace(found, trains_head=answers, reads_answers=answers, idle=idle)
 
     def fits(self) -> list[Fit]:
         """The fit on the inside and, if there is one, the fit on the answers."""
